@@ -1,0 +1,44 @@
+"""The models of Sums: the shape of teacher and student, the tokenizer, and where the shipped teacher lies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from distill_env.tasks.sums import EOS, SYMBOLS
+
+if TYPE_CHECKING:
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+TEACHER_PATH = Path(__file__).parents[1] / "data" / "sums_teacher"
+
+
+def sums_llama(width: int, layers: int, heads: int = 4) -> LlamaForCausalLM:
+    """A Llama of the vocabulary of Sums with fresh weights, drawn from torch's global generator."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(SYMBOLS) + 1,
+            hidden_size=width,
+            intermediate_size=2 * width,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            max_position_embeddings=64,
+            tie_word_embeddings=True,
+            bos_token_id=None,
+            eos_token_id=EOS,
+            pad_token_id=EOS,
+        )
+    )
+
+
+def sums_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a symbol, as the task encodes them."""
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {symbol: i for i, symbol in enumerate(SYMBOLS)} | {"<eos>": EOS}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<eos>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), behavior="isolated")
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<eos>")

@@ -1,0 +1,68 @@
+"""Counter-based randomness: every draw is a function of (episode, position, purpose), never of the call or the row.
+
+That is what makes a drafted rollout equal the token-by-token one: whoever asks for the draw of the student at position
+7 of episode 3 gets the same number, in any batch, in any order, after any rewind. The generator is SplitMix64's
+finaliser (Steele, Lea & Flood 2014, "Fast splittable pseudorandom number generators") used as a hash.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
+_MIX_2 = np.uint64(0x94D049BB133111EB)
+
+
+class Purpose(IntEnum):
+    """What a draw is for. Two purposes never share a number."""
+
+    PROMPT = 1
+    STUDENT = 2
+    TEACHER = 3
+    GATE = 4
+    GATE_EPISODE = 5
+
+
+def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    x = (x ^ (x >> np.uint64(30))) * _MIX_1
+    x = (x ^ (x >> np.uint64(27))) * _MIX_2
+    return x ^ (x >> np.uint64(31))
+
+
+def _combine(key: NDArray[np.uint64], number: ArrayLike) -> NDArray[np.uint64]:
+    return _mix(key + (np.asarray(number).astype(np.uint64) + np.uint64(1)) * _GOLDEN)
+
+
+def episode_keys(seed: ArrayLike, episode: ArrayLike) -> NDArray[np.uint64]:
+    """The keys of episodes number `episode` of the streams `seed` (broadcast against each other)."""
+    return _combine(_combine(np.zeros(1, np.uint64), seed), episode)
+
+
+def uniform(keys: NDArray[np.uint64], positions: ArrayLike, purpose: Purpose) -> NDArray[np.float64]:
+    """Uniform numbers in [0, 1) with 53 random bits, one for each of the broadcast `keys` and `positions`."""
+    bits = _combine(_combine(np.asarray(keys, np.uint64), int(purpose)), positions)
+    return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def inverse_cdf(log_probs: torch.Tensor, uniforms: ArrayLike) -> torch.Tensor:
+    """Draw tokens by inverting the cumulative distribution in float64.
+
+    Args:
+        log_probs: [..., V], nats; need not be normalised.
+        uniforms: [...], in [0, 1).
+
+    Returns:
+        int64 [...]; never a token of probability zero.
+    """
+    cumulative = log_probs.double().exp().cumsum(-1)  # [..., V]
+    total = cumulative[..., -1:]
+    target = torch.as_tensor(np.asarray(uniforms), dtype=torch.float64).unsqueeze(-1).to(total.device) * total
+    # right=True: the first index whose cumulative mass exceeds the target, which a token without mass never is
+    tokens = torch.searchsorted(cumulative, target, right=True).squeeze(-1)
+    last = (cumulative < total).sum(-1)  # the last token with mass, should rounding carry the target to the total
+    return torch.minimum(tokens, last)
