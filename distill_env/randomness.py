@@ -35,7 +35,8 @@ def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def _combine(key: NDArray[np.uint64], number: ArrayLike) -> NDArray[np.uint64]:
-    return _mix(key + (np.asarray(number).astype(np.uint64) + np.uint64(1)) * _GOLDEN)
+    counter = np.atleast_1d(np.asarray(number)).astype(np.uint64) + np.uint64(1)  # scalars would warn of the wrap-around
+    return _mix(key + counter * _GOLDEN)
 
 
 def episode_keys(seed: ArrayLike, episode: ArrayLike) -> NDArray[np.uint64]:

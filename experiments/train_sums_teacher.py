@@ -21,7 +21,16 @@ from rich.progress import track
 from distill_env.models.causal_lm import CausalLM
 from distill_env.models.sums import TEACHER_PATH, sums_llama, sums_tokenizer
 from distill_env.randomness import Purpose, episode_keys, inverse_cdf, uniform
-from distill_env.tasks.sums import EOS, OOD_LENGTHS, TRAIN_LENGTHS, SumsTask, encode_answer, encode_problem, multisets, number_of_ways
+from distill_env.tasks.sums import (
+    EOS,
+    OOD_LENGTHS,
+    TRAIN_LENGTHS,
+    SumsTask,
+    encode_answer,
+    encode_problem,
+    multisets,
+    number_of_ways,
+)
 
 LENGTHS = TRAIN_LENGTHS + OOD_LENGTHS
 
@@ -54,7 +63,7 @@ class Config:
     """Hidden width."""
     layers: int = 3
     """Number of layers."""
-    steps: int = 3000
+    steps: int = 3500
     """Optimiser steps."""
     batch: int = 128
     """Problems a step."""

@@ -1,0 +1,122 @@
+"""Divergences between next-token distributions: pure functions of log-probabilities.
+
+Everywhere `student` and `teacher` are log-probabilities in nats, [..., V], and results are [...], in nats. Gradients flow
+into whatever requires them. Nothing here is estimated from samples: the sum over the vocabulary is taken in full, or
+over a support and one tail bucket.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+LOG_ZERO = -1e4  # stands for log 0: exp of it is 0 in every dtype, and 0 * LOG_ZERO is 0 where 0 * -inf is not
+
+
+def finite(log_probs: Tensor) -> Tensor:
+    """Log-probabilities in at least float32 with `-inf` replaced, so that products with 0 are 0."""
+    if log_probs.dtype not in (torch.float32, torch.float64):
+        log_probs = log_probs.float()
+    return log_probs.clamp(min=LOG_ZERO)
+
+
+def kl(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """KL(p || q) = sum_i p_i (log p_i - log q_i)."""
+    log_p, log_q = finite(log_p), finite(log_q)
+    return (log_p.exp() * (log_p - log_q)).sum(-1)
+
+
+def reverse_kl(student: Tensor, teacher: Tensor) -> Tensor:
+    """KL(student || teacher), mode-seeking; `D_t` is this. Gradient in the student's logits: q_i (log(q_i/p_i) - D)."""
+    return kl(student, teacher)
+
+
+def forward_kl(student: Tensor, teacher: Tensor) -> Tensor:
+    """KL(teacher || student), mode-covering. Gradient in the student's logits: q - p."""
+    return kl(teacher, student)
+
+
+def mixture(log_p: Tensor, log_q: Tensor, weight: float) -> Tensor:
+    """log(weight p + (1 - weight) q) for 0 < weight < 1."""
+    return torch.logaddexp(finite(log_p) + math.log(weight), finite(log_q) + math.log1p(-weight))
+
+
+def jensen_shannon(student: Tensor, teacher: Tensor, beta: float) -> Tensor:
+    """JSD(beta) = beta KL(teacher || m) + (1 - beta) KL(student || m) with m = beta teacher + (1 - beta) student.
+
+    Agarwal et al. 2024, "On-policy distillation of language models" (arXiv 2306.13649), eq. 1. Its limits, divided by
+    beta or 1 - beta, are the forward and the reverse KL.
+    """
+    m = mixture(teacher, student, beta)
+    return beta * kl(teacher, m) + (1 - beta) * kl(student, m)
+
+
+def skew_forward_kl(student: Tensor, teacher: Tensor, skew: float) -> Tensor:
+    """KL(teacher || skew teacher + (1 - skew) student): Ko et al. 2024, "DistiLLM" (arXiv 2402.03898), eq. 4."""
+    return kl(teacher, mixture(teacher, student, skew))
+
+
+def skew_reverse_kl(student: Tensor, teacher: Tensor, skew: float) -> Tensor:
+    """KL(student || (1 - skew) teacher + skew student): the same paper, eq. 5."""
+    return kl(student, mixture(student, teacher, skew))
+
+
+def entropy(log_probs: Tensor) -> Tensor:
+    """-sum_i p_i log p_i."""
+    log_probs = finite(log_probs)
+    return -(log_probs.exp() * log_probs).sum(-1)
+
+
+def clip_by_rescaling(loss: Tensor, limit: float) -> Tensor:
+    """Losses above `limit` are scaled down to it, their gradients with them; `clamp` would kill the gradient.
+
+    The step's divergence is clipped, never its terms over the vocabulary: those are signed.
+    """
+    return loss * (limit / loss.detach().clamp(min=limit)) if math.isfinite(limit) else loss
+
+
+def support(teacher: Tensor, top_k: int = 0, top_p: float = 1.0) -> Tensor | None:
+    """The token ids that a truncated divergence looks at singly: the teacher's `top_k` likeliest, or the fewest whose
+    mass is at least `top_p`, or both.
+
+    Returns:
+        int64 [..., k], padded with -1; None where nothing is truncated.
+    """
+    vocabulary = teacher.shape[-1]
+    if top_k <= 0 and top_p >= 1.0:
+        return None
+    k = min(top_k, vocabulary) if top_k > 0 else vocabulary
+    log_probs, ids = teacher.topk(k, dim=-1)  # sorted, the likeliest first
+    if top_p < 1.0:
+        probs = log_probs.double().exp()
+        kept = probs.cumsum(-1) - probs < top_p  # the mass before a token
+        ids = torch.where(kept, ids, -1)[..., : max(int(kept.sum(-1).max()), 1)]
+    return ids
+
+
+def project(log_probs: Tensor, ids: Tensor | None) -> Tensor:
+    """Log-probabilities on the support `ids` and, last, of all other tokens together: the tail bucket.
+
+    Without the bucket a reverse KL over the support is lowered by leaving the support. With it the truncated divergence
+    is a divergence of coarser distributions, hence a lower bound of the full one.
+
+    Args:
+        log_probs: [..., V].
+        ids: int64 [..., k], padded with -1, or None for the whole vocabulary.
+
+    Returns:
+        [..., k + 1], or `log_probs` itself where `ids` is None. Places of padding hold log 0.
+    """
+    if ids is None:
+        return log_probs
+    log_probs = finite(log_probs)
+    padding = ids < 0
+    kept = log_probs.gather(-1, ids.clamp(min=0)).masked_fill(padding, LOG_ZERO)
+    # a finite stand-in, not -inf: the gradient of logsumexp over -inf alone is not a number
+    column = torch.where(padding, log_probs.shape[-1], ids)  # padding goes to a column of its own
+    inside = torch.zeros(*log_probs.shape[:-1], log_probs.shape[-1] + 1, dtype=torch.bool, device=log_probs.device)
+    inside = inside.scatter(-1, column, True)[..., :-1]
+    tail = log_probs.masked_fill(inside, LOG_ZERO).logsumexp(-1, keepdim=True)
+    return torch.cat([kept, tail], -1)

@@ -1,0 +1,196 @@
+"""The gate: which steps the teacher writes, and how the two KLs are weighed. Scores and decisions are pure functions.
+
+A gate is a score, a threshold and a sharpness. A step is *hard* where `score >= threshold`:
+
+    hard gate (alpha=None)   rewrite where hard;                      reverse weight 1 where easy, 0 where hard
+    soft gate (alpha)        rewrite with probability 1 - lambda;     reverse weight lambda = sigmoid(alpha (tau - score))
+
+`always`, `never` and `random` are gates as well, over a constant or a uniform score. All that comes out is detached: a
+loss must not fall by moving the gate.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from distill_env.divergence import entropy, forward_kl, reverse_kl
+
+ScoreName = Literal["divergence", "forward_kl", "teacher_entropy", "rank", "uniform", "episode_uniform"]
+OverStep = Literal["none", "mean", "max", "sum"]
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A score, a threshold and a sharpness, and how the score is read.
+
+    Args:
+        score: `divergence` (D_t), `forward_kl`, `teacher_entropy` (nats), `rank` of the drafted token under the teacher
+            (0 is the likeliest), `uniform` (a number per step) or `episode_uniform` (one number per answer).
+        threshold: tau; a step is hard where its score reaches it.
+        alpha: sharpness of the soft gate; None is the hard one.
+        over_step: read the score as its causal mean, max or sum over the reasoning step so far, up to and including
+            the present state.
+        smoothing: weight of the past in an exponential moving average over the answer, in [0, 1).
+        clip: scores above it are read as it.
+    """
+
+    score: ScoreName = "divergence"
+    threshold: float = math.inf
+    alpha: float | None = None
+    over_step: OverStep = "none"
+    smoothing: float = 0.0
+    clip: float = math.inf
+
+    def __post_init__(self) -> None:
+        if self.score in ("divergence", "forward_kl", "teacher_entropy", "rank") and self.threshold < 0:
+            raise ValueError(f"tau: {self.threshold} is negative; a threshold on {self.score} is at least 0")
+        if math.isnan(self.threshold):
+            raise ValueError("tau: is not a number; accepted: a number of at least 0, or inf")
+        if self.alpha is not None and not self.alpha > 0:
+            raise ValueError(f"alpha: {self.alpha} is not positive; a larger alpha is a harder gate")
+        if not 0 <= self.smoothing < 1:
+            raise ValueError(f"smoothing: {self.smoothing} is not in [0, 1)")
+        if not self.clip > 0:
+            raise ValueError(f"clip: {self.clip} is not positive")
+
+    @property
+    def reads_models(self) -> bool:
+        """Whether the decision needs log-probabilities; otherwise it is known before anything is drafted."""
+        return self.score not in ("uniform", "episode_uniform") and math.isfinite(self.threshold)
+
+    @property
+    def always(self) -> bool:
+        return self.threshold == -math.inf
+
+    @property
+    def never(self) -> bool:
+        return self.threshold == math.inf
+
+
+NEVER = Gate("uniform", math.inf)
+ALWAYS = Gate("uniform", -math.inf)
+
+
+def random_gate(rate: float, per_answer: bool = False) -> Gate:
+    """Rewrite each step, or each whole answer, with probability `rate`."""
+    if not 0 <= rate <= 1:
+        raise ValueError(f"rate: {rate} is not in [0, 1]")
+    if rate in (0, 1):
+        return ALWAYS if rate else NEVER
+    return Gate("episode_uniform" if per_answer else "uniform", 1 - rate)
+
+
+@dataclass(frozen=True)
+class Draft:
+    """What a gate may know of a block of K drafted tokens besides the two distributions."""
+
+    tokens: Tensor  # int64 [n, K], -1 where nothing is drafted
+    step_start: Tensor  # bool [n, K], whether a reasoning step begins at this state
+    uniforms: Tensor  # float64 [n, K], a keyed number per state
+    episode_uniforms: Tensor  # float64 [n], a keyed number per answer
+
+
+@dataclass(frozen=True)
+class Carry:
+    """What a gate remembers of an answer. Fields are [n] going in and [n, K], one for every position, coming out."""
+
+    average: Tensor  # the moving average
+    seen: Tensor  # states seen in the answer
+    step_sum: Tensor  # over the reasoning step so far
+    step_max: Tensor
+    step_seen: Tensor
+
+    @classmethod
+    def start(cls, n: int) -> Carry:
+        return cls(*(torch.zeros(n, dtype=torch.float64) for _ in fields(cls)))
+
+    def at(self, rows: Tensor, positions: Tensor) -> Carry:
+        """The carry of the given rows at the given positions, [n, K] -> [m]."""
+        return Carry(*(getattr(self, f.name)[rows, positions] for f in fields(self)))
+
+    def put(self, rows: Tensor, other: Carry) -> Carry:
+        """This carry with `rows` replaced."""
+        return Carry(*(getattr(self, f.name).index_copy(0, rows, getattr(other, f.name)) for f in fields(self)))
+
+
+@dataclass(frozen=True)
+class GateDecision:
+    """[n, K] each, detached."""
+
+    score: Tensor  # float64, as read: clipped, smoothed, over the step
+    rewrite: Tensor  # bool
+    reverse_weight: Tensor  # float64 in [0, 1]
+
+
+def raw_score(gate: Gate, student: Tensor | None, teacher: Tensor | None, draft: Draft) -> Tensor:
+    """The gate's score as is, float64 [n, K], from log-probabilities [n, K, V] (None for scores that read no model)."""
+    if gate.always or gate.never:
+        return torch.zeros_like(draft.uniforms)
+    if gate.score == "uniform":
+        return 1 - draft.uniforms
+    if gate.score == "episode_uniform":
+        return (1 - draft.episode_uniforms)[:, None].expand_as(draft.uniforms)
+    assert student is not None
+    assert teacher is not None
+    student, teacher = student.detach(), teacher.detach()
+    if gate.score == "divergence":
+        score = reverse_kl(student, teacher).clamp(min=0)  # rounding makes it negative for near-equal models
+    elif gate.score == "forward_kl":
+        score = forward_kl(student, teacher).clamp(min=0)
+    elif gate.score == "teacher_entropy":
+        score = entropy(teacher)
+    else:
+        own = teacher.gather(-1, draft.tokens.clamp(min=0)[..., None])
+        score = (teacher > own).sum(-1)
+    return score.double()
+
+
+def read_score(gate: Gate, score: Tensor, step_start: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
+    """Clip, smooth and reduce raw scores [n, K] causally; the carry comes back for every position."""
+    score = score.clamp(max=gate.clip)
+    if gate.smoothing == 0 and gate.over_step == "none":
+        return score, Carry(*(getattr(carry, f.name)[:, None].expand_as(score) for f in fields(carry)))
+    average, seen = carry.average, carry.seen
+    step_sum, step_max, step_seen = carry.step_sum, carry.step_max, carry.step_seen
+    read, kept = [], []
+    for k in range(score.shape[1]):
+        value = score[:, k]
+        if gate.smoothing > 0:
+            value = torch.where(seen == 0, value, gate.smoothing * average + (1 - gate.smoothing) * value)
+        average, seen = value, seen + 1
+        first = step_start[:, k]
+        step_sum = torch.where(first, value, step_sum + value)
+        step_max = torch.where(first, value, torch.maximum(step_max, value))
+        step_seen = torch.where(first, 1.0, step_seen + 1)
+        read.append({"none": value, "mean": step_sum / step_seen, "max": step_max, "sum": step_sum}[gate.over_step])
+        kept.append((average, seen, step_sum, step_max, step_seen))
+    return torch.stack(read, 1), Carry(*(torch.stack(values, 1) for values in zip(*kept, strict=True)))
+
+
+def decide(gate: Gate, score: Tensor, uniforms: Tensor) -> GateDecision:
+    """From scores as read [n, K] to decisions; `uniforms` settle the draws of a soft gate."""
+    if gate.alpha is None or not math.isfinite(gate.threshold):
+        rewrite = score >= gate.threshold
+        return GateDecision(score, rewrite, (~rewrite).double())
+    reverse_weight = torch.sigmoid(gate.alpha * (gate.threshold - score))
+    return GateDecision(score, uniforms >= reverse_weight, reverse_weight)
+
+
+def gate(
+    config: Gate, student: Tensor | None, teacher: Tensor | None, draft: Draft, carry: Carry
+) -> tuple[GateDecision, Carry]:
+    """Decide at every state of a drafted block, as if all its tokens before that state stood.
+
+    Args:
+        config: the gate.
+        student, teacher: log-probabilities [n, K, V], or on a common support, or None if the gate reads no model.
+        draft: the block.
+        carry: of the answers so far.
+    """
+    score, carry = read_score(config, raw_score(config, student, teacher, draft), draft.step_start, carry)
+    return decide(config, score, draft.uniforms), carry

@@ -1,0 +1,364 @@
+"""Any decoder-only Transformers language model as a token model, batched, with a key/value cache."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+
+_DTYPES = ("float32", "float64", "bfloat16", "float16")
+
+
+class _SlotCache(Cache):
+    """Keys and values in slots: the token at position p of a row always lies in slot p.
+
+    A token that is taken back needs no clearing: no query looks past its own slot, and its successor overwrites it.
+    So rows of any lengths share one rectangle, there are never holes to drop, and rewinding is free. `aim` says where
+    the next forward pass writes; its attention mask has to be slot-wise, [n, 1, K, width].
+    """
+
+    def __init__(self) -> None:
+        super().__init__(layers=[])
+        self.buffers: dict[int, list[Tensor]] = {}  # of each layer keys and values, [B, heads, capacity, d]
+
+    def aim(self, n_rows: int, rows: Tensor, slots: Tensor, width: int) -> None:
+        """The next pass computes `rows` [n] of the `n_rows` held, writes `slots` [n, K] and reads the first `width`."""
+        self.n_rows, self.rows, self.slots, self.width = n_rows, rows, slots, width
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
+    ) -> tuple[Tensor, ...]:
+        states = (key_states, value_states)  # each [n, heads, K, d]
+        if layer_idx not in self.buffers:
+            self.buffers[layer_idx] = [x.new_zeros(self.n_rows, x.shape[1], 0, x.shape[3]) for x in states]
+        buffers = self.buffers[layer_idx]
+        for i, x in enumerate(states):
+            missing = self.width - buffers[i].shape[2]
+            if missing > 0:
+                # By half, so that growing is rare; by zeros, since a masked NaN would still spoil a row.
+                buffers[i] = F.pad(buffers[i], (0, 0, 0, missing + self.width // 2))
+            buffers[i].transpose(1, 2)[self.rows[:, None], self.slots] = x.transpose(1, 2)
+        if self.slots.shape[1] == self.width:  # nothing lies before these tokens
+            return states
+        if len(self.rows) == self.n_rows:
+            return tuple(buffer[:, :, : self.width] for buffer in buffers)
+        return tuple(buffer[self.rows, :, : self.width] for buffer in buffers)
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self.width - self.slots.shape[1]
+
+    def select(self, source: Tensor, width: int) -> None:
+        """Row i becomes a copy of row `source[i]`, in new memory for `width` slots."""
+        for buffers in self.buffers.values():
+            buffers[:] = [buffer[:, :, :width][source] for buffer in buffers]
+
+
+class CausalLM:
+    """A `TrainableModel` over a Transformers model; one object holds one batch of rows.
+
+    The module runs in evaluation mode, also under gradient: what is trained is exactly what has been rolled out, hence
+    no dropout. On construction the cache is compared with the model's own forward pass on two short rows, so that an
+    architecture that it cannot serve is refused rather than computed wrongly.
+
+    Args:
+        model: any decoder-only causal language model with attention "sdpa" or "eager".
+        vocab_size: only the first so many ids exist; logits are cut before the softmax (models of a family differ in
+            their number of padded rows). By default all rows of the model's head.
+        eos_token_id: the token that ends an answer. By default the one that the model's configuration names.
+
+    Raises:
+        ValueError: for an argument out of range, or a model that is not supported.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, *, vocab_size: int | None = None, eos_token_id: int | None = None
+    ) -> None:
+        config: Any = model.config.get_text_config(decoder=True)
+        self.model = model.eval()
+        self._decoder: Any = model.base_model
+        self._head: Any = model.get_output_embeddings()
+        if model.config.is_encoder_decoder or self._head is None or self._decoder is model:
+            raise ValueError(f"model: {type(model).__name__} is not a decoder-only language model with a head")
+        if config._attn_implementation not in ("sdpa", "eager"):
+            raise ValueError(f"model: its attention is {config._attn_implementation!r}; accepted: 'sdpa', 'eager'")
+        rows = self._head.weight.shape[0]
+        self.vocab_size: int = rows if vocab_size is None else vocab_size
+        if not 1 <= self.vocab_size <= rows:
+            raise ValueError(f"vocab_size: {vocab_size} is not within 1 and {rows}, the rows of the model's head")
+        named = config.eos_token_id if eos_token_id is None else eos_token_id
+        named = named[0] if isinstance(named, list) and len(named) == 1 else named
+        if not isinstance(named, int) or not 0 <= named < self.vocab_size:
+            raise ValueError(f"eos_token_id: {named} is not one id from 0 to {self.vocab_size - 1}; pass such a one")
+        self.eos_token_id: int = named
+        self._config = config
+        self._context: int | None = getattr(config, "max_position_embeddings", None)
+        self.max_length: int | None = self._context
+        """Tokens that a row may hold, prompt and answer; None if the model names no limit."""
+        for layer in DynamicCache(config=config).layers:
+            if type(layer) is DynamicSlidingWindowLayer:  # up to its window it attends to everything
+                self.max_length = min(self.max_length or layer.sliding_window, layer.sliding_window)
+            elif type(layer) is not DynamicLayer:
+                raise ValueError(f"model: {type(model).__name__} keeps a {type(layer).__name__}, not keys and values")
+        self._clear(0)
+        self._check()
+
+    @classmethod
+    def load(
+        cls,
+        name_or_path: str | Path,
+        *,
+        vocab_size: int | None = None,
+        dtype: Literal["float32", "float64", "bfloat16", "float16"] = "float32",
+        device: str | torch.device = "cpu",
+    ) -> CausalLM:
+        """Load from a folder that `save_pretrained` wrote or by an id of the Hugging Face hub. Never runs remote code.
+
+        Raises:
+            ValueError: for an unknown `dtype` or `device`, or a model that is not supported.
+            OSError: if there is no loadable model of that name.
+        """
+        if dtype not in _DTYPES:
+            raise ValueError(f"dtype: {dtype!r} is unknown; accepted: {', '.join(_DTYPES)}")
+        try:
+            target = torch.device(device)
+            torch.empty(0, device=target)
+        except (RuntimeError, AssertionError, TypeError) as error:
+            raise ValueError(f"device: {device!r} is not available; accepted: 'cpu', 'cuda', 'cuda:1', ...") from error
+        try:
+            model = AutoModelForCausalLM.from_pretrained(
+                str(name_or_path), dtype=getattr(torch, dtype), trust_remote_code=False
+            )
+        except (OSError, ValueError, KeyError) as error:
+            raise OSError(
+                f"name_or_path: no causal language model can be loaded from {str(name_or_path)!r}; accepted: a folder "
+                f"with config.json and weights, or a Hugging Face hub id ({str(error).strip().splitlines()[0]})"
+            ) from error
+        return cls(model.to(target), vocab_size=vocab_size)
+
+    def fork(self) -> CausalLM:
+        """Another batch, still empty, over the same weights."""
+        twin = copy.copy(self)
+        twin._clear(0)
+        return twin
+
+    def _clear(self, n: int) -> None:
+        self._n = n
+        self._rows = torch.arange(0)  # logical number of each physical row, [B], ascending
+        self._prompts = torch.zeros(n, dtype=torch.long)  # tokens of each prompt, [N]
+        self._lengths = torch.zeros(n, dtype=torch.long)  # tokens of each row, prompt included, [N]
+        self._cache = _SlotCache()
+
+    def _select(self, rows: Tensor) -> None:
+        """Hold these logical rows and no others; those that were not held are written before they are read."""
+        if len(rows) == 0 or len(self._rows) == 0:
+            self._cache = _SlotCache()
+        elif not torch.equal(rows, self._rows):
+            source = torch.searchsorted(self._rows, rows).clamp(max=len(self._rows) - 1)
+            width = int(self._lengths[rows].max())
+            self._cache.select(source.to(self.model.device), width)
+        self._rows = rows
+
+    def _forward(self, rows: Tensor, tokens: Tensor) -> Tensor:
+        """Append tokens to physical rows: [n], [n, K] -> hidden states [n, K, d]; -1 pads on the right."""
+        device, n_new = self.model.device, tokens.shape[1]
+        if self.model.training:
+            self.model.eval()
+        logical = self._rows[rows]
+        slots = self._lengths[logical, None] + torch.arange(n_new)  # [n, K]; padding writes beyond the row's end
+        width = int(slots.max()) + 1
+        mask = (torch.arange(width) <= slots[:, :, None])[:, None].to(device)  # [n, 1, K, width]
+        if self._config._attn_implementation == "eager":  # adds its mask, whereas sdpa reads a boolean one
+            dtype = self.model.dtype
+            mask = torch.zeros(mask.shape, dtype=dtype, device=device).masked_fill(~mask, torch.finfo(dtype).min)
+        # Only padding can lie beyond the context; a learned position embedding has no row for it.
+        positions = slots if self._context is None else slots.clamp(max=self._context - 1)
+        self._cache.aim(len(self._rows), rows.to(device), slots.to(device), width)
+        hidden: Tensor = self._decoder(
+            input_ids=tokens.clamp(min=0).to(device),
+            attention_mask=mask,
+            position_ids=positions.to(device),
+            past_key_values=self._cache,
+            use_cache=True,
+        )[0]
+        self._lengths[logical] += (tokens >= 0).sum(1)
+        return hidden
+
+    @torch.no_grad()
+    def start(self, prompts: Sequence[Sequence[int]], rows: Sequence[int] | None = None) -> Tensor:
+        """See `TokenModel.start`.
+
+        Raises:
+            ValueError: for a prompt that is empty, too long or not of the model's ids, or for rows that are not
+                distinct rows of the batch, one for each prompt.
+        """
+        if rows is not None and (
+            len(rows) != len(prompts) or len(set(rows)) != len(rows) or any(not 0 <= row < self._n for row in rows)
+        ):
+            raise ValueError(f"rows: {list(rows)} are not {len(prompts)} distinct rows of a batch of {self._n}")
+        padded, lengths = self._pad(prompts)
+        self._fits(lengths, torch.zeros_like(lengths))
+        if rows is None:
+            self._clear(len(prompts))
+        logical = torch.arange(len(prompts)) if rows is None else torch.as_tensor(rows, dtype=torch.long)
+        if len(logical) == 0:
+            return self._empty(0)
+        order = logical.argsort()
+        self._lengths[logical] = 0
+        self._prompts[logical] = lengths
+        self._select(torch.cat([self._rows, logical]).unique())
+        hidden = self._forward(torch.searchsorted(self._rows, logical[order]), padded[order])[order.argsort()]
+        return self.head(hidden[torch.arange(len(logical)), lengths - 1])
+
+    @torch.no_grad()
+    def extend(self, tokens: Tensor) -> Tensor:
+        """See `TokenModel.extend`.
+
+        Raises:
+            ValueError: for tokens of another shape, not padded on the right, for a row that has been given up, or for
+                one that would exceed `max_length`.
+        """
+        tokens = torch.as_tensor(tokens).cpu()
+        if tokens.dim() != 2 or len(tokens) != self._n or tokens.is_floating_point():
+            raise ValueError(f"tokens: must be integers [{self._n}, K], not {tokens.dtype} {list(tokens.shape)}")
+        present = tokens >= 0  # [N, K]
+        if (present[:, 1:] & ~present[:, :-1]).any():
+            raise ValueError("tokens: -1 may only stand on the right of a row's tokens")
+        counts = present.sum(1)
+        missing = counts > 0
+        missing[self._rows] = False
+        if missing.any():
+            raise ValueError(f"tokens: row {int(missing.nonzero()[0])} is not started; start it before extending it")
+        self._fits(self._prompts, self._lengths - self._prompts + counts)
+        longest = int(counts.max()) if self._n else 0
+        if longest == 0:
+            return self._empty(*tokens.shape)
+        busy = (counts[self._rows] > 0).nonzero()[:, 0]  # physical rows
+        if 2 * len(busy) > len(self._rows):  # gathering their keys and values would cost more than it saves
+            busy = torch.arange(len(self._rows))
+        logical = self._rows[busy]
+        hidden = self._forward(busy, tokens[logical, :longest])
+        if len(logical) == self._n and present.all():
+            return self.head(hidden)
+        out = self._empty(*tokens.shape)
+        out[present.to(out.device)] = self.head(hidden[present[logical, :longest].to(out.device)])
+        return out
+
+    def rewind(self, lengths: Sequence[int] | Tensor) -> None:
+        """See `TokenModel.rewind`. Raises ValueError unless there is a length of at least -1 for every row."""
+        keep = torch.as_tensor(lengths, dtype=torch.long).cpu()
+        if keep.shape != (self._n,) or (keep < -1).any():
+            raise ValueError(f"lengths: must be {self._n} numbers, each at least -1, not {keep.tolist()}")
+        self._lengths = torch.minimum(self._lengths, self._prompts + keep)
+        given_up = keep < 0
+        self._lengths[given_up] = self._prompts[given_up] = 0
+        held = self._rows[~given_up[self._rows]]
+        if len(held) < len(self._rows):
+            self._select(held)
+
+    def features(self, prompts: Sequence[Sequence[int]], tokens: Tensor, mask: Tensor) -> Tensor:
+        """See `TrainableModel.features`: hidden states [m, d] from one padded forward pass.
+
+        Raises:
+            ValueError: for shapes that do not match, a mask that is set on padding, or a row beyond `max_length`.
+        """
+        padded, lengths = self._pad(prompts)
+        tokens, mask = tokens.cpu(), mask.cpu()
+        if tokens.dim() != 2 or tokens.shape != mask.shape or len(tokens) != len(prompts):
+            raise ValueError(
+                f"tokens, mask: must be [{len(prompts)}, T] both, not {list(tokens.shape)}, {list(mask.shape)}"
+            )
+        if (mask & (tokens < 0)).any():
+            raise ValueError("mask: is set on padding")
+        row, step = mask.nonzero(as_tuple=True)  # [m]
+        needed = torch.zeros_like(lengths).scatter_reduce(0, row, step, "amax")  # answer tokens that are read
+        self._fits(lengths, needed)
+        ids = F.pad(padded, (0, tokens.shape[1]), value=-1)  # [n, P + T]
+        ids.scatter_(1, lengths[:, None] + torch.arange(tokens.shape[1]), tokens)
+        ids = ids[:, : int((lengths + needed).max())].clamp(min=0).to(self.model.device)
+        if self.model.training:
+            self.model.eval()
+        # Padding on the right is never seen, so the mask may be all ones, which keeps the fast causal kernel.
+        hidden: Tensor = self._decoder(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)[0]
+        return hidden[row.to(ids.device), (lengths[row] - 1 + step).to(ids.device)]
+
+    def head(self, features: Tensor) -> Tensor:
+        """log p over the vocabulary, [..., d] -> [..., V], float32 (float64 for a float64 model)."""
+        logits = self._head(features)[..., : self.vocab_size]
+        if logits.dtype != torch.float64:
+            logits = logits.float()
+        # What Cohere, Granite and Gemma do to their logits after the head. The base class knows of none of it; whoever
+        # does something else still is refused by `_check`.
+        if getattr(self._config, "logit_scale", None) is not None:
+            logits = logits * self._config.logit_scale
+        if self._config.model_type.startswith("granite"):
+            logits = logits / self._config.logits_scaling
+        cap = getattr(self._config, "final_logit_softcapping", None)
+        if cap is not None:
+            logits = torch.tanh(logits / cap) * cap
+        return F.log_softmax(logits, -1)
+
+    def parameters(self) -> Iterator[torch.nn.Parameter]:
+        """The trainable parameters, shared ones once."""
+        return (parameter for parameter in self.model.parameters() if parameter.requires_grad)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.model.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> Any:
+        return self.model.load_state_dict(state_dict)
+
+    def save_pretrained(self, path: str | Path) -> None:
+        """Write a folder that `load` and `AutoModelForCausalLM.from_pretrained` read. Its vocabulary is not cut."""
+        self.model.save_pretrained(str(path))
+
+    def _empty(self, *shape: int) -> Tensor:
+        dtype = torch.float64 if self.model.dtype == torch.float64 else torch.float32
+        return torch.zeros(*shape, self.vocab_size, dtype=dtype, device=self.model.device)
+
+    def _pad(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """Prompts [n, P], padded on the right with -1, and their lengths [n]."""
+        for i, prompt in enumerate(prompts):
+            if len(prompt) == 0:
+                raise ValueError(f"prompts: prompt {i} is empty; the first token is predicted by a prompt's last one")
+            if not 0 <= min(prompt) <= max(prompt) < self._head.weight.shape[0]:
+                raise ValueError(f"prompts: prompt {i} has ids beyond 0 to {self._head.weight.shape[0] - 1}")
+        lengths = torch.tensor([len(prompt) for prompt in prompts], dtype=torch.long)
+        padded = torch.full((len(prompts), max(map(len, prompts), default=0)), -1)
+        padded[torch.arange(padded.shape[1]) < lengths[:, None]] = torch.tensor(
+            [token for prompt in prompts for token in prompt], dtype=torch.long
+        )
+        return padded, lengths
+
+    def _fits(self, prompts: Tensor, tokens: Tensor) -> None:
+        """Raise unless prompts and answers of these lengths, [n] both, fit into the context."""
+        over = prompts + tokens > (self.max_length or torch.iinfo(torch.long).max)
+        if over.any():
+            i = int(over.nonzero()[0])
+            raise ValueError(
+                f"row {i} does not fit: {int(prompts[i])} prompt tokens + {int(tokens[i])} tokens exceed the context "
+                f"of {self.max_length} tokens"
+            )
+
+    @torch.no_grad()
+    def _check(self) -> None:
+        """Raise unless the two-part, cached forward pass gives the model's own distribution."""
+        a, b, c = (i % self.vocab_size for i in (1, 2, 3))
+        own = [self.model(input_ids=torch.tensor([ids], device=self.model.device)).logits for ids in ([a, b, c], [b])]
+        expected = torch.stack([own[0][0, -1], own[1][0, -1]])[:, : self.vocab_size].double().softmax(-1)
+        first = self.start([[a], [b]])
+        second = self.extend(torch.tensor([[b, c], [-1, -1]]))
+        actual = torch.stack([second[0, 1], first[1]]).double().exp()
+        distance = float((actual - expected).abs().sum(-1).max()) / 2
+        self._clear(0)
+        if distance > {torch.float64: 1e-6, torch.float32: 1e-3}.get(self.model.dtype, 0.2):
+            raise ValueError(
+                f"model: {type(self.model).__name__} is not supported; with cached keys and values its distribution is "
+                f"{distance:.2g} (total variation) off its own forward pass"
+            )

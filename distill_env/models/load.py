@@ -1,0 +1,66 @@
+"""From names and paths to models. Weights are read once a process; every caller gets rows of its own over them."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from distill_env.models import TrainableModel
+
+
+def load_model(name: str | Path, **kwargs: Any) -> TrainableModel:
+    """A teacher by name, frozen and shared: asked for twice, it is loaded once.
+
+    Args:
+        name: `sums` (the shipped teacher), `markov` or `two_modes` (tables in closed form), a folder written by
+            `save_pretrained`, or a hub id.
+        kwargs: arguments of the table, or of `CausalLM.load` (vocab_size, dtype, device).
+
+    Raises:
+        ValueError: if there is no such model.
+    """
+    model: Any = _weights(str(name), tuple(sorted(kwargs.items())))
+    return model.fork()  # type: ignore[no-any-return]
+
+
+@lru_cache(maxsize=8)
+def _weights(name: str, kwargs: tuple[tuple[str, Any], ...]) -> Any:
+    model = build_model(name, **dict(kwargs))
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    return model
+
+
+def build_model(name: str | Path, **kwargs: Any) -> Any:
+    """The same, but fresh: with weights of its own that may be trained."""
+    from distill_env.models import tabular
+
+    name = str(name)
+    if name in ("markov", "two_modes"):
+        return getattr(tabular, name)(**kwargs)
+    if (Path(name) / "table.safetensors").is_file():
+        return tabular.TabularModel.load(name)
+    from distill_env.models.causal_lm import CausalLM
+
+    if name == "sums":
+        from distill_env.models.sums import TEACHER_PATH
+
+        name = str(TEACHER_PATH)
+    return CausalLM.load(name, **kwargs)
+
+
+@lru_cache(maxsize=8)
+def load_tokenizer(name: str | Path) -> Any:
+    """The tokenizer of a folder or hub id.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(str(name))
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"tokenizer: {str(name)!r} is neither a folder with a tokenizer nor a hub id: {reason}") from None

@@ -1,0 +1,186 @@
+"""Tabular token models: a finite automaton with a categorical distribution in every state. Everything is known exactly.
+
+The state after a prompt and some tokens is found by walking `next_state` from state 0. A coarser automaton for the
+student than for the teacher makes an aliased problem: several of the teacher's contexts share a state of the student.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+
+class TabularModel(nn.Module):
+    """A categorical distribution per state, as a trainable table of logits.
+
+    Args:
+        next_state: int64 [C, V], the state that follows state c on token v; every answer begins at state 0.
+        logits: [C, V].
+        eos_token_id: the id that ends an answer.
+    """
+
+    next_state: Tensor
+
+    def __init__(self, next_state: Tensor, logits: Tensor, eos_token_id: int) -> None:
+        super().__init__()
+        self.register_buffer("next_state", next_state.long())
+        self.table = nn.Parameter(logits.clone())
+        self.vocab_size = next_state.shape[1]
+        self.eos_token_id = eos_token_id
+        self._states = torch.zeros(0, 1, dtype=torch.long)  # [N, T + 1], the state after each generated token
+        self._lengths = torch.zeros(0, dtype=torch.long)
+
+    def log_table(self) -> Tensor:
+        """log p of every token in every state, [C, V]."""
+        return self.table.log_softmax(-1)
+
+    def walk(self, prompt: Sequence[int]) -> int:
+        state = 0
+        for token in prompt:
+            state = int(self.next_state[state, token])
+        return state
+
+    def fork(self) -> TabularModel:
+        """The same weights with rows of their own."""
+        other = object.__new__(type(self))
+        other.__dict__ = dict(self.__dict__)
+        return other
+
+    @torch.no_grad()
+    def start(self, prompts: Sequence[Sequence[int]], rows: Sequence[int] | None = None) -> Tensor:
+        states = torch.tensor([self.walk(p) for p in prompts])
+        if rows is None:
+            self._states = states[:, None]
+            self._lengths = torch.zeros(len(prompts), dtype=torch.long)
+        else:
+            index = torch.as_tensor(rows)
+            self._states = self._states.clone()
+            self._states[index, 0] = states
+            self._lengths[index] = 0
+        return self.log_table()[states]
+
+    @torch.no_grad()
+    def extend(self, tokens: Tensor) -> Tensor:
+        n, k = tokens.shape
+        needed = int(self._lengths.max()) + k + 1
+        if needed > self._states.shape[1]:
+            grow = self._states.new_zeros(n, max(needed, 2 * self._states.shape[1]) - self._states.shape[1])
+            self._states = torch.cat([self._states, grow], 1)
+        rows = torch.arange(n)
+        lengths = self._lengths
+        state = self._states[rows, lengths.clamp(min=0)]
+        visited = []
+        for column in tokens.unbind(1):
+            valid = column >= 0
+            state = torch.where(valid, self.next_state[state, column.clamp(min=0)], state)
+            lengths = lengths + valid
+            self._states[rows, lengths.clamp(min=0)] = state
+            visited.append(state)
+        self._lengths = lengths
+        return self.log_table()[torch.stack(visited, 1)]
+
+    def rewind(self, lengths: Sequence[int] | Tensor) -> None:
+        self._lengths = torch.minimum(self._lengths, torch.as_tensor(lengths))
+
+    def features(self, prompts: Sequence[Sequence[int]], tokens: Tensor, mask: Tensor) -> Tensor:
+        state = torch.tensor([self.walk(p) for p in prompts])
+        states = []
+        for column in tokens.unbind(1):
+            states.append(state)
+            state = torch.where(column >= 0, self.next_state[state, column.clamp(min=0)], state)
+        return torch.stack(states, 1)[mask]
+
+    def head(self, features: Tensor) -> Tensor:
+        return self.log_table()[features]
+
+    def save_pretrained(self, path: str | Path) -> None:
+        Path(path).mkdir(parents=True, exist_ok=True)
+        tensors = {"next_state": self.next_state, "logits": self.log_table().detach()}
+        save_file(tensors | {"eos_token_id": torch.tensor(self.eos_token_id)}, Path(path) / "table.safetensors")
+
+    @classmethod
+    def load(cls, path: str | Path) -> TabularModel:
+        tensors = load_file(Path(path) / "table.safetensors")
+        return TabularModel(tensors["next_state"], tensors["logits"], int(tensors["eos_token_id"]))
+
+
+class OneModeModel(TabularModel):
+    """A student with one mode: a Gaussian over the token index in every state, two numbers a state.
+
+    p(v | c) is proportional to exp(-(v - mean_c)^2 / (2 scale_c^2)); the end token has no mass.
+    """
+
+    def __init__(self, next_state: Tensor, mean: Tensor, scale: Tensor, eos_token_id: int) -> None:
+        super().__init__(next_state, torch.zeros(0), eos_token_id)
+        self.table = nn.Parameter(torch.stack([mean, scale.log()], -1))  # [C, 2]
+
+    def log_table(self) -> Tensor:
+        mean, log_scale = self.table.unbind(-1)
+        index = torch.arange(self.vocab_size, dtype=mean.dtype)
+        logits = -0.5 * ((index - mean[:, None]) / log_scale.exp()[:, None]) ** 2  # [C, V]
+        return logits.masked_fill(index == self.eos_token_id, -torch.inf).log_softmax(-1)
+
+
+def suffix_automaton(vocab_size: int, order: int) -> Tensor:
+    """Next states [C, V] of the automaton whose state is the last `order` tokens: order 0 has one state, order 1 has
+    V + 1 (state 0: nothing yet), order 2 has V^2 + V + 1, shorter histories first."""
+    histories: list[tuple[int, ...]] = [()]
+    for length in range(1, order + 1):
+        histories += [
+            tuple(int(d) for d in divmod_digits(i, vocab_size, length)) for i in range(vocab_size**length)
+        ]
+    index = {history: i for i, history in enumerate(histories)}
+    followers = [[index[(*h, v)[-order:] if order else ()] for v in range(vocab_size)] for h in histories]
+    return torch.tensor(followers)
+
+
+def divmod_digits(number: int, base: int, length: int) -> list[int]:
+    """The digits of `number` in `base`, the most significant first."""
+    digits = []
+    for _ in range(length):
+        number, digit = divmod(number, base)
+        digits.append(digit)
+    return digits[::-1]
+
+
+def markov(vocab_size: int, order: int = 1, seed: int = 0, sharpness: float = 2.0) -> TabularModel:
+    """A random Markov model: normal logits times `sharpness`, in float64. The last id is the end token."""
+    generator = torch.Generator().manual_seed(seed)
+    next_state = suffix_automaton(vocab_size, order)
+    logits = sharpness * torch.randn(next_state.shape, generator=generator, dtype=torch.float64)
+    return TabularModel(next_state, logits, vocab_size - 1)
+
+
+def uniform(vocab_size: int, order: int = 1) -> TabularModel:
+    """A student that knows nothing: equal logits everywhere. With an order below the teacher's it is aliased."""
+    next_state = suffix_automaton(vocab_size, order)
+    return TabularModel(next_state, torch.zeros(next_state.shape, dtype=torch.float64), vocab_size - 1)
+
+
+def two_modes(
+    vocab_size: int = 41, modes: tuple[float, float] = (0.25, 0.75), weights: tuple[float, float] = (0.6, 0.4)
+) -> TabularModel:
+    """The teacher of the textbook picture: one state, a mixture of two Gaussians over the token index.
+
+    Args:
+        vocab_size: V; the last id, the end token, has no mass.
+        modes: where the modes are, as shares of the axis.
+        weights: their masses.
+    """
+    x = torch.arange(vocab_size - 1, dtype=torch.float64)
+    density = torch.zeros(vocab_size, dtype=torch.float64)
+    for mode, weight in zip(modes, weights, strict=True):
+        bump = torch.exp(-0.5 * ((x - mode * (vocab_size - 2)) / (0.05 * vocab_size)) ** 2)
+        density[:-1] += weight * bump / bump.sum()
+    return TabularModel(suffix_automaton(vocab_size, 0), density.clamp(min=1e-12).log()[None], vocab_size - 1)
+
+
+def one_mode(vocab_size: int = 41, mean: float = 0.5, scale: float = 0.2) -> OneModeModel:
+    """The student of the textbook picture, its mean and scale as shares of the axis."""
+    mean_t = torch.tensor([mean * (vocab_size - 2)], dtype=torch.float64)
+    scale_t = torch.tensor([scale * vocab_size], dtype=torch.float64)
+    return OneModeModel(suffix_automaton(vocab_size, 0), mean_t, scale_t, vocab_size - 1)
