@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import gymnasium as gym
@@ -23,6 +24,15 @@ RewriteSpan = Literal["token", "step"]
 PAD = -1
 
 
+@dataclass
+class TeacherUse:
+    """What the teacher has been asked for since the environment was made."""
+
+    passes: int = 0  # forward passes, those over prompts included
+    positions: int = 0  # states whose next-token distribution was computed
+    tokens: int = 0  # tokens that the teacher wrote
+
+
 class DistillVectorEnv(VectorEnv):
     """A batch of answers being written, token by token, by an agent whose teacher is the environment.
 
@@ -36,7 +46,7 @@ class DistillVectorEnv(VectorEnv):
 
     Made with `chunk=K` it is `MultiDiscrete([V + 1] * K)`: up to K actions a step, in order. A REWRITE or an end of the
     answer ends the row's chunk; what follows is ignored. Beyond the declared space a chunked `step` accepts fewer than
-    K columns and -1 as padding; a row of padding alone does nothing.
+    K columns. With any K it accepts -1 as padding; a row of padding alone does nothing.
 
     ## Observation Space
     `Box(-1, V - 1, (T,), int64)`: the ids of the prompt and of the answer so far, padded on the right with -1;
@@ -188,6 +198,7 @@ class DistillVectorEnv(VectorEnv):
         self._keys = np.zeros(n, np.uint64)
         self._ended = np.ones(n, np.bool_)
         self._started = False
+        self.teacher_use = TeacherUse()
         self._forget_teacher()
 
     def _load_teacher(self) -> TokenModel:
@@ -224,7 +235,7 @@ class DistillVectorEnv(VectorEnv):
             elif (actions[self._ended] != PAD).any():
                 raise gym.error.ResetNeeded(
                     f"step: the answers of rows {np.flatnonzero(self._ended).tolist()} have ended; reset them, or give "
-                    "them rows of -1 (chunk > 1)"
+                    "them -1"
                 )
         acting = ~self._ended
         executed = self._execute(actions)
@@ -266,14 +277,13 @@ class DistillVectorEnv(VectorEnv):
         after: Tensor | None = None
         if width > 0:
             column = np.arange(width)
-            block = np.full((n, width), PAD, np.int64)
             start = self._prompt_lengths + self._consumed
-            from_answer = column < pending[:, None]
-            rows, columns = np.nonzero(from_answer)
-            block[rows, columns] = self._observation[rows, start[rows] + columns]
+            block = cut(self._observation, start, start + pending, width)
             rows, columns = np.nonzero((column >= pending[:, None]) & (column < (pending + counts)[:, None]))
             block[rows, columns] = tokens.numpy()[rows, columns - pending[rows]]
             after = self.teacher.extend(torch.from_numpy(block))  # [n, width, V]
+            self.teacher_use.passes += 1
+            self.teacher_use.positions += int((block >= 0).sum())
         # row j of the result lies at column pending - 1 + j of `after`; -1 is what was known before
         index = torch.from_numpy(pending - 1)[:, None] + torch.arange(drafted + 1)  # [n, K + 1]
         result = self._log_probs[:, None].expand(-1, drafted + 1, -1)
@@ -284,6 +294,20 @@ class DistillVectorEnv(VectorEnv):
         self._consumed = np.where(live, self._lengths + counts, self._consumed)
         self._ahead, self._ahead_log_probs = tokens, result
         return result
+
+    def executed_log_probs(self) -> tuple[NDArray[np.int64], NDArray[np.int64], Tensor]:
+        """The teacher at every state at which the last `step` executed a token, none of them computed anew.
+
+        Returns:
+            rows int64 [m], positions in the answer int64 [m], log p [m, V].
+        """
+        rows, positions, parts = [], [], []
+        for row, position, column, log_probs in self._trace:
+            rows.append(row)
+            positions.append(position)
+            flat = log_probs.dim() == 2  # the teacher's own draws come as [m, V], an agent's chunk as [n, k, V]
+            parts.append(log_probs if flat else log_probs[torch.from_numpy(row), torch.from_numpy(column)])
+        return np.concatenate(rows), np.concatenate(positions), torch.cat(parts)
 
     def render(self) -> tuple[str, ...] | None:
         """The answers so far, one text a row; what the teacher wrote is red."""
@@ -304,7 +328,7 @@ class DistillVectorEnv(VectorEnv):
     # ------------------------------------------------------------------ pickling: by name and state, never by cache
 
     def __getstate__(self) -> dict[str, Any]:
-        transient = ("teacher", "_ahead", "_ahead_log_probs", "_log_probs")
+        transient = ("teacher", "_trace", "_ahead", "_ahead_log_probs", "_log_probs")
         return {k: v for k, v in self.__dict__.items() if k not in transient}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -342,6 +366,8 @@ class DistillVectorEnv(VectorEnv):
         tokens[:, :width] = np.where(own, chosen, PAD)
         rewards[:, :width] = np.where(own, np.maximum(paid, self.log_prob_floor), 0.0)
         floored = (own & (paid <= self.log_prob_floor)).sum(1)
+        row, column = np.nonzero(own)
+        self._trace = [(row, self._lengths[row] + column, column, log_probs)]
         self._append(chosen, own)
         if rewrite.any():
             self._teacher_writes(np.flatnonzero(rewrite), log_probs, written, tokens, rewards, rewritten)
@@ -420,6 +446,8 @@ class DistillVectorEnv(VectorEnv):
         while True:
             draws = uniform(self._keys[rows], self._lengths[rows], Purpose.TEACHER)
             drawn = self._draw(current, draws)
+            self.teacher_use.tokens += len(rows)
+            self._trace.append((rows, self._lengths[rows], np.zeros_like(rows), current))
             tokens[rows, columns[rows]] = drawn
             rewritten[rows, columns[rows]] = True
             everyone, mask = np.full((n, 1), PAD, np.int64), np.zeros((n, 1), np.bool_)
@@ -487,6 +515,8 @@ class DistillVectorEnv(VectorEnv):
             self._rewind_to(self._lengths)
         log_probs = self.teacher.start([p.ids for p in chosen], None if everyone else rows.tolist())
         self._log_probs = log_probs if everyone else self._log_probs.index_copy(0, torch.from_numpy(rows), log_probs)
+        self.teacher_use.passes += 1
+        self.teacher_use.positions += len(rows)
         self._ahead = self._ahead_log_probs = None
         self._consumed[rows] = 0
         self._ended[rows] = False
@@ -513,6 +543,7 @@ class DistillVectorEnv(VectorEnv):
         self._log_probs = torch.zeros(self.num_envs, self.vocab_size)  # at the state after those it read
         self._ahead: Tensor | None = None
         self._ahead_log_probs: Tensor | None = None
+        self._trace: list[tuple[NDArray[Any], NDArray[Any], NDArray[Any], Tensor]] = []  # row, position, column, log p
 
     def _grade(self, ended: NDArray[np.bool_]) -> NDArray[np.float64]:
         grades = np.zeros(self.num_envs)
@@ -557,9 +588,8 @@ class DistillVectorEnv(VectorEnv):
             raise ValueError(
                 f"actions: shape {actions.shape}; accepted: ({self.num_envs}, k) with 1 <= k <= chunk = {self.chunk}"
             )
-        lowest = 0 if self.chunk == 1 else PAD
-        if actions.min() < lowest or actions.max() > self.rewrite_action:
-            raise ValueError(f"actions: outside [{lowest}, {self.rewrite_action}]")
+        if actions.min() < PAD or actions.max() > self.rewrite_action:
+            raise ValueError(f"actions: outside [{PAD}, {self.rewrite_action}]")
         return actions.astype(np.int64)
 
     def _check_prompt(self, prompt: Any) -> Prompt:
@@ -607,6 +637,14 @@ class DistillEnv(gym.Env[NDArray[np.int64], Any]):
 
     def render(self) -> str | None:  # type: ignore[override]
         return self.batch.text(0) if self.render_mode == "ansi" else None
+
+
+def cut(tokens: NDArray[np.int64], start: NDArray[np.int64], stop: NDArray[np.int64], width: int) -> NDArray[np.int64]:
+    """Row i's `tokens[i, start[i]:stop[i]]`, left-aligned and padded with -1: [n, T] -> [n, width]."""
+    block = np.full((len(tokens), width), PAD, np.int64)
+    rows, columns = np.nonzero(np.arange(width) < (stop - start)[:, None])
+    block[rows, columns] = tokens[rows, start[rows] + columns]
+    return block
 
 
 def colour_answer(task: Task, prompt: Prompt, tokens: Sequence[int], rewritten: Sequence[bool]) -> str:

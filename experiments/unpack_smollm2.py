@@ -111,7 +111,7 @@ def main(config: Config) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype="float32")
+    model: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype="float32")
     n_layers = model.config.num_hidden_layers
     for role, layers in (("teacher", list(range(n_layers))), ("student", kept_layers(config, n_layers))):
         part = cut(model, layers, config.dtype)

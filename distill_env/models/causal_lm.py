@@ -32,9 +32,7 @@ class _SlotCache(Cache):
         """The next pass computes `rows` [n] of the `n_rows` held, writes `slots` [n, K] and reads the first `width`."""
         self.n_rows, self.rows, self.slots, self.width = n_rows, rows, slots, width
 
-    def update(
-        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
-    ) -> tuple[Tensor, ...]:
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any) -> Any:
         states = (key_states, value_states)  # each [n, heads, K, d]
         if layer_idx not in self.buffers:
             self.buffers[layer_idx] = [x.new_zeros(self.n_rows, x.shape[1], 0, x.shape[3]) for x in states]
@@ -80,32 +78,32 @@ class CausalLM:
     def __init__(
         self, model: PreTrainedModel, *, vocab_size: int | None = None, eos_token_id: int | None = None
     ) -> None:
+        name = type(model).__name__
+        if not isinstance(model, PreTrainedModel) or model.base_model is model or model.get_output_embeddings() is None:
+            raise ValueError(f"model: {name} is not a Transformers causal language model")
         config: Any = model.config.get_text_config(decoder=True)
-        self.model = model.eval()
-        self._decoder: Any = model.base_model
-        self._head: Any = model.get_output_embeddings()
-        if model.config.is_encoder_decoder or self._head is None or self._decoder is model:
-            raise ValueError(f"model: {type(model).__name__} is not a decoder-only language model with a head")
         if config._attn_implementation not in ("sdpa", "eager"):
             raise ValueError(f"model: its attention is {config._attn_implementation!r}; accepted: 'sdpa', 'eager'")
-        rows = self._head.weight.shape[0]
-        self.vocab_size: int = rows if vocab_size is None else vocab_size
-        if not 1 <= self.vocab_size <= rows:
-            raise ValueError(f"vocab_size: {vocab_size} is not within 1 and {rows}, the rows of the model's head")
-        named = config.eos_token_id if eos_token_id is None else eos_token_id
-        named = named[0] if isinstance(named, list) and len(named) == 1 else named
-        if not isinstance(named, int) or not 0 <= named < self.vocab_size:
-            raise ValueError(f"eos_token_id: {named} is not one id from 0 to {self.vocab_size - 1}; pass such a one")
-        self.eos_token_id: int = named
-        self._config = config
+        self.model: Any = model.eval()
+        self._decoder, self._head, self._config = self.model.base_model, self.model.get_output_embeddings(), config
+        n_ids = self._head.weight.shape[0]
+        self.vocab_size: int = n_ids if vocab_size is None else vocab_size
+        if not 1 <= self.vocab_size <= n_ids:
+            raise ValueError(f"vocab_size: {vocab_size} is not from 1 to {n_ids}, the rows of the model's head")
+        eos = config.eos_token_id if eos_token_id is None else eos_token_id
+        eos = eos[0] if isinstance(eos, list) and len(eos) == 1 else eos
+        if not isinstance(eos, int) or not 0 <= eos < self.vocab_size:
+            raise ValueError(f"eos_token_id: {eos} is not one id from 0 to {self.vocab_size - 1}; pass such a one")
+        self.eos_token_id: int = eos
         self._context: int | None = getattr(config, "max_position_embeddings", None)
-        self.max_length: int | None = self._context
-        """Tokens that a row may hold, prompt and answer; None if the model names no limit."""
+        self.max_length = self._context  # tokens that a row may hold, prompt and answer; None if there is no limit
+        if "local" in getattr(config, "attention_layers", ()):
+            raise ValueError(f"model: {name} windows its attention by its own means, which cannot be served")
         for layer in DynamicCache(config=config).layers:
             if type(layer) is DynamicSlidingWindowLayer:  # up to its window it attends to everything
                 self.max_length = min(self.max_length or layer.sliding_window, layer.sliding_window)
             elif type(layer) is not DynamicLayer:
-                raise ValueError(f"model: {type(model).__name__} keeps a {type(layer).__name__}, not keys and values")
+                raise ValueError(f"model: {name} remembers in a {type(layer).__name__}, not in keys and values alone")
         self._clear(0)
         self._check()
 
@@ -115,6 +113,7 @@ class CausalLM:
         name_or_path: str | Path,
         *,
         vocab_size: int | None = None,
+        eos_token_id: int | None = None,
         dtype: Literal["float32", "float64", "bfloat16", "float16"] = "float32",
         device: str | torch.device = "cpu",
     ) -> CausalLM:
@@ -132,15 +131,15 @@ class CausalLM:
         except (RuntimeError, AssertionError, TypeError) as error:
             raise ValueError(f"device: {device!r} is not available; accepted: 'cpu', 'cuda', 'cuda:1', ...") from error
         try:
-            model = AutoModelForCausalLM.from_pretrained(
+            model: Any = AutoModelForCausalLM.from_pretrained(
                 str(name_or_path), dtype=getattr(torch, dtype), trust_remote_code=False
             )
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
             raise OSError(
                 f"name_or_path: no causal language model can be loaded from {str(name_or_path)!r}; accepted: a folder "
                 f"with config.json and weights, or a Hugging Face hub id ({str(error).strip().splitlines()[0]})"
             ) from error
-        return cls(model.to(target), vocab_size=vocab_size)
+        return cls(model.to(target), vocab_size=vocab_size, eos_token_id=eos_token_id)
 
     def fork(self) -> CausalLM:
         """Another batch, still empty, over the same weights."""
@@ -168,8 +167,6 @@ class CausalLM:
     def _forward(self, rows: Tensor, tokens: Tensor) -> Tensor:
         """Append tokens to physical rows: [n], [n, K] -> hidden states [n, K, d]; -1 pads on the right."""
         device, n_new = self.model.device, tokens.shape[1]
-        if self.model.training:
-            self.model.eval()
         logical = self._rows[rows]
         slots = self._lengths[logical, None] + torch.arange(n_new)  # [n, K]; padding writes beyond the row's end
         width = int(slots.max()) + 1
@@ -180,13 +177,13 @@ class CausalLM:
         # Only padding can lie beyond the context; a learned position embedding has no row for it.
         positions = slots if self._context is None else slots.clamp(max=self._context - 1)
         self._cache.aim(len(self._rows), rows.to(device), slots.to(device), width)
-        hidden: Tensor = self._decoder(
+        hidden = self._run(
             input_ids=tokens.clamp(min=0).to(device),
             attention_mask=mask,
             position_ids=positions.to(device),
             past_key_values=self._cache,
             use_cache=True,
-        )[0]
+        )
         self._lengths[logical] += (tokens >= 0).sum(1)
         return hidden
 
@@ -282,19 +279,15 @@ class CausalLM:
         ids = F.pad(padded, (0, tokens.shape[1]), value=-1)  # [n, P + T]
         ids.scatter_(1, lengths[:, None] + torch.arange(tokens.shape[1]), tokens)
         ids = ids[:, : int((lengths + needed).max())].clamp(min=0).to(self.model.device)
-        if self.model.training:
-            self.model.eval()
         # Padding on the right is never seen, so the mask may be all ones, which keeps the fast causal kernel.
-        hidden: Tensor = self._decoder(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)[0]
+        hidden = self._run(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
         return hidden[row.to(ids.device), (lengths[row] - 1 + step).to(ids.device)]
 
     def head(self, features: Tensor) -> Tensor:
         """log p over the vocabulary, [..., d] -> [..., V], float32 (float64 for a float64 model)."""
         logits = self._head(features)[..., : self.vocab_size]
-        if logits.dtype != torch.float64:
-            logits = logits.float()
-        # What Cohere, Granite and Gemma do to their logits after the head. The base class knows of none of it; whoever
-        # does something else still is refused by `_check`.
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        # What Cohere, Granite and Gemma do to the logits, in their own forward passes; other habits `_check` refuses.
         if getattr(self._config, "logit_scale", None) is not None:
             logits = logits * self._config.logit_scale
         if self._config.model_type.startswith("granite"):
@@ -318,17 +311,25 @@ class CausalLM:
         """Write a folder that `load` and `AutoModelForCausalLM.from_pretrained` read. Its vocabulary is not cut."""
         self.model.save_pretrained(str(path))
 
+    def _run(self, **inputs: Any) -> Tensor:
+        """Hidden states of the model below its head."""
+        if self.model.training:  # whoever holds the module may have switched it
+            self.model.eval()
+        hidden: Tensor = self._decoder(**inputs)[0]
+        return hidden
+
     def _empty(self, *shape: int) -> Tensor:
-        dtype = torch.float64 if self.model.dtype == torch.float64 else torch.float32
+        dtype = torch.promote_types(self.model.dtype, torch.float32)
         return torch.zeros(*shape, self.vocab_size, dtype=dtype, device=self.model.device)
 
     def _pad(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Prompts [n, P], padded on the right with -1, and their lengths [n]."""
+        n_ids = self._head.weight.shape[0]
         for i, prompt in enumerate(prompts):
             if len(prompt) == 0:
                 raise ValueError(f"prompts: prompt {i} is empty; the first token is predicted by a prompt's last one")
-            if not 0 <= min(prompt) <= max(prompt) < self._head.weight.shape[0]:
-                raise ValueError(f"prompts: prompt {i} has ids beyond 0 to {self._head.weight.shape[0] - 1}")
+            if not 0 <= min(prompt) <= max(prompt) < n_ids:
+                raise ValueError(f"prompts: prompt {i} has an id that is not from 0 to {n_ids - 1}")
         lengths = torch.tensor([len(prompt) for prompt in prompts], dtype=torch.long)
         padded = torch.full((len(prompts), max(map(len, prompts), default=0)), -1)
         padded[torch.arange(padded.shape[1]) < lengths[:, None]] = torch.tensor(
@@ -348,17 +349,19 @@ class CausalLM:
 
     @torch.no_grad()
     def _check(self) -> None:
-        """Raise unless the two-part, cached forward pass gives the model's own distribution."""
+        """Raise unless the two-part, cached forward pass gives the model's own distribution on two ragged rows."""
         a, b, c = (i % self.vocab_size for i in (1, 2, 3))
-        own = [self.model(input_ids=torch.tensor([ids], device=self.model.device)).logits for ids in ([a, b, c], [b])]
-        expected = torch.stack([own[0][0, -1], own[1][0, -1]])[:, : self.vocab_size].double().softmax(-1)
-        first = self.start([[a], [b]])
-        second = self.extend(torch.tensor([[b, c], [-1, -1]]))
-        actual = torch.stack([second[0, 1], first[1]]).double().exp()
-        distance = float((actual - expected).abs().sum(-1).max()) / 2
+        own = [self.model(input_ids=torch.tensor([x], device=self.model.device)).logits for x in ([a, b], [c, a, b, a])]
+        expected = torch.stack([x[0, -1, : self.vocab_size] for x in own]).double().softmax(-1)
+        problem = f"model: {type(self.model).__name__} is not supported"
+        try:
+            self.start([[a], [c, a]])
+            after = self.extend(torch.tensor([[b, -1], [b, a]]))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{problem}: its forward pass fails ({error})") from error
         self._clear(0)
+        distance = float((after[[0, 1], [0, 1]].double().exp() - expected).abs().sum(-1).max()) / 2
         if distance > {torch.float64: 1e-6, torch.float32: 1e-3}.get(self.model.dtype, 0.2):
             raise ValueError(
-                f"model: {type(self.model).__name__} is not supported; with cached keys and values its distribution is "
-                f"{distance:.2g} (total variation) off its own forward pass"
+                f"{problem}: its distribution with a cache is {distance:.2g} (total variation) off its own"
             )

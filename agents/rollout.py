@@ -1,0 +1,427 @@
+"""Rollouts by draft and verify: the student drafts, one look-ahead scores the draft, the gate finds the first hard step.
+
+Each row commits its draft up to its first hard step, lets the teacher write that, and goes on from there; what was not
+kept is rewound. The outcome is the token-by-token gated rollout, whatever the length of the drafts and whoever shares
+the batch, because every draw is a function of (episode, position, purpose).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from distill_env.divergence import project, support
+from distill_env.env import PAD, DistillVectorEnv, cut
+from distill_env.gate import Carry, Draft, Gate, gate
+from distill_env.models import TokenModel
+from distill_env.randomness import Purpose, inverse_cdf, uniform
+from distill_env.tasks import Prompt
+
+
+@dataclass
+class Ledger:
+    """What a rollout cost, in tokens, teacher calls and seconds."""
+
+    drafted: int = 0  # tokens that the student drew
+    committed: int = 0  # of those, the ones that stand
+    teacher_passes: int = 0
+    teacher_positions: int = 0
+    teacher_tokens: int = 0  # tokens that the teacher wrote
+    student_seconds: float = 0.0
+    teacher_seconds: float = 0.0  # environment steps and look-aheads
+    seconds: float = 0.0
+
+    @property
+    def wasted(self) -> int:
+        return self.drafted - self.committed
+
+
+@dataclass
+class Rollout:
+    """N finished answers, in the order of their prompts. T is the length of the longest."""
+
+    prompts: list[Prompt]
+    tokens: Tensor  # int64 [N, T], padded with -1
+    rewritten: Tensor  # bool [N, T], the teacher wrote it
+    rewards: Tensor  # float64 [N, T], what the environment paid, the task's reward included
+    token_log_prob: Tensor  # float64 [N, T], the student's, of own tokens; 0 elsewhere
+    score: Tensor  # float64 [N, T], what the writer's gate read; nan where it did not look
+    grades: Tensor  # float64 [N]
+    teacher: Tensor | None  # [M, S] log p at the M valid positions, row by row, on a support of S - 1 ids and a tail
+    support: Tensor | None  # int64 [M, S - 1], padded with -1; None: S is V and nothing is truncated
+    ledger: Ledger = field(default_factory=Ledger)
+
+    @property
+    def mask(self) -> Tensor:
+        """bool [N, T]: the tokens that stand, the end token among them."""
+        return self.tokens >= 0
+
+
+class DraftLength:
+    """How many tokens to draft: the number that promises the most committed tokens a second.
+
+    With hard rate h a draft of K commits (1 - (1 - h)^K) / h tokens on average; its cost is K student steps and a
+    teacher block of K positions, a + b K seconds, both measured as the run goes. The choice changes the cost of a
+    rollout, never its outcome.
+    """
+
+    def __init__(self, longest: int) -> None:
+        self.longest = longest
+        self.hard_rate = 0.1
+        self.student_step = 0.0
+        self._blocks: list[tuple[int, float]] = []  # (positions a row, seconds), the latest
+
+    def choose(self) -> int:
+        if len(self._blocks) < 2 or self.student_step == 0.0:
+            return min(8, self.longest)
+        widths, seconds = np.array(self._blocks, np.float64).T
+        slope, base = np.polyfit(widths, seconds, 1) if np.ptp(widths) > 0 else (0.0, seconds.mean())
+        lengths = np.arange(1, self.longest + 1)
+        h = min(max(self.hard_rate, 1e-6), 1.0)
+        committed = (1 - (1 - h) ** lengths) / h
+        cost = lengths * self.student_step + max(base, 1e-9) + max(slope, 0.0) * lengths
+        return int(lengths[np.argmax(committed / cost)])
+
+    def observe(self, hard: int, looked_at: int, student_step: float, width: int, seconds: float) -> None:
+        """Tell what a block showed: hard steps among states looked at, seconds a student step, and a teacher block."""
+        if looked_at:
+            self.hard_rate += 0.1 * (hard / looked_at - self.hard_rate)
+        if student_step > 0:
+            self.student_step = student_step if self.student_step == 0 else 0.9 * self.student_step + 0.1 * student_step
+        self._blocks = [*self._blocks[-63:], (width, seconds)]
+
+
+def collect(
+    env: Any,
+    student: TokenModel,
+    prompts: Sequence[Prompt],
+    keys: NDArray[np.uint64],
+    writer: Gate,
+    draft_length: DraftLength | int = 1,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    keep_teacher: bool = True,
+) -> Rollout:
+    """Write one answer to each prompt, the gate deciding who writes each step.
+
+    Args:
+        env: a `DistillVectorEnv` with autoreset disabled, wrapped or not. Rows that finish take the next prompt.
+        student: the model that drafts.
+        prompts: N prompts, at least as many as the environment has rows.
+        keys: uint64 [N], the episodes' keys: all randomness of episode i follows from keys[i].
+        writer: the gate that decides who writes.
+        draft_length: K, or a `DraftLength` that adapts it; at most the environment's `chunk`.
+        top_k, top_p: truncation of the divergences and of what is kept of the teacher.
+        keep_teacher: keep the teacher's log-probabilities for the update. Without, and with a gate that reads no model,
+            only `step` is used: any wrapper that hides `info` will do.
+    """
+    return _Collector(env, student, prompts, keys, writer, draft_length, top_k, top_p, keep_teacher).run()
+
+
+class _Collector:
+    def __init__(
+        self,
+        env: Any,
+        student: TokenModel,
+        prompts: Sequence[Prompt],
+        keys: NDArray[np.uint64],
+        writer: Gate,
+        draft_length: DraftLength | int,
+        top_k: int,
+        top_p: float,
+        keep_teacher: bool,
+    ) -> None:
+        core = env.unwrapped
+        assert isinstance(core, DistillVectorEnv)
+        if core.metadata["autoreset_mode"].value != "Disabled":
+            raise ValueError(f"env: autoreset_mode is {core.autoreset_mode.value}; a rollout needs Disabled")
+        if len(prompts) < env.num_envs:
+            raise ValueError(f"prompts: {len(prompts)} for an environment of {env.num_envs} rows; at least one each")
+        if student.vocab_size != core.vocab_size:
+            raise ValueError(f"student: {student.vocab_size} token ids, the environment has {core.vocab_size}")
+        self.env, self.core, self.student, self.prompts, self.keys = env, core, student, list(prompts), keys
+        self.writer, self.draft_length = writer, draft_length
+        self.top_k, self.top_p, self.keep_teacher = top_k, top_p, keep_teacher
+        self.reads_teacher = writer.reads_models or keep_teacher
+        self.step_ends = torch.tensor(sorted(core.task.step_end_ids))
+        self.horizon = core.max_new_tokens
+
+        total, n = len(self.prompts), env.num_envs
+        self.tokens = np.full((total, self.horizon), PAD, np.int64)
+        self.rewritten = np.zeros((total, self.horizon), np.bool_)
+        self.rewards = np.zeros((total, self.horizon))
+        self.token_log_prob = torch.zeros(total, self.horizon, dtype=torch.float64)
+        self.score = torch.full((total, self.horizon), torch.nan, dtype=torch.float64)
+        self.grades = np.zeros(total)
+        self.kept: list[tuple[NDArray[np.int64], NDArray[np.int64], Tensor, Tensor | None]] = []
+
+        self.episode = np.arange(n)  # which episode a row writes
+        self.next_episode = n
+        self.active = np.ones(n, np.bool_)
+        self.lengths = np.zeros(n, np.int64)  # committed tokens of the answer
+        self.read = np.zeros(n, np.int64)  # of those, the ones the student has read
+        self.carry = Carry.start(n)
+        self.ledger = Ledger()
+
+    def run(self) -> Rollout:
+        started = time.perf_counter()
+        use = self.core.teacher_use
+        before = (use.passes, use.positions, use.tokens)
+        self._start(np.flatnonzero(self.active))
+        while self.active.any():
+            self._block()
+        use = self.core.teacher_use
+        self.ledger.teacher_passes = use.passes - before[0]
+        self.ledger.teacher_positions = use.positions - before[1]
+        self.ledger.teacher_tokens = use.tokens - before[2]
+        self.ledger.seconds = time.perf_counter() - started
+        longest = int((self.tokens >= 0).sum(1).max())
+        teacher, ids = self._kept_rows()
+        return Rollout(
+            self.prompts,
+            torch.from_numpy(self.tokens[:, :longest]),
+            torch.from_numpy(self.rewritten[:, :longest]),
+            torch.from_numpy(self.rewards[:, :longest]),
+            self.token_log_prob[:, :longest],
+            self.score[:, :longest],
+            torch.from_numpy(self.grades),
+            teacher,
+            ids,
+            self.ledger,
+        )
+
+    def _start(self, rows: NDArray[np.intp]) -> None:
+        """Begin the episodes of `rows` in the environment and in the student."""
+        prompts = [self.prompts[e] for e in self.episode[rows]]
+        mask = np.zeros(len(self.active), np.bool_)
+        mask[rows] = True
+        clock = time.perf_counter()
+        self.env.reset(
+            options={"prompts": prompts, "episode_keys": self.keys[self.episode[rows]], "reset_mask": mask}
+        )
+        self.ledger.teacher_seconds += time.perf_counter() - clock
+        if not self.writer.always:
+            clock = time.perf_counter()
+            everyone = len(rows) == len(mask)
+            log_probs = self.student.start([p.ids for p in prompts], None if everyone else rows.tolist())
+            self.ledger.student_seconds += time.perf_counter() - clock
+            index = torch.from_numpy(rows)
+            self.current = log_probs if everyone else self.current.index_copy(0, index, log_probs)
+        self.lengths[rows] = self.read[rows] = 0
+        self.carry = self.carry.put(torch.from_numpy(rows), Carry.start(len(rows)))
+
+    def _block(self) -> None:
+        """Draft, look ahead, gate, commit."""
+        n = len(self.active)
+        length = self.draft_length if isinstance(self.draft_length, int) else self.draft_length.choose()
+        room = np.where(self.active, self.horizon - self.lengths, 0)
+        length = max(1, min(length, self.core.chunk, int(room.max())))
+        keys = self.keys[self.episode]
+        positions = self.lengths[:, None] + np.arange(length)
+        # what the gate decides without a model is known before anything is drafted
+        known_first = np.full(n, length)
+        gate_uniforms = torch.from_numpy(uniform(keys[:, None], positions, Purpose.GATE))
+        episode_uniforms = torch.from_numpy(uniform(keys, 0, Purpose.GATE_EPISODE))
+        if not self.writer.reads_models:
+            nothing = torch.full((n, length), PAD)
+            draft = Draft(nothing, torch.zeros(n, length, dtype=torch.bool), gate_uniforms, episode_uniforms)
+            decision, _ = gate(self.writer, None, None, draft, self.carry)
+            known_first = np.where(decision.rewrite.any(1), decision.rewrite.int().argmax(1), length)
+
+        tokens, student = self._draft(np.minimum(room, known_first), length, keys)
+        drafted = (tokens >= 0).sum(1)
+        ended = (tokens == self.core.task.eos_token_id).any(1)
+        # states that exist: one for every drafted token, and the one at which a rewrite is known
+        states = np.where(self.active, drafted + ((known_first < room) & (drafted == known_first) & ~ended), 0)
+        states = np.minimum(states, length)
+        first = np.where(known_first < states, known_first, length)
+
+        clock = time.perf_counter()
+        width = int(states.max())
+        if self.reads_teacher:
+            log_probs = self.env.unwrapped.lookahead(torch.from_numpy(tokens[:, : width - 1]))  # [n, width, V]
+            if bool(torch.isnan(log_probs[torch.from_numpy(self.active), 0]).any()):
+                raise FloatingPointError("teacher: its log-probabilities are not numbers; check its weights and dtype")
+        looked = time.perf_counter() - clock
+        if self.writer.reads_models:
+            assert student is not None
+            first = self._gate(tokens, states, student, log_probs, gate_uniforms, episode_uniforms)
+        own = np.minimum(first, drafted)
+        actions = np.where(np.arange(length) < own[:, None], tokens, PAD)
+        rows = np.flatnonzero(first < states)
+        actions[rows, first[rows]] = self.core.rewrite_action
+
+        clock = time.perf_counter()
+        used = max(1, int((actions != PAD).sum(1).max()))
+        _, reward, terminated, truncated, info = self.env.step(actions[:, :used])
+        self.ledger.teacher_seconds += looked + time.perf_counter() - clock
+        if isinstance(self.draft_length, DraftLength):
+            self.draft_length.observe(len(rows), int(np.minimum(first + 1, states).sum()), self._pace, width, looked)
+        self._commit(actions[:, :used], own, student, reward, info)
+        self._finish(np.flatnonzero((terminated | truncated) & self.active))
+
+    def _draft(
+        self, limit: NDArray[np.int64], length: int, keys: NDArray[np.uint64]
+    ) -> tuple[NDArray[np.int64], Tensor | None]:
+        """The student draws up to `limit[i]` tokens in row i.
+
+        Returns:
+            tokens int64 [n, K], padded with -1, and the student's log p at each of these states [n, K, V].
+        """
+        n = len(self.active)
+        tokens = np.full((n, length), PAD, np.int64)
+        if not (limit > 0).any():
+            return tokens, None
+        clock = time.perf_counter()
+        drafting = limit > 0
+        unread = np.where(drafting, self.lengths - self.read, 0)
+        if unread.any():
+            committed = self.tokens[self.episode]
+            block = torch.from_numpy(cut(committed, self.read, self.read + unread, int(unread.max())))
+            after = self.student.extend(block)[torch.arange(n), torch.from_numpy(np.maximum(unread - 1, 0))]
+            self.current = torch.where(torch.from_numpy(unread > 0)[:, None], after, self.current)
+            self.read = self.read + unread
+        visited = []
+        for k in range(length):
+            visited.append(self.current)
+            draws = uniform(keys, self.lengths + k, Purpose.STUDENT)
+            tokens[:, k] = np.where(drafting, inverse_cdf(self.current, draws).numpy(), PAD)
+            drafting = drafting & (tokens[:, k] != self.core.task.eos_token_id) & (k + 1 < limit)
+            if k + 1 == length or not drafting.any():
+                break
+            step = torch.from_numpy(np.where(drafting, tokens[:, k], PAD))
+            self.current = self.student.extend(step[:, None])[:, 0]
+            self.read = self.read + drafting
+        seconds = time.perf_counter() - clock
+        self._pace = seconds / len(visited)
+        self.ledger.student_seconds += seconds
+        self.ledger.drafted += int((tokens >= 0).sum())
+        visited += visited[-1:] * (length - len(visited))
+        student = torch.stack(visited, 1)
+        if bool(torch.isnan(student[torch.from_numpy(tokens >= 0)]).any()):
+            raise FloatingPointError("student: its log-probabilities are not numbers; lower the learning rate")
+        return tokens, student
+
+    _pace = 0.0  # seconds a student step took in the last block
+
+    def _gate(
+        self,
+        tokens: NDArray[np.int64],
+        states: NDArray[np.int64],
+        student: Tensor,
+        teacher: Tensor,
+        uniforms: Tensor,
+        episode_uniforms: Tensor,
+    ) -> NDArray[np.int64]:
+        """The first state of each row that is to be rewritten (K if none); scores and the carry are kept."""
+        n, width = len(self.active), teacher.shape[1]
+        drafted = torch.from_numpy(tokens[:, :width])
+        ids = support(teacher, self.top_k, self.top_p)
+        draft = Draft(drafted, self._step_start(drafted), uniforms[:, :width], episode_uniforms)
+        decision, carry = gate(
+            self.writer, project(student[:, :width], ids), project(teacher, ids), draft, self.carry
+        )
+        exists = torch.arange(width) < torch.from_numpy(states)[:, None]
+        rewrite = decision.rewrite & exists
+        first = torch.where(rewrite.any(1), rewrite.int().argmax(1), tokens.shape[1])
+        last = torch.minimum(first, torch.from_numpy(states) - 1)  # the last state that counts, -1 in idle rows
+        rows, columns = torch.nonzero(torch.arange(width) <= last[:, None], as_tuple=True)
+        place = torch.from_numpy(self.lengths)[rows] + columns
+        self.score[torch.from_numpy(self.episode)[rows], place] = decision.score[rows, columns]
+        busy = torch.nonzero(last >= 0)[:, 0]
+        self.carry = self.carry.put(busy, carry.at(busy, last[busy]))
+        return first.numpy()
+
+    def _step_start(self, drafted: Tensor) -> Tensor:
+        """Whether a reasoning step begins at each state of a draft: at the answer's start, or after a step's end."""
+        before = torch.full((len(drafted),), PAD)
+        rows = np.flatnonzero(self.lengths > 0)
+        before[torch.from_numpy(rows)] = torch.from_numpy(self.tokens[self.episode[rows], self.lengths[rows] - 1])
+        previous = torch.cat([before[:, None], drafted[:, :-1]], 1)
+        start = torch.isin(previous, self.step_ends)
+        start[:, 0] |= before == PAD
+        return start
+
+    def _commit(
+        self,
+        actions: NDArray[np.int64],
+        own: NDArray[np.int64],
+        student: Tensor | None,
+        reward: NDArray[np.float64],
+        info: dict[str, Any],
+    ) -> None:
+        """Write down what the environment executed, and rewind the student to what stands."""
+        executed = info.get("tokens", actions)  # with info hidden only own tokens can have been executed
+        rows, columns = np.nonzero(executed >= 0)
+        place = self.lengths[rows] + columns
+        episode = self.episode[rows]
+        self.tokens[episode, place] = executed[rows, columns]
+        self.rewritten[episode, place] = info["rewritten"][rows, columns] if "rewritten" in info else False
+        parts = info["token_rewards"] if "token_rewards" in info else reward[:, None]
+        self.rewards[episode, place] = parts[rows, columns]
+        count = (executed >= 0).sum(1)
+        last = np.flatnonzero(count)
+        # the task's reward, paid at the end, goes to the last token
+        self.rewards[self.episode[last], (self.lengths + count)[last] - 1] += (reward - parts.sum(1))[last]
+        if "grade" in info:
+            ended = np.flatnonzero(info["_grade"])
+            self.grades[self.episode[ended]] = info["grade"][ended]
+        rows, columns = np.nonzero(np.arange(actions.shape[1]) < own[:, None])
+        if len(rows):
+            assert student is not None
+            picked = student[torch.from_numpy(rows), torch.from_numpy(columns), torch.from_numpy(actions[rows, columns])]
+            place = self.lengths[rows] + columns
+            self.token_log_prob[self.episode[rows], place] = picked.double()
+        self.ledger.committed += int(own.sum())
+        if self.keep_teacher:
+            rows, place, log_probs = self.core.executed_log_probs()
+            ids = support(log_probs, self.top_k, self.top_p)
+            self.kept.append((self.episode[rows], place, project(log_probs, ids), ids))
+        kept = np.minimum(self.read, self.lengths + own)
+        if (kept != self.read).any():
+            self.student.rewind(torch.from_numpy(kept))
+            self.read = kept
+        self.lengths = self.lengths + count
+
+    def _finish(self, rows: NDArray[np.intp]) -> None:
+        """Rows whose answers have ended take the next prompt, or leave."""
+        if len(rows) == 0:
+            return
+        waiting = min(len(rows), len(self.prompts) - self.next_episode)
+        refill, leave = rows[:waiting], rows[waiting:]
+        if len(leave):
+            self.active[leave] = False
+            if not self.writer.always:
+                self.student.rewind(torch.from_numpy(np.where(self.active, self.read, -1)))
+        if len(refill):
+            self.episode[refill] = np.arange(self.next_episode, self.next_episode + waiting)
+            self.next_episode += waiting
+            self._start(refill)
+
+    def _kept_rows(self) -> tuple[Tensor | None, Tensor | None]:
+        """The kept teacher rows in the order of the mask: episode by episode, position by position."""
+        if not self.keep_teacher:
+            return None, None
+        episode, place, teacher, ids = zip(*self.kept, strict=True)
+        order = torch.from_numpy(np.lexsort((np.concatenate(place), np.concatenate(episode))))
+        width = max(t.shape[1] for t in teacher)  # a nucleus differs in size from block to block
+        if ids[0] is None:
+            return torch.cat(teacher)[order], None
+        padded = [_widen(t, i, width) for t, i in zip(teacher, ids, strict=True)]
+        return torch.cat([t for t, _ in padded])[order], torch.cat([i for _, i in padded])[order]
+
+
+def _widen(teacher: Tensor, ids: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """Pad a support [m, k] and the log-probabilities on it [m, k + 1] to `width` columns; the tail stays last."""
+    from distill_env.divergence import LOG_ZERO
+
+    missing = width - teacher.shape[1]
+    gap = teacher.new_full((len(teacher), missing), LOG_ZERO)
+    return torch.cat([teacher[:, :-1], gap, teacher[:, -1:]], 1), torch.cat([ids, ids.new_full(gap.shape, PAD)], 1)
