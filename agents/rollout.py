@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from distill_env.divergence import project, support
+from distill_env.divergence import LOG_ZERO, project, support
 from distill_env.env import PAD, DistillVectorEnv, cut
 from distill_env.gate import Carry, Draft, Gate, gate
 from distill_env.models import TokenModel
@@ -56,6 +56,7 @@ class Rollout:
     grades: Tensor  # float64 [N]
     teacher: Tensor | None  # [M, S] log p at the M valid positions, row by row, on a support of S - 1 ids and a tail
     support: Tensor | None  # int64 [M, S - 1], padded with -1; None: S is V and nothing is truncated
+    step_end_ids: tuple[int, ...] = ()  # a token of these ends a reasoning step
     ledger: Ledger = field(default_factory=Ledger)
 
     @property
@@ -194,6 +195,7 @@ class _Collector:
             torch.from_numpy(self.grades),
             teacher,
             ids,
+            tuple(self.step_ends.tolist()),
             self.ledger,
         )
 
@@ -358,7 +360,9 @@ class _Collector:
         info: dict[str, Any],
     ) -> None:
         """Write down what the environment executed, and rewind the student to what stands."""
-        executed = info.get("tokens", actions)  # with info hidden only own tokens can have been executed
+        executed = actions  # with info hidden only own tokens can have been executed
+        if "tokens" in info:
+            executed = np.where(info["_tokens"][:, None], info["tokens"], PAD)
         rows, columns = np.nonzero(executed >= 0)
         place = self.lengths[rows] + columns
         episode = self.episode[rows]
@@ -420,8 +424,6 @@ class _Collector:
 
 def _widen(teacher: Tensor, ids: Tensor, width: int) -> tuple[Tensor, Tensor]:
     """Pad a support [m, k] and the log-probabilities on it [m, k + 1] to `width` columns; the tail stays last."""
-    from distill_env.divergence import LOG_ZERO
-
     missing = width - teacher.shape[1]
     gap = teacher.new_full((len(teacher), missing), LOG_ZERO)
     return torch.cat([teacher[:, :-1], gap, teacher[:, -1:]], 1), torch.cat([ids, ids.new_full(gap.shape, PAD)], 1)

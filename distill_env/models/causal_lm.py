@@ -200,10 +200,10 @@ class CausalLM:
         ):
             raise ValueError(f"rows: {list(rows)} are not {len(prompts)} distinct rows of a batch of {self._n}")
         padded, lengths = self._pad(prompts)
-        self._fits(lengths, torch.zeros_like(lengths))
+        logical = torch.arange(len(prompts)) if rows is None else torch.as_tensor(rows, dtype=torch.long)
+        self._fits(logical, lengths, torch.zeros_like(lengths))
         if rows is None:
             self._clear(len(prompts))
-        logical = torch.arange(len(prompts)) if rows is None else torch.as_tensor(rows, dtype=torch.long)
         if len(logical) == 0:
             return self._empty(0)
         order = logical.argsort()
@@ -232,7 +232,7 @@ class CausalLM:
         missing[self._rows] = False
         if missing.any():
             raise ValueError(f"tokens: row {int(missing.nonzero()[0])} is not started; start it before extending it")
-        self._fits(self._prompts, self._lengths - self._prompts + counts)
+        self._fits(torch.arange(self._n), self._prompts, self._lengths - self._prompts + counts)
         longest = int(counts.max()) if self._n else 0
         if longest == 0:
             return self._empty(*tokens.shape)
@@ -275,7 +275,7 @@ class CausalLM:
             raise ValueError("mask: is set on padding")
         row, step = mask.nonzero(as_tuple=True)  # [m]
         needed = torch.zeros_like(lengths).scatter_reduce(0, row, step, "amax")  # answer tokens that are read
-        self._fits(lengths, needed)
+        self._fits(torch.arange(len(prompts)), lengths, needed)
         ids = F.pad(padded, (0, tokens.shape[1]), value=-1)  # [n, P + T]
         ids.scatter_(1, lengths[:, None] + torch.arange(tokens.shape[1]), tokens)
         ids = ids[:, : int((lengths + needed).max())].clamp(min=0).to(self.model.device)
@@ -337,24 +337,24 @@ class CausalLM:
         )
         return padded, lengths
 
-    def _fits(self, prompts: Tensor, tokens: Tensor) -> None:
-        """Raise unless prompts and answers of these lengths, [n] both, fit into the context."""
+    def _fits(self, rows: Tensor, prompts: Tensor, tokens: Tensor) -> None:
+        """Raise unless the prompts and answers of these rows, by their lengths, fit into the context; all [n]."""
         over = prompts + tokens > (self.max_length or torch.iinfo(torch.long).max)
         if over.any():
             i = int(over.nonzero()[0])
             raise ValueError(
-                f"row {i} does not fit: {int(prompts[i])} prompt tokens + {int(tokens[i])} tokens exceed the context "
-                f"of {self.max_length} tokens"
+                f"row {int(rows[i])} does not fit: {int(prompts[i])} prompt tokens + {int(tokens[i])} answer tokens "
+                f"exceed the context of {self.max_length} tokens"
             )
 
     @torch.no_grad()
     def _check(self) -> None:
         """Raise unless the two-part, cached forward pass gives the model's own distribution on two ragged rows."""
         a, b, c = (i % self.vocab_size for i in (1, 2, 3))
-        own = [self.model(input_ids=torch.tensor([x], device=self.model.device)).logits for x in ([a, b], [c, a, b, a])]
-        expected = torch.stack([x[0, -1, : self.vocab_size] for x in own]).double().softmax(-1)
         problem = f"model: {type(self.model).__name__} is not supported"
         try:
+            full = [self.model(input_ids=torch.tensor([x], device=self.model.device)) for x in ([a, b], [c, a, b, a])]
+            expected = torch.stack([x.logits[0, -1, : self.vocab_size] for x in full]).double().softmax(-1)
             self.start([[a], [c, a]])
             after = self.extend(torch.tensor([[b, -1], [b, a]]))
         except (TypeError, ValueError) as error:
@@ -362,6 +362,4 @@ class CausalLM:
         self._clear(0)
         distance = float((after[[0, 1], [0, 1]].double().exp() - expected).abs().sum(-1).max()) / 2
         if distance > {torch.float64: 1e-6, torch.float32: 1e-3}.get(self.model.dtype, 0.2):
-            raise ValueError(
-                f"{problem}: its distribution with a cache is {distance:.2g} (total variation) off its own"
-            )
+            raise ValueError(f"{problem}: with a cache its distribution is off by {distance:.2g} (total variation)")

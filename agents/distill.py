@@ -1,0 +1,389 @@
+"""The policy-gradient agent: it writes with its teacher, and descends the gated dual KL.
+
+    repeat
+        write answers: at each step the student, or where the gate says so the teacher      (rollout)
+        D_t = KL(student || teacher), lambda_t from the gate                                 (score, gate)
+        loss = mean over steps of lambda_t RKL_t + (1 - lambda_t) FKL_t
+               + log q(a_t) times the cost of what followed, if gamma > 0                    (policy gradient)
+        one step of the optimiser
+
+Every published method is a row of `agents/methods.py`: another writer, another loss, another weighting.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from agents.base import Callback, Metrics
+from agents.checkpoint import (
+    existing_folder,
+    load_state,
+    optimizer_tensors,
+    restore_optimizer,
+    save_state,
+    write_folder,
+)
+from agents.methods import Method
+from agents.objectives import cost_to_go, exact_loss, imitation_loss, leave_one_out_baseline, policy_gradient_loss
+from agents.rollout import DraftLength, Rollout, collect
+from distill_env.divergence import entropy, project, reverse_kl
+from distill_env.env import PAD
+from distill_env.gate import Carry, Draft, decide, raw_score, read_score
+from distill_env.models import TrainableModel
+from distill_env.models.load import build_model
+from distill_env.randomness import Purpose, episode_keys, inverse_cdf, uniform
+from distill_env.tasks import Prompt
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    """The agent: a method, and how it is optimised."""
+
+    method: Method = field(default_factory=Method)
+    batch_size: int = 64
+    """Answers an iteration."""
+    learning_rate: float = 1e-3
+    """Step size of AdamW."""
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this norm."""
+    micro_batch: int = 0
+    """Answers in one forward and backward pass; 0 takes the whole batch."""
+    chunk_positions: int = 1024
+    """Positions whose distributions over the vocabulary exist at a time."""
+    draft_length: int = 0
+    """Tokens the student drafts before the teacher looks; 0 adapts it, 1 is token by token. Changes time, not results."""
+    seed: int = 0
+    """Seed of prompts and of all draws."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "chunk_positions"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: {getattr(self, name)} is not at least 1")
+        for name in ("learning_rate", "max_grad_norm"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}: {getattr(self, name)} is not positive")
+        if self.micro_batch < 0 or self.draft_length < 0:
+            raise ValueError(f"micro_batch, draft_length: {self.micro_batch}, {self.draft_length}; at least 0 each")
+
+
+class DistillAgent:
+    """A student that learns in the environment by one of the methods.
+
+    Args:
+        student: what is trained, in place.
+        config: how.
+    """
+
+    def __init__(self, student: TrainableModel, config: DistillConfig) -> None:
+        self.student = student
+        self.config = config
+        self.method = config.method
+        self.optimizer = torch.optim.AdamW(student.parameters(), lr=config.learning_rate, weight_decay=0.0)
+        self.iteration = 0
+        self.hard_share = 0.0  # in the last iteration; the rate of the matched random writer
+        self._draft_length: DraftLength | None = None
+        self.reseed(config.seed)
+
+    # ------------------------------------------------------------------ learning
+
+    def learn(self, env: Any, iterations: int, callback: Callback | None = None) -> DistillAgent:
+        """Train for that many more iterations.
+
+        Args:
+            env: a `DistillVectorEnv` with autoreset disabled and at most `batch_size` rows.
+            iterations: number of optimiser steps.
+            callback: is told of every iteration.
+        """
+        stream = PromptStream(env.unwrapped.prompts, self.config.seed)
+        for _ in range(iterations):
+            started = time.perf_counter()
+            rollout = self.rollout(env, stream)
+            update_started = time.perf_counter()
+            metrics = self.update(rollout)
+            self.iteration += 1
+            ended = time.perf_counter()
+            metrics |= rollout_metrics(rollout)
+            metrics["time/update_seconds"] = ended - update_started
+            metrics["time/seconds"] = ended - started
+            metrics["time/tokens_per_second"] = float(rollout.mask.sum()) / (ended - started)
+            if callback is not None:
+                callback(self.iteration, metrics)
+        return self
+
+    def rollout(self, env: Any, stream: PromptStream) -> Rollout:
+        """Write the answers of the present iteration. A batch is the first N started, not the first N finished."""
+        method, size = self.method, self.config.batch_size
+        episodes = np.arange(self.iteration * size, (self.iteration + 1) * size)
+        prompts = stream.take(int(episodes[0]), size)
+        length: DraftLength | int = self.config.draft_length
+        if length == 0:
+            self._draft_length = length = self._draft_length or DraftLength(env.unwrapped.chunk)
+        return collect(
+            env,
+            self.student,
+            prompts,
+            episode_keys(self.config.seed, episodes),
+            method.writer_gate(self.hard_share),
+            length,
+            method.top_k,
+            method.top_p,
+            keep_teacher=method.estimator == "exact",
+        )
+
+    def update(self, rollout: Rollout) -> Metrics:
+        """One step of the optimiser on the mean loss over the tokens of the batch, however it is split."""
+        self.optimizer.zero_grad()
+        totals = self.backward(rollout)
+        norm = torch.nn.utils.clip_grad_norm_(list(self.student.parameters()), self.config.max_grad_norm)
+        if not math.isfinite(totals["train/loss"]) or not bool(torch.isfinite(norm)):
+            raise FloatingPointError(
+                f"iteration {self.iteration + 1}: the loss is {totals['train/loss']}, its gradient's norm {float(norm)}; "
+                "nothing was changed. Lower the learning rate, or set --method.loss-clip"
+            )
+        self.optimizer.step()
+        self.hard_share = totals.get("rollout/hard_share", 0.0)
+        return totals | {"train/grad_norm": float(norm)}
+
+    def backward(self, rollout: Rollout) -> Metrics:
+        """Accumulate the gradient of the mean loss, chunk by chunk over the valid positions."""
+        mask = rollout.mask  # [N, T]
+        count = int(mask.sum())
+        offsets = torch.cat([torch.zeros(1, dtype=torch.long), mask.sum(1).cumsum(0)])
+        future = self._cost_to_go(rollout)  # [N, T]
+        sums: dict[str, float] = {}
+        micro = self.config.micro_batch or len(rollout.prompts)
+        for begin in range(0, len(rollout.prompts), micro):
+            rows = slice(begin, begin + micro)
+            prompts = [p.ids for p in rollout.prompts[rows]]
+            features = self.student.features(prompts, rollout.tokens[rows], mask[rows])  # [m, ...]
+            leaf = features.detach().requires_grad_(features.requires_grad)
+            states = _States(rollout, rows, future, int(offsets[begin]))
+            weight = self._weight_with_memory(rollout, rows, leaf, states)
+            for chunk in _chunks(len(leaf), self.config.chunk_positions):
+                loss = self._chunk_loss(leaf[chunk], states, chunk, weight, sums)
+                (loss / count).backward()
+            if features.requires_grad and leaf.grad is not None:
+                features.backward(leaf.grad)
+        return {key: value / count for key, value in sums.items()}
+
+    def _chunk_loss(
+        self, features: Tensor, states: _States, chunk: slice, weight: Tensor | None, sums: dict[str, float]
+    ) -> Tensor:
+        """The summed loss of some states; what is worth knowing about them is added to `sums`."""
+        method = self.method
+        log_probs = self.student.head(features)  # [m, V]
+        token_log_prob = log_probs.gather(-1, states.tokens[chunk, None])[:, 0]
+        own = ~states.rewritten[chunk]
+        loss = torch.zeros_like(token_log_prob)
+        if method.estimator == "exact":
+            teacher, ids = states.teacher(chunk)
+            student = project(log_probs, ids)  # [m, S]
+            with torch.no_grad():
+                divergence = reverse_kl(student, teacher).clamp(min=0)
+            if weight is None:
+                reverse_weight = self._weight(student, teacher, states.tokens[chunk], own)
+            else:
+                reverse_weight = weight[chunk]
+            loss = exact_loss(method, student, teacher, token_log_prob, reverse_weight)
+            _add(sums, "rollout/divergence", divergence)
+            _add(sums, "rollout/hard_share", (divergence >= method.tau).double())
+            _add(sums, "train/reverse_weight", reverse_weight)
+        elif method.loss in ("weighted", "forward", "nll"):
+            loss = imitation_loss(token_log_prob, ~own)
+        _add(sums, "train/local_loss", loss)
+        if method.gamma > 0 or method.estimator == "sampled":
+            loss = loss + policy_gradient_loss(token_log_prob, states.future[chunk], own)
+        _add(sums, "train/loss", loss)
+        _add(sums, "train/entropy", entropy(log_probs.detach()))
+        return loss.sum()
+
+    def _weight(self, student: Tensor, teacher: Tensor, tokens: Tensor, own: Tensor) -> Tensor:
+        """lambda of states [m]: by who wrote, or by a gate without memory."""
+        gate = self.method.weighting_gate()
+        if gate is None:
+            return own.double()
+        score = raw_score(gate, student[:, None], teacher[:, None], _lone_states(tokens))
+        score, _ = read_score(gate, score, torch.ones_like(score, dtype=torch.bool), Carry.start(len(score)))
+        return decide(gate, score, torch.zeros_like(score)).reverse_weight[:, 0]
+
+    @torch.no_grad()
+    def _weight_with_memory(self, rollout: Rollout, rows: slice, features: Tensor, states: _States) -> Tensor | None:
+        """lambda of all states [m] of some answers, for gates that smooth their score or read it over the step."""
+        gate = self.method.weighting_gate()
+        if gate is None or (gate.smoothing == 0 and gate.over_step == "none"):
+            return None
+        scores = []
+        for chunk in _chunks(len(features), self.config.chunk_positions):
+            teacher, ids = states.teacher(chunk)
+            student = project(self.student.head(features[chunk]), ids)
+            scores.append(raw_score(gate, student[:, None], teacher[:, None], _lone_states(states.tokens[chunk])))
+        mask = rollout.mask[rows]
+        score = torch.zeros(mask.shape, dtype=torch.float64)
+        score[mask] = torch.cat(scores)[:, 0]
+        previous = torch.cat([torch.full((len(mask), 1), PAD), rollout.tokens[rows][:, :-1]], 1)
+        step_start = torch.isin(previous, torch.tensor([PAD, *rollout.step_end_ids]))
+        score, _ = read_score(gate, score, step_start, Carry.start(len(mask)))
+        return decide(gate, score, torch.zeros_like(score)).reverse_weight[mask]
+
+    def _cost_to_go(self, rollout: Rollout) -> Tensor:
+        """What the policy gradient multiplies log q with, [N, T]: the discounted cost of what followed, less a baseline.
+
+        A step costs what the environment took, and log q (detached) if it was the student's own.
+        """
+        cost = rollout.token_log_prob - rollout.rewards
+        future = cost_to_go(cost, self.method.gamma, include_present=self.method.estimator == "sampled")
+        return (future - leave_one_out_baseline(future, rollout.mask)) * rollout.mask
+
+    # ------------------------------------------------------------------ acting
+
+    def reseed(self, seed: int) -> None:
+        """After this `act` repeats itself."""
+        self._act_seed, self._acts = seed, 0
+        self._actor: TrainableModel | None = None
+        self._seen: list[tuple[int, ...]] = []
+
+    def act(self, observation: NDArray[np.int64], info: dict[str, Any] | None = None) -> NDArray[np.int64]:
+        """Sample a token for every row of [n, T]."""
+        keys = episode_keys(self._act_seed, np.arange(len(observation)))
+        draws = uniform(keys, self._acts, Purpose.STUDENT)
+        self._acts += 1
+        return inverse_cdf(self._log_probs(observation), draws).numpy()
+
+    def log_probs(self, observation: NDArray[np.int64]) -> NDArray[np.float64]:
+        """The distribution that `act` samples from, [n, T] -> [n, V], nats."""
+        return self._log_probs(observation).double().numpy()
+
+    def _log_probs(self, observation: NDArray[np.int64]) -> Tensor:
+        """Rows that go on from what was seen are extended in the cache; others are read anew."""
+        rows = [tuple(row[row != PAD].tolist()) for row in observation]
+        if self._actor is None or len(rows) != len(self._seen):
+            self._actor = self.student.fork()
+            self._seen, self._last = rows, self._actor.start(rows)
+            return self._last
+        new = [r[len(s) :] if r[: len(s)] == s else None for r, s in zip(rows, self._seen, strict=True)]
+        anew = [i for i, tokens in enumerate(new) if tokens is None]
+        if anew:
+            started = self._actor.start([rows[i] for i in anew], anew)
+            self._last = self._last.index_copy(0, torch.tensor(anew), started)
+        width = max((len(tokens) for tokens in new if tokens), default=0)
+        if width:
+            block = torch.full((len(rows), width), PAD)
+            for i, tokens in enumerate(new):
+                if tokens:
+                    block[i, : len(tokens)] = torch.tensor(tokens)
+            counts = (block >= 0).sum(1)
+            after = self._actor.extend(block)[torch.arange(len(rows)), (counts - 1).clamp(min=0)]
+            self._last = torch.where((counts > 0)[:, None], after, self._last)
+        self._seen = rows
+        return self._last
+
+    # ------------------------------------------------------------------ on disk
+
+    def save(self, path: str | Path) -> None:
+        """Write the student, the optimiser and all that a resumed run needs to equal an uninterrupted one."""
+        write_folder(path, self._write)
+
+    def _write(self, folder: Path) -> None:
+        self.student.save_pretrained(folder / "student")
+        tensors, groups = optimizer_tensors(self.optimizer)
+        state = {
+            "config": dataclasses.asdict(self.config),
+            "iteration": self.iteration,
+            "hard_share": self.hard_share,
+            "param_groups": groups,
+        }
+        save_state(folder, "optimizer", tensors, state)
+
+    @classmethod
+    def load(cls, path: str | Path) -> DistillAgent:
+        folder = existing_folder(path)
+        tensors, state = load_state(folder, "optimizer")
+        config = DistillConfig(**{**state["config"], "method": Method(**state["config"]["method"])})
+        agent = cls(build_model(folder / "student"), config)
+        restore_optimizer(agent.optimizer, tensors, state["param_groups"])
+        agent.iteration, agent.hard_share = state["iteration"], state["hard_share"]
+        return agent
+
+
+class PromptStream:
+    """An endless stream of prompts: every epoch is a permutation of its own, drawn from the seed and its number."""
+
+    def __init__(self, prompts: tuple[Prompt, ...], seed: int) -> None:
+        self.prompts, self.seed = prompts, seed
+
+    def take(self, start: int, count: int) -> list[Prompt]:
+        """The prompts number `start` to `start + count`."""
+        taken = []
+        for epoch in range(start // len(self.prompts), (start + count - 1) // len(self.prompts) + 1):
+            order = np.random.default_rng([self.seed, epoch]).permutation(len(self.prompts))
+            low = max(start - epoch * len(order), 0)
+            taken += [self.prompts[i] for i in order[low : max(start + count - epoch * len(order), 0)]]
+        return taken
+
+
+class _States:
+    """The valid states of some rows of a rollout, flattened row by row."""
+
+    def __init__(self, rollout: Rollout, rows: slice, future: Tensor, offset: int) -> None:
+        mask = rollout.mask[rows]
+        self.tokens = rollout.tokens[rows][mask]  # [m]
+        self.rewritten = rollout.rewritten[rows][mask]
+        self.future = future[rows][mask]
+        self._rollout, self._offset = rollout, offset
+
+    def teacher(self, chunk: slice) -> tuple[Tensor, Tensor | None]:
+        """The teacher's log-probabilities at these states and the support they are on."""
+        assert self._rollout.teacher is not None
+        where = slice(self._offset + chunk.start, self._offset + chunk.stop)
+        ids = self._rollout.support
+        return self._rollout.teacher[where], None if ids is None else ids[where]
+
+
+def _lone_states(tokens: Tensor) -> Draft:
+    """States [m] as drafts of one token, for gates that look at each alone."""
+    ones = torch.ones(len(tokens), 1)
+    return Draft(tokens[:, None], ones.bool(), ones.double(), ones[:, 0].double())
+
+
+def _chunks(count: int, size: int) -> Iterator[slice]:
+    return (slice(i, min(i + size, count)) for i in range(0, count, size))
+
+
+def _add(sums: dict[str, float], key: str, values: Tensor) -> None:
+    sums[key] = sums.get(key, 0.0) + float(values.detach().sum())
+
+
+def rollout_metrics(rollout: Rollout) -> Metrics:
+    """What a rollout showed and cost."""
+    ledger, mask = rollout.ledger, rollout.mask
+    tokens = float(mask.sum())
+    written = float(rollout.rewritten.sum())
+    own = max(tokens - written, 1.0)
+    return {
+        "rollout/reward": float(rollout.rewards.sum()) / len(rollout.prompts),
+        "rollout/grade": float(rollout.grades.mean()),
+        "rollout/length": tokens / len(rollout.prompts),
+        "rollout/rewritten_share": written / tokens,
+        "rollout/teacher_tokens_per_student_token": written / own,
+        "rollout/tokens": tokens,
+        "rollout/student_tokens": tokens - written,
+        "cost/drafted": ledger.drafted,
+        "cost/wasted": ledger.wasted,
+        "cost/teacher_passes": ledger.teacher_passes,
+        "cost/teacher_positions": ledger.teacher_positions,
+        "cost/teacher_tokens": ledger.teacher_tokens,
+        "time/student_seconds": ledger.student_seconds,
+        "time/teacher_seconds": ledger.teacher_seconds,
+        "time/rollout_seconds": ledger.seconds,
+    }
