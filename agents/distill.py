@@ -16,7 +16,6 @@ import dataclasses
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +33,7 @@ from agents.checkpoint import (
     save_state,
     write_folder,
 )
+from agents.config import DistillConfig
 from agents.methods import Method
 from agents.objectives import cost_to_go, exact_loss, imitation_loss, leave_one_out_baseline, policy_gradient_loss
 from agents.rollout import DraftLength, Rollout, collect
@@ -44,37 +44,6 @@ from distill_env.models import TrainableModel
 from distill_env.models.load import build_model
 from distill_env.randomness import Purpose, episode_keys, inverse_cdf, uniform
 from distill_env.tasks import Prompt
-
-
-@dataclass(frozen=True)
-class DistillConfig:
-    """The agent: a method, and how it is optimised."""
-
-    method: Method = field(default_factory=Method)
-    batch_size: int = 64
-    """Answers an iteration."""
-    learning_rate: float = 1e-3
-    """Step size of AdamW."""
-    max_grad_norm: float = 1.0
-    """Gradients are scaled down to this norm."""
-    micro_batch: int = 0
-    """Answers in one forward and backward pass; 0 takes the whole batch."""
-    chunk_positions: int = 1024
-    """Positions whose distributions over the vocabulary exist at a time."""
-    draft_length: int = 0
-    """Tokens the student drafts before the teacher looks; 0 adapts it, 1 is token by token. Changes time, not results."""
-    seed: int = 0
-    """Seed of prompts and of all draws."""
-
-    def __post_init__(self) -> None:
-        for name in ("batch_size", "chunk_positions"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: {getattr(self, name)} is not at least 1")
-        for name in ("learning_rate", "max_grad_norm"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}: {getattr(self, name)} is not positive")
-        if self.micro_batch < 0 or self.draft_length < 0:
-            raise ValueError(f"micro_batch, draft_length: {self.micro_batch}, {self.draft_length}; at least 0 each")
 
 
 class DistillAgent:
@@ -149,11 +118,20 @@ class DistillAgent:
         if not math.isfinite(totals["train/loss"]) or not bool(torch.isfinite(norm)):
             raise FloatingPointError(
                 f"iteration {self.iteration + 1}: the loss is {totals['train/loss']}, its gradient's norm {float(norm)}; "
-                "nothing was changed. Lower the learning rate, or set --method.loss-clip"
+                "the student was not changed. Lower --learning-rate, or set --loss-clip"
             )
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate()
         self.optimizer.step()
         self.hard_share = totals.get("rollout/hard_share", 0.0)
         return totals | {"train/grad_norm": float(norm)}
+
+    def learning_rate(self) -> float:
+        """The step size of the present iteration."""
+        config, i = self.config, self.iteration
+        rise = min(1.0, (i + 1) / (config.warmup_iterations + 1))
+        fall = max(1 - i / config.decay_iterations, 0.01) if config.decay_iterations else 1.0
+        return config.learning_rate * min(rise, fall)
 
     def backward(self, rollout: Rollout) -> Metrics:
         """Accumulate the gradient of the mean loss, chunk by chunk over the valid positions."""
@@ -237,7 +215,7 @@ class DistillAgent:
         return decide(gate, score, torch.zeros_like(score)).reverse_weight[mask]
 
     def _cost_to_go(self, rollout: Rollout) -> Tensor:
-        """What the policy gradient multiplies log q with, [N, T]: the discounted cost of what followed, less a baseline.
+        """What the policy gradient multiplies log q with, [N, T]: the discounted cost of what followed less a baseline.
 
         A step costs what the environment took, and log q (detached) if it was the student's own.
         """

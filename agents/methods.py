@@ -61,7 +61,7 @@ class Method:
     """Discount of what follows, in [0, 1]; 0 is the per-step objective, 1 the sequence's."""
 
     def __post_init__(self) -> None:
-        self.gate()
+        self.gate(self.alpha)
         random_gate(self.rate)
         for name, value, low, high in (("beta", self.beta, 0, 1), ("skew", self.skew, 0, 1)):
             if not low < value < high:

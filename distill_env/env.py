@@ -17,7 +17,7 @@ from torch import Tensor
 from distill_env.models import TokenModel
 from distill_env.models.load import load_model
 from distill_env.randomness import Purpose, episode_keys, inverse_cdf, uniform
-from distill_env.tasks import Prompt, Split, Task, make_task
+from distill_env.tasks import SPLITS, Prompt, Split, Task, make_task
 
 RewriteDraw = Literal["sample", "nucleus", "argmax"]
 RewriteSpan = Literal["token", "step"]
@@ -142,14 +142,23 @@ class DistillVectorEnv(VectorEnv):
                 f"teacher: {teacher!r} has {self.teacher.vocab_size} token ids, the task has {vocab_size}; "
                 "they have to share one vocabulary"
             )
+        _check_choice("split", split, SPLITS)
         _check_choice("rewrite", rewrite, ("sample", "nucleus", "argmax"))
         _check_choice("rewrite_span", rewrite_span, ("token", "step"))
         if render_mode is not None:
             _check_choice("render_mode", render_mode, tuple(self.metadata["render_modes"]))
+        if not isinstance(autoreset_mode, AutoresetMode):
+            _check_choice("autoreset_mode", autoreset_mode, tuple(mode.value for mode in AutoresetMode))
         if not 0 < rewrite_top_p <= 1:
             raise ValueError(f"rewrite_top_p: {rewrite_top_p} is not in (0, 1]")
         if chunk < 1 or num_envs < 1:
             raise ValueError(f"chunk and num_envs: {chunk} and {num_envs}; both have to be at least 1")
+        if max_new_tokens is not None and max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens: {max_new_tokens} is not at least 1")
+        if not rewrite_cost >= 0:
+            raise ValueError(f"rewrite_cost: {rewrite_cost} is not a price; accepted: at least 0 nats")
+        if not log_prob_floor < 0:
+            raise ValueError(f"log_prob_floor: {log_prob_floor} is not below 0, as log-probabilities are")
         self.num_envs = num_envs
         self.split: Split = split
         self.max_new_tokens = max_new_tokens or self.task.max_new_tokens
@@ -203,7 +212,9 @@ class DistillVectorEnv(VectorEnv):
 
     def _load_teacher(self) -> TokenModel:
         teacher = self._arguments["teacher"]
-        return load_model(teacher, **(self._arguments["teacher_kwargs"] or {})) if isinstance(teacher, str) else teacher
+        if isinstance(teacher, str):
+            return load_model(teacher, **(self._arguments["teacher_kwargs"] or {}))
+        return teacher.fork() if hasattr(teacher, "fork") else teacher  # rows of its own
 
     # ------------------------------------------------------------------ Gymnasium's face
 
@@ -265,9 +276,13 @@ class DistillVectorEnv(VectorEnv):
 
         Returns:
             log p, [n, K + 1, V]; row j is the state after j drafted tokens. Places after padding, and rows whose answer
-            has ended, hold no meaning.
+            has ended, hold no meaning. The environment keeps this tensor: it is to be read, not written to.
         """
+        if not self._started:
+            raise gym.error.ResetNeeded("lookahead: call reset before lookahead")
         n, drafted = tokens.shape
+        if n != self.num_envs or (drafted and int(tokens.max()) >= self.vocab_size):
+            raise ValueError(f"tokens: accepted: [{self.num_envs}, K], ids below {self.vocab_size}, padded with {PAD}")
         self._rewind_to(self._lengths)
         pending = self._lengths - self._consumed  # committed, but not yet read by the teacher
         live = ~self._ended
@@ -292,7 +307,7 @@ class DistillVectorEnv(VectorEnv):
             result = torch.where((index >= 0)[..., None], gathered, result)
         self._log_probs = torch.where(torch.from_numpy(pending > 0)[:, None], result[:, 0], self._log_probs)
         self._consumed = np.where(live, self._lengths + counts, self._consumed)
-        self._ahead, self._ahead_log_probs = tokens, result
+        self._ahead, self._ahead_log_probs = tokens.clone(), result
         return result
 
     def executed_log_probs(self) -> tuple[NDArray[np.int64], NDArray[np.int64], Tensor]:
@@ -494,15 +509,18 @@ class DistillVectorEnv(VectorEnv):
 
     def _begin(self, rows: NDArray[np.intp], prompts: Sequence[Any] | None, keys: NDArray[np.uint64] | None) -> None:
         """Start the next episode of `rows`."""
-        self._keys[rows] = episode_keys(self._seeds[rows], self._episodes[rows]) if keys is None else keys
-        self._episodes[rows] += 1
+        for name, given in (("prompts", prompts), ("episode_keys", keys)):
+            if given is not None and len(given) != len(rows):
+                raise ValueError(f"{name}: {len(given)} for {len(rows)} rows that are reset")
+        if keys is None:
+            keys = episode_keys(self._seeds[rows], self._episodes[rows])
         if prompts is None:
-            index = (uniform(self._keys[rows], 0, Purpose.PROMPT) * len(self.prompts)).astype(np.int64)
+            index = (uniform(keys, 0, Purpose.PROMPT) * len(self.prompts)).astype(np.int64)
             chosen = [self.prompts[i] for i in index]
         else:
-            if len(prompts) != len(rows):
-                raise ValueError(f"prompts: {len(prompts)} prompts for {len(rows)} rows that are reset")
             chosen = [self._check_prompt(p) for p in prompts]
+        self._keys[rows] = keys
+        self._episodes[rows] += 1
         self._observation[rows] = PAD
         self._rewritten[rows] = False
         for row, prompt in zip(rows, chosen, strict=True):

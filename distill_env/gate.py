@@ -6,19 +6,17 @@ A gate is a score, a threshold and a sharpness. A step is *hard* where `score >=
     soft gate (alpha)        rewrite with probability 1 - lambda;     reverse weight lambda = sigmoid(alpha (tau - score))
 
 `always`, `never` and `random` are gates as well, over a constant or a uniform score. All that comes out is detached: a
-loss must not fall by moving the gate.
+loss must not fall by moving the gate. (torch is imported where it is used: every `--help` reads the settings here.)
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
-from torch import Tensor
-
-from distill_env.divergence import entropy, forward_kl, reverse_kl
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ScoreName = Literal["divergence", "forward_kl", "teacher_entropy", "rank", "uniform", "episode_uniform"]
 OverStep = Literal["none", "mean", "max", "sum"]
@@ -107,6 +105,8 @@ class Carry:
 
     @classmethod
     def start(cls, n: int) -> Carry:
+        import torch
+
         return cls(*(torch.zeros(n, dtype=torch.float64) for _ in fields(cls)))
 
     def at(self, rows: Tensor, positions: Tensor) -> Carry:
@@ -129,6 +129,10 @@ class GateDecision:
 
 def raw_score(gate: Gate, student: Tensor | None, teacher: Tensor | None, draft: Draft) -> Tensor:
     """The gate's score as is, float64 [n, K], from log-probabilities [n, K, V] (None for scores that read no model)."""
+    import torch
+
+    from distill_env.divergence import entropy, forward_kl, reverse_kl
+
     if gate.always or gate.never:
         return torch.zeros_like(draft.uniforms)
     if gate.score == "uniform":
@@ -152,6 +156,8 @@ def raw_score(gate: Gate, student: Tensor | None, teacher: Tensor | None, draft:
 
 def read_score(gate: Gate, score: Tensor, step_start: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
     """Clip, smooth and reduce raw scores [n, K] causally; the carry comes back for every position."""
+    import torch
+
     score = score.clamp(max=gate.clip)
     if gate.smoothing == 0 and gate.over_step == "none":
         return score, Carry(*(getattr(carry, f.name)[:, None].expand_as(score) for f in fields(carry)))
@@ -174,6 +180,8 @@ def read_score(gate: Gate, score: Tensor, step_start: Tensor, carry: Carry) -> t
 
 def decide(gate: Gate, score: Tensor, uniforms: Tensor) -> GateDecision:
     """From scores as read [n, K] to decisions; `uniforms` settle the draws of a soft gate."""
+    import torch
+
     if gate.alpha is None or not math.isfinite(gate.threshold):
         rewrite = score >= gate.threshold
         return GateDecision(score, rewrite, (~rewrite).double())

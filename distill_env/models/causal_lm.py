@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,8 +13,21 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.utils import logging as hf_logging
 
 _DTYPES = ("float32", "float64", "bfloat16", "float16")
+
+
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    """Transformers draws a bar for every file that it reads or writes; a run draws its own."""
+    shown = hf_logging.is_progress_bar_enabled()
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            hf_logging.enable_progress_bar()
 
 
 class _SlotCache(Cache):
@@ -131,9 +145,10 @@ class CausalLM:
         except (RuntimeError, AssertionError, TypeError) as error:
             raise ValueError(f"device: {device!r} is not available; accepted: 'cpu', 'cuda', 'cuda:1', ...") from error
         try:
-            model: Any = AutoModelForCausalLM.from_pretrained(
-                str(name_or_path), dtype=getattr(torch, dtype), trust_remote_code=False
-            )
+            with _no_progress_bars():
+                model: Any = AutoModelForCausalLM.from_pretrained(
+                    str(name_or_path), dtype=getattr(torch, dtype), trust_remote_code=False
+                )
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             raise OSError(
                 f"name_or_path: no causal language model can be loaded from {str(name_or_path)!r}; accepted: a folder "
@@ -309,7 +324,8 @@ class CausalLM:
 
     def save_pretrained(self, path: str | Path) -> None:
         """Write a folder that `load` and `AutoModelForCausalLM.from_pretrained` read. Its vocabulary is not cut."""
-        self.model.save_pretrained(str(path))
+        with _no_progress_bars():
+            self.model.save_pretrained(str(path))
 
     def _run(self, **inputs: Any) -> Tensor:
         """Hidden states of the model below its head."""

@@ -13,8 +13,13 @@ if TYPE_CHECKING:
 TEACHER_PATH = Path(__file__).parents[1] / "data" / "sums_teacher"
 
 
-def sums_llama(width: int, layers: int, heads: int = 4) -> LlamaForCausalLM:
-    """A Llama of the vocabulary of Sums with fresh weights, drawn from torch's global generator."""
+def sums_llama(width: int, layers: int) -> LlamaForCausalLM:
+    """A Llama of the vocabulary of Sums with fresh weights, drawn from torch's global generator.
+
+    Args:
+        width: hidden width, a multiple of 4 (of 8 from 64 on, where it has four heads instead of two).
+        layers: number of layers.
+    """
     from transformers import LlamaConfig, LlamaForCausalLM
 
     return LlamaForCausalLM(
@@ -23,7 +28,7 @@ def sums_llama(width: int, layers: int, heads: int = 4) -> LlamaForCausalLM:
             hidden_size=width,
             intermediate_size=2 * width,
             num_hidden_layers=layers,
-            num_attention_heads=heads,
+            num_attention_heads=4 if width >= 64 else 2,
             max_position_embeddings=64,
             tie_word_embeddings=True,
             bos_token_id=None,

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -24,6 +25,7 @@ class TabularModel(nn.Module):
     """
 
     next_state: Tensor
+    contents = "logits"  # what the table holds, its name on disk
 
     def __init__(self, next_state: Tensor, logits: Tensor, eos_token_id: int) -> None:
         super().__init__()
@@ -99,13 +101,25 @@ class TabularModel(nn.Module):
 
     def save_pretrained(self, path: str | Path) -> None:
         Path(path).mkdir(parents=True, exist_ok=True)
-        tensors = {"next_state": self.next_state, "logits": self.log_table().detach()}
+        tensors = {"next_state": self.next_state, self.contents: self.table.detach()}
         save_file(tensors | {"eos_token_id": torch.tensor(self.eos_token_id)}, Path(path) / "table.safetensors")
 
     @classmethod
     def load(cls, path: str | Path) -> TabularModel:
-        tensors = load_file(Path(path) / "table.safetensors")
-        return TabularModel(tensors["next_state"], tensors["logits"], int(tensors["eos_token_id"]))
+        """Read what `save_pretrained` wrote, whichever kind of table it was.
+
+        Raises:
+            ValueError: in one line, if the file is missing or damaged.
+        """
+        try:
+            tensors = load_file(Path(path) / "table.safetensors")
+            kind = OneModeModel if OneModeModel.contents in tensors else TabularModel
+            model = kind.__new__(kind)
+            TabularModel.__init__(model, tensors["next_state"], tensors[kind.contents], int(tensors["eos_token_id"]))
+        except (OSError, SafetensorError, KeyError) as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"model: {str(path)!r} holds no readable table ({reason})") from None
+        return model
 
 
 class OneModeModel(TabularModel):
@@ -113,6 +127,8 @@ class OneModeModel(TabularModel):
 
     p(v | c) is proportional to exp(-(v - mean_c)^2 / (2 scale_c^2)); the end token has no mass.
     """
+
+    contents = "mean_and_log_scale"
 
     def __init__(self, next_state: Tensor, mean: Tensor, scale: Tensor, eos_token_id: int) -> None:
         super().__init__(next_state, torch.zeros(0), eos_token_id)
@@ -130,9 +146,7 @@ def suffix_automaton(vocab_size: int, order: int) -> Tensor:
     V + 1 (state 0: nothing yet), order 2 has V^2 + V + 1, shorter histories first."""
     histories: list[tuple[int, ...]] = [()]
     for length in range(1, order + 1):
-        histories += [
-            tuple(int(d) for d in divmod_digits(i, vocab_size, length)) for i in range(vocab_size**length)
-        ]
+        histories += [tuple(int(d) for d in divmod_digits(i, vocab_size, length)) for i in range(vocab_size**length)]
     index = {history: i for i, history in enumerate(histories)}
     followers = [[index[(*h, v)[-order:] if order else ()] for v in range(vocab_size)] for h in histories]
     return torch.tensor(followers)

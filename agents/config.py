@@ -1,0 +1,97 @@
+"""Configurations of the agents. Light to import: a sentence under every field is its flag's help."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from agents.methods import Method
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    """The agent: a method, and how it is optimised."""
+
+    method: Method = field(default_factory=Method)
+    batch_size: int = 64
+    """Answers an iteration."""
+    learning_rate: float = 1e-3
+    """Step size of AdamW."""
+    warmup_iterations: int = 10
+    """Iterations over which the step size rises linearly: AdamW's first steps are as large as its later ones."""
+    decay_iterations: int = 0
+    """Iterations over which the step size falls linearly to a hundredth; 0 keeps it."""
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this norm."""
+    micro_batch: int = 0
+    """Answers in one forward and backward pass; 0 takes the whole batch."""
+    chunk_positions: int = 1024
+    """Positions whose distributions over the vocabulary exist at a time."""
+    draft_length: int = 0
+    """Tokens the student drafts before the teacher looks; 0 adapts it, 1 is token by token. It changes no result."""
+    seed: int = 0
+    """Seed of prompts and of all draws."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "chunk_positions"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: {getattr(self, name)} is not at least 1")
+        for name in ("learning_rate", "max_grad_norm"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}: {getattr(self, name)} is not positive")
+        for name in ("warmup_iterations", "decay_iterations", "micro_batch", "draft_length"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}: {getattr(self, name)} is negative")
+
+
+@dataclass(frozen=True)
+class PluginConfig:
+    """Options of somebody else's agent: it is made as `Class(env, seed=seed)`."""
+
+    batch_size: int = 64
+    """Rows of its vector environment."""
+    seed: int = 0
+    """Seed that it is given."""
+
+
+@dataclass(frozen=True)
+class SB3Config:
+    """PPO or A2C of Stable-Baselines3 on the student, with REWRITE as an action that it may learn to use."""
+
+    algorithm: Literal["ppo", "a2c"] = "ppo"
+    """Whose update it is."""
+    batch_size: int = 64
+    """Answers an iteration, were all as long as the horizon; shorter ones make room for more."""
+    learning_rate: float = 1e-3
+    """Step size of Adam (ppo) or RMSprop (a2c)."""
+    tau: float = 0.5
+    """Price of a rewrite unless --rewrite-cost says otherwise, and the threshold by which steps count as hard, nats."""
+    gamma: float = 0.0
+    """Discount of what follows, in [0, 1]; only 0 makes the entropy bonus a reverse KL."""
+    ent_coef: float = 1.0
+    """Weight of the entropy bonus; 1 makes the per-step objective a reverse KL, 0 learns to end at once."""
+    normalize_advantage: bool = False
+    """Normalise advantages in a minibatch, which moves the optimum."""
+    n_epochs: int = 4
+    """Passes over a batch (ppo)."""
+    minibatches: int = 4
+    """Parts of a batch, one step of the optimiser each (ppo); fewer if the batch does not divide so."""
+    max_grad_norm: float = 0.5
+    """Gradients are scaled down to this norm."""
+    seed: int = 0
+    """Seed of prompts and of all draws."""
+
+    def __post_init__(self) -> None:
+        if self.algorithm not in ("ppo", "a2c"):
+            raise ValueError(f"algorithm: {self.algorithm!r} is unknown; accepted: ppo, a2c")
+        for name in ("batch_size", "n_epochs", "minibatches"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: {getattr(self, name)} is not at least 1")
+        for name in ("learning_rate", "max_grad_norm"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}: {getattr(self, name)} is not positive")
+        for name in ("tau", "ent_coef"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name}: {getattr(self, name)} is not at least 0")
+        if not 0 <= self.gamma <= 1:
+            raise ValueError(f"gamma: {self.gamma} is not in [0, 1]")

@@ -1,0 +1,356 @@
+"""The configuration of a run, and what it builds: environments, students, agents. Light to import."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import itertools
+import json
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import tyro
+
+from agents.config import DistillConfig, PluginConfig, SB3Config
+from agents.methods import METHODS, Method
+from distill_env.tasks import Split
+
+if TYPE_CHECKING:
+    from agents.base import Agent
+    from distill_env.env import DistillVectorEnv
+    from distill_env.models import TrainableModel
+
+EnvName = Literal["sums", "categorical", "lm"]
+SB3_AGENTS = ("ppo", "a2c")
+CATEGORICAL_VOCABULARY = 6
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Train a student with its teacher in the environment."""
+
+    agent: str = "gated"
+    """A method (sft, fkl, rkl, gkd, gated, soft, gate_only, rewrite_only, random_rewrite), ppo or a2c from
+    Stable-Baselines3, or package.module:Class."""
+    env: EnvName = "sums"
+    """Sums with its shipped teacher, a categorical table, or any pair of causal language models."""
+    teacher: str = ""
+    """Teacher of --env lm: a folder or hub id."""
+    student: str = ""
+    """Student to begin with: a folder or hub id; for sums and categorical a fresh one if empty."""
+    prompts: Path | None = None
+    """Prompts of --env lm: a text file (a prompt a line), .jsonl or .json."""
+    max_prompt_tokens: int = 256
+    """Prompts of --env lm that are longer are left out."""
+    name: str = ""
+    """The run's folder under --out; by default agent, environment and seed."""
+    out: Path = Path("runs")
+    """Where runs go."""
+    resume: bool = False
+    """Go on with the run of this name from its last checkpoint."""
+    iterations: int = 200
+    """Iterations: one batch of answers and one optimiser step each."""
+    warm_start: float = 1 / 3
+    """Before training, sft until the validation accuracy is this share of the teacher's (sums); 0 for none."""
+    student_width: int = 24
+    """Hidden width of a fresh student of sums."""
+    student_layers: int = 2
+    """Layers of a fresh student of sums."""
+    max_new_tokens: int | None = None
+    """Horizon in tokens; the task's default if not given."""
+    rewrite: Literal["sample", "nucleus", "argmax"] = "sample"
+    """How the teacher writes."""
+    rewrite_top_p: float = 0.9
+    """Mass of the nucleus."""
+    rewrite_span: Literal["token", "step"] = "token"
+    """How much the teacher writes at a time: one token, or the rest of the reasoning step."""
+    rewrite_cost: float | None = None
+    """Price of a rewrite in nats; tau if not given."""
+    log_prob_floor: float = -100.0
+    """Lowest reward of an own token, nats."""
+    task_reward: float = 0.0
+    """Weight of the grade in the last reward; needs gamma > 0."""
+    rows: int = 0
+    """Rows of the training environment; 0 for the batch size."""
+    draft_limit: int = 16
+    """The longest draft."""
+    validate_every: int = 10
+    """Iterations between validations of the student alone."""
+    checkpoint_every: int = 50
+    """Iterations between checkpoints."""
+    eval_prompts: int = 200
+    """Prompts in the final evaluation, per split."""
+    eval_samples: int = 8
+    """Answers to each of them."""
+    threads: int = 0
+    """Torch threads; 0 leaves the default."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Weights of the teacher of --env lm; the student's are float32."""
+
+
+# what differs from the fields above, by environment
+ENV_DEFAULTS: dict[str, dict[str, Any]] = {
+    "sums": {},
+    "categorical": {"iterations": 150, "warm_start": 0.0, "eval_samples": 32},
+    "lm": {"iterations": 20, "warm_start": 0.0, "max_new_tokens": 48, "eval_prompts": 32, "eval_samples": 2},
+}
+OPTION_DEFAULTS: dict[str, dict[str, Any]] = {
+    "sums": {"batch_size": 64, "learning_rate": 2e-3},
+    "categorical": {"batch_size": 32, "learning_rate": 0.05},
+    "lm": {"batch_size": 8, "learning_rate": 1e-4},
+}
+
+
+def default_options(agent: str, env: str) -> Any:
+    """The options of an agent in an environment, as a dataclass whose fields are flags.
+
+    Raises:
+        ValueError: for an unknown agent or environment.
+    """
+    if env not in ENV_DEFAULTS:
+        raise ValueError(f"env: {env!r} is unknown; accepted: {', '.join(ENV_DEFAULTS)}")
+    if agent in METHODS:
+        return DistillConfig(method=METHODS[agent], **OPTION_DEFAULTS[env])
+    if agent in SB3_AGENTS:
+        return SB3Config(algorithm=agent, **OPTION_DEFAULTS[env])
+    if ":" in agent:
+        return PluginConfig(batch_size=OPTION_DEFAULTS[env]["batch_size"])
+    accepted = ", ".join([*METHODS, *SB3_AGENTS])
+    raise ValueError(f"agent: {agent!r} is unknown; accepted: {accepted}, or package.module:Class")
+
+
+# one class for each kind of options, since flags follow from types
+@dataclass(frozen=True)
+class DistillRun(RunConfig):
+    options: DistillConfig = field(default_factory=DistillConfig)
+
+
+@dataclass(frozen=True)
+class SB3Run(RunConfig):
+    options: SB3Config = field(default_factory=SB3Config)
+
+
+@dataclass(frozen=True)
+class PluginRun(RunConfig):
+    options: PluginConfig = field(default_factory=PluginConfig)
+
+
+AnyRun = DistillRun | SB3Run | PluginRun
+RUN_CLASSES: dict[type, type[AnyRun]] = {DistillConfig: DistillRun, SB3Config: SB3Run, PluginConfig: PluginRun}
+# what a resumed run may change
+RESUMABLE = {"resume", "iterations", "validate_every", "checkpoint_every", "eval_prompts", "eval_samples", "threads"}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The flags that decide which other flags there are."""
+
+    agent: str = "gated"
+    env: str = "sums"
+    name: str = ""
+    out: Path = Path("runs")
+    resume: bool = False
+    seed: int = 0
+
+
+def parse(args: Sequence[str] | None = None, description: str | None = None) -> AnyRun:
+    """The command line as a configuration.
+
+    Raises:
+        ValueError: in one line that names the flag, the value and what is accepted.
+    """
+    args = list(sys.argv[1:] if args is None else args)
+    choice, _ = tyro.cli(Choice, args=args, return_unknown_args=True, add_help=False)
+    name = choice.name or default_name(choice)
+    if choice.resume:
+        default = load_config(choice.out / name)
+    else:
+        options = default_options(choice.agent, choice.env)
+        run_class = RUN_CLASSES[type(options)]
+        default = run_class(agent=choice.agent, options=options, **{"env": choice.env, **ENV_DEFAULTS[choice.env]})
+    given: AnyRun = tyro.cli(
+        type(default), args=args, default=default, description=description, config=(tyro.conf.OmitArgPrefixes,)
+    )
+    if choice.resume:
+        changed = [k for k, v in to_dict(given).items() if v != to_dict(default)[k] and k not in RESUMABLE | {"name"}]
+        if changed:
+            raise ValueError(f"resume: {changed[0]} differs from the run that is resumed; accepted: {sorted(RESUMABLE)}")
+        return dataclasses.replace(given, name=name, resume=True)
+    if not choice.name and (given.out / name).exists():
+        taken = (f"{name}-{i}" for i in itertools.count(2))
+        name = next(n for n in taken if not (given.out / n).exists())
+    return dataclasses.replace(given, name=name)
+
+
+def default_name(choice: Choice) -> str:
+    agent = re.sub(r"[^A-Za-z0-9_]+", "-", choice.agent)
+    return f"{agent}-{choice.env}-s{choice.seed}"
+
+
+def to_dict(config: AnyRun) -> dict[str, Any]:
+    """As JSON takes it."""
+    return json.loads(json.dumps(dataclasses.asdict(config), default=str))  # type: ignore[no-any-return]
+
+
+def load_config(folder: Path) -> AnyRun:
+    """The configuration of a run's folder.
+
+    Raises:
+        ValueError: if there is no run, or its configuration cannot be read.
+    """
+    path = folder / "config.json"
+    try:
+        fields = json.loads(path.read_text())
+        options = default_options(fields["agent"], fields["env"])
+        if isinstance(options, DistillConfig):
+            fields["options"]["method"] = Method(**fields["options"]["method"])
+        fields["options"] = type(options)(**fields["options"])
+        for key in ("prompts", "out"):
+            fields[key] = None if fields[key] is None else Path(fields[key])
+        return RUN_CLASSES[type(options)](**fields)
+    except FileNotFoundError:
+        raise ValueError(f"run: {str(folder)!r} holds no run (no config.json)") from None
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"run: {str(path)!r} is damaged: {error}") from None
+
+
+def tau_of(config: AnyRun) -> float:
+    """The threshold by which steps count as hard, nats."""
+    options = config.options
+    return options.method.tau if isinstance(options, DistillConfig) else getattr(options, "tau", Method().tau)
+
+
+def make_env(config: AnyRun, split: Split, rows: int, *, purpose: Literal["train", "evaluate"]) -> DistillVectorEnv:
+    """The run's environment: for training as its agent wants it, for evaluation token by token."""
+    from distill_env.env import DistillVectorEnv
+
+    training = purpose == "train"
+    distills = training and isinstance(config.options, DistillConfig)
+    hides = distills and config.options.method.estimator == "sampled"  # type: ignore[union-attr]
+    cost = tau_of(config) if config.rewrite_cost is None else config.rewrite_cost
+    arguments: dict[str, Any] = {
+        "split": split,
+        "max_new_tokens": config.max_new_tokens,
+        "rewrite": config.rewrite,
+        "rewrite_top_p": config.rewrite_top_p,
+        "rewrite_span": config.rewrite_span,
+        "rewrite_cost": min(cost, -config.log_prob_floor),
+        "log_prob_floor": config.log_prob_floor,
+        "task_reward": config.task_reward,
+        "chunk": config.draft_limit if distills and not hides else 1,
+        "reveal_teacher": not distills,
+        "autoreset_mode": "SameStep" if training and isinstance(config.options, SB3Config) else "Disabled",
+    }
+    if config.env == "sums":
+        arguments |= {"task": "sums", "teacher": "sums"}
+    elif config.env == "categorical":
+        arguments |= {"task": "categorical", "teacher": "markov", "teacher_kwargs": {"vocab_size": CATEGORICAL_VOCABULARY}}
+    else:
+        for flag in ("teacher", "student", "prompts"):
+            if not getattr(config, flag):
+                raise ValueError(f"{flag}: --env lm needs --{flag}")
+        arguments |= {
+            "task": "prompts",
+            "teacher": config.teacher,
+            "task_kwargs": {
+                "path": str(config.prompts),
+                "tokenizer": config.teacher,
+                "max_prompt_tokens": config.max_prompt_tokens,
+                "drop_long": True,
+            },
+            "teacher_kwargs": {**shared_ids(config), "dtype": config.dtype},
+        }
+    return DistillVectorEnv(rows, **arguments)
+
+
+def shared_ids(config: AnyRun) -> dict[str, int]:
+    """The ids that teacher and student share, those of their tokenizer, which has to be one; and its end token.
+
+    Raises:
+        ValueError: if the tokenizers map text to ids differently.
+    """
+    from distill_env.models.load import load_tokenizer
+
+    teacher, student = load_tokenizer(config.teacher), load_tokenizer(config.student)
+    if teacher.get_vocab() != student.get_vocab():
+        differing = len(set(teacher.get_vocab().items()) ^ set(student.get_vocab().items()))
+        raise ValueError(
+            f"student: {config.student!r} and the teacher {config.teacher!r} do not share a tokenizer ({differing} "
+            "entries differ); take a student of the teacher's family"
+        )
+    return {"vocab_size": len(teacher), "eos_token_id": int(teacher.eos_token_id)}
+
+
+def make_student(config: AnyRun, env: DistillVectorEnv) -> TrainableModel:
+    """The student that a run begins with, before any warm start.
+
+    Raises:
+        ValueError: if its vocabulary is not the environment's.
+    """
+    import torch
+
+    from distill_env.models.load import build_model
+
+    if config.student:
+        kwargs = shared_ids(config) if config.env == "lm" else {}
+        student: TrainableModel = build_model(config.student, **kwargs)
+        if student.vocab_size != env.vocab_size:
+            raise ValueError(f"student: {config.student!r} has {student.vocab_size} ids, the teacher {env.vocab_size}")
+        return student
+    if config.env == "categorical":
+        from distill_env.models.tabular import uniform
+
+        return uniform(CATEGORICAL_VOCABULARY)
+    from distill_env.models.causal_lm import CausalLM
+    from distill_env.models.sums import sums_llama
+
+    with torch.random.fork_rng():
+        torch.manual_seed(config.options.seed)
+        model = sums_llama(config.student_width, config.student_layers)
+    return CausalLM(model, eos_token_id=env.task.eos_token_id)
+
+
+def make_agent(config: AnyRun, student: TrainableModel, env: DistillVectorEnv) -> Agent:
+    """The agent of a run, around that student."""
+    if isinstance(config.options, DistillConfig):
+        from agents.distill import DistillAgent
+
+        return DistillAgent(student, config.options)
+    if isinstance(config.options, SB3Config):
+        from agents.sb3 import SB3Agent
+
+        return SB3Agent(student, config.options)
+    return plugin(config.agent)(env, seed=config.options.seed)  # type: ignore[no-any-return]
+
+
+def agent_class(config: AnyRun) -> Any:
+    """The class whose `load` reads the run's checkpoints."""
+    if isinstance(config.options, DistillConfig):
+        from agents.distill import DistillAgent
+
+        return DistillAgent
+    if isinstance(config.options, SB3Config):
+        from agents.sb3 import SB3Agent
+
+        return SB3Agent
+    return plugin(config.agent)
+
+
+def plugin(name: str) -> Any:
+    """`package.module:Class` -> the class.
+
+    Raises:
+        ValueError: if it cannot be imported.
+    """
+    module, _, attribute = name.partition(":")
+    sys.path.insert(0, str(Path.cwd()))  # a user's file beside the command
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"agent: {name!r} cannot be imported ({error}); accepted: package.module:Class") from None
+    finally:
+        sys.path.pop(0)

@@ -1,0 +1,135 @@
+"""A run's folder: configuration, metrics as CSV and TensorBoard events, a picture of the curves."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from agents.base import Metrics
+
+
+class Tracker:
+    """Writes `metrics.csv` and TensorBoard events into a run's folder.
+
+    Args:
+        folder: the run's.
+        resume_at: iterations already done; what was logged after them is dropped.
+    """
+
+    def __init__(self, folder: Path, resume_at: int = 0) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.path = folder / "metrics.csv"
+        self.rows: list[dict[str, Any]] = []
+        if resume_at:
+            self.rows = [row for row in read_metrics(folder) if row["iteration"] <= resume_at]
+        self._columns = list(self.rows[0]) if self.rows else []
+        self._rewrite()
+        self._events: Any = SummaryWriter(str(folder), purge_step=resume_at + 1 if resume_at else None)
+
+    def log(self, iteration: int, metrics: Metrics) -> None:
+        row = {"iteration": iteration, **metrics}
+        self.rows.append(row)
+        if not set(row) <= set(self._columns):
+            self._columns += [key for key in row if key not in self._columns]
+            self._rewrite()
+        else:
+            with self.path.open("a", newline="") as file:
+                csv.DictWriter(file, self._columns).writerow(row)
+        for key, value in metrics.items():
+            self._events.add_scalar(key, value, iteration)
+
+    def _rewrite(self) -> None:
+        with self.path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, self._columns)
+            writer.writeheader()
+            writer.writerows(self.rows)
+
+    def close(self) -> None:
+        self._events.close()
+
+
+def read_metrics(folder: Path) -> list[dict[str, float]]:
+    """The rows of `metrics.csv`; empty cells are left out."""
+    path = folder / "metrics.csv"
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
+
+
+def draw_curves(folder: Path, title: str) -> None:
+    """`curves.png`: what was learned, how much the teacher wrote, and how steadily."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    rows = read_metrics(folder)
+    panels = [
+        ("validation/correct_chains", "correct chains, student alone", None),
+        ("rollout/divergence", "mean $D_t$, nats", "train/loss"),
+        ("rollout/rewritten_share", "share of steps", "rollout/hard_share"),
+        ("train/entropy", "entropy, nats", None),
+        ("train/grad_norm", "gradient norm", None),
+    ]
+    panels = [p for p in panels if any(p[0] in row for row in rows)]
+    figure, axes = plt.subplots(1, len(panels), figsize=(3.4 * len(panels), 2.9), squeeze=False, layout="constrained")
+    for axis, (key, label, second) in zip(axes[0], panels, strict=True):
+        for name, style in ((key, "C0-"), (second, "C1-")):
+            points = [(row["iteration"], row[name]) for row in rows if name in row]
+            if points:
+                axis.plot(*zip(*points, strict=True), style, linewidth=1.3, label=str(name).split("/")[-1])
+        axis.set_title(label, fontsize=10)
+        axis.set_xlabel("iteration", fontsize=9)
+        axis.tick_params(labelsize=8)
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+        if second is not None:
+            axis.legend(fontsize=8, frameon=False)
+    figure.suptitle(title, fontsize=11)
+    figure.savefig(folder / "curves.png", dpi=130)
+    plt.close(figure)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write aside, then rename: a reader finds the old file or the new one."""
+    aside = path.with_suffix(".tmp")
+    aside.write_text(json.dumps(value, indent=1))
+    aside.replace(path)
+
+
+TABLE_ROWS = (
+    # key, label, format; "ood/" keys come from the out-of-distribution split
+    ("accuracy", "accuracy (final value)", "{:.1%}"),
+    ("correct_chains", "correct chains", "{:.1%}"),
+    ("pass@{k}", "pass@{k}", "{:.1%}"),
+    ("perplexity", "perplexity of the teacher's answers", "{:.3f}"),
+    ("divergence", "D_t on own answers, nats", "{:.3f}"),
+    ("entropy", "entropy, nats a token", "{:.3f}"),
+    ("distinct_ways", "distinct right ways a prompt, in {k} answers", "{:.2f}"),
+    ("collapse", "collapse (all {k} answers the same)", "{:.1%}"),
+    ("hard_share", "hard steps (D_t >= tau)", "{:.1%}"),
+    ("length", "tokens an answer", "{:.1f}"),
+    ("ood/accuracy", "out of distribution: accuracy", "{:.1%}"),
+    ("ood/correct_chains", "out of distribution: correct chains", "{:.1%}"),
+    ("ood/pass@{k}", "out of distribution: pass@{k}", "{:.1%}"),
+)
+
+
+def table_rows(samples: int, columns: Sequence[dict[str, float]]) -> list[tuple[str, list[str]]]:
+    """The lines of the before/after table: a label and one formatted cell a column; n/a where there is no number."""
+    lines = []
+    for key, label, form in TABLE_ROWS:
+        name = key.format(k=samples)
+        if any(name in column for column in columns):
+            cells = [_cell(form, column.get(name)) for column in columns]
+            lines.append((label.format(k=samples), cells))
+    return lines
+
+
+def _cell(form: str, value: float | None) -> str:
+    return "n/a" if value is None or value != value else form.format(value)
