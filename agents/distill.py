@@ -36,7 +36,7 @@ from agents.checkpoint import (
 from agents.config import DistillConfig
 from agents.methods import Method
 from agents.objectives import cost_to_go, exact_loss, imitation_loss, leave_one_out_baseline, policy_gradient_loss
-from agents.rollout import DraftLength, Rollout, collect
+from agents.rollout import DraftLength, Rollout, collect, read_references
 from distill_env.divergence import entropy, project, reverse_kl
 from distill_env.env import PAD
 from distill_env.gate import Carry, Draft, decide, raw_score, read_score
@@ -95,6 +95,8 @@ class DistillAgent:
         method, size = self.method, self.config.batch_size
         episodes = np.arange(self.iteration * size, (self.iteration + 1) * size)
         prompts = stream.take(int(episodes[0]), size)
+        if method.writer == "data":
+            return read_references(env, prompts, method.top_k, method.top_p, keep_teacher=method.loss != "nll")
         length: DraftLength | int = self.config.draft_length
         if length == 0:
             self._draft_length = length = self._draft_length or DraftLength(env.unwrapped.chunk)
@@ -117,7 +119,7 @@ class DistillAgent:
         norm = torch.nn.utils.clip_grad_norm_(list(self.student.parameters()), self.config.max_grad_norm)
         if not math.isfinite(totals["train/loss"]) or not bool(torch.isfinite(norm)):
             raise FloatingPointError(
-                f"iteration {self.iteration + 1}: the loss is {totals['train/loss']}, its gradient's norm {float(norm)}; "
+                f"iteration {self.iteration + 1}: loss {totals['train/loss']}, its gradient's norm {float(norm)}; "
                 "the student was not changed. Lower --learning-rate, or set --loss-clip"
             )
         for group in self.optimizer.param_groups:
@@ -164,7 +166,9 @@ class DistillAgent:
         token_log_prob = log_probs.gather(-1, states.tokens[chunk, None])[:, 0]
         own = ~states.rewritten[chunk]
         loss = torch.zeros_like(token_log_prob)
-        if method.estimator == "exact":
+        student = teacher = log_probs  # the likelihood of reference answers needs no teacher
+        reverse_weight = own.double()
+        if states.scored:
             teacher, ids = states.teacher(chunk)
             student = project(log_probs, ids)  # [m, S]
             with torch.no_grad():
@@ -173,10 +177,11 @@ class DistillAgent:
                 reverse_weight = self._weight(student, teacher, states.tokens[chunk], own)
             else:
                 reverse_weight = weight[chunk]
-            loss = exact_loss(method, student, teacher, token_log_prob, reverse_weight)
             _add(sums, "rollout/divergence", divergence)
             _add(sums, "rollout/hard_share", (divergence >= method.tau).double())
             _add(sums, "train/reverse_weight", reverse_weight)
+        if method.estimator == "exact":
+            loss = exact_loss(method, student, teacher, token_log_prob, reverse_weight)
         elif method.loss in ("weighted", "forward", "nll"):
             loss = imitation_loss(token_log_prob, ~own)
         _add(sums, "train/local_loss", loss)
@@ -318,6 +323,7 @@ class _States:
         self.tokens = rollout.tokens[rows][mask]  # [m]
         self.rewritten = rollout.rewritten[rows][mask]
         self.future = future[rows][mask]
+        self.scored = rollout.teacher is not None
         self._rollout, self._offset = rollout, offset
 
     def teacher(self, chunk: slice) -> tuple[Tensor, Tensor | None]:

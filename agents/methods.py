@@ -1,4 +1,4 @@
-"""The methods: one table. A method is who writes each step, which loss is descended, and how the two KLs are weighed."""
+"""The methods: one table. A method is who writes each step, which loss is descended, and how two KLs are weighed."""
 
 from __future__ import annotations
 
@@ -84,8 +84,8 @@ class Method:
         each_its_own = self.loss == "weighted" and self.weighting == "written"
         if not (own_only or teacher_only or each_its_own):
             raise ValueError(
-                f"estimator: sampled does not go with writer {self.writer!r} and loss {self.loss!r}: a reverse KL needs "
-                "tokens of the student, a forward KL tokens of the teacher; take estimator exact"
+                f"estimator: sampled does not go with writer {self.writer!r} and loss {self.loss!r}: a reverse KL "
+                "needs tokens of the student, a forward KL tokens of the teacher; take estimator exact"
             )
 
     def gate(self, alpha: float | None = None) -> Gate:

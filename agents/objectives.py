@@ -21,7 +21,7 @@ from distill_env.divergence import (
 
 
 def gated_dual_kl(student: Tensor, teacher: Tensor, reverse_weight: Tensor) -> Tensor:
-    """lambda_t KL(student || teacher) + (1 - lambda_t) KL(teacher || student), lambda_t detached: [m, V], [m] -> [m]."""
+    """lambda_t KL(student || teacher) + (1 - lambda_t) KL(teacher || student), lambda_t detached; [m, V] -> [m]."""
     weight = reverse_weight.detach().to(student.dtype)
     return weight * reverse_kl(student, teacher) + (1 - weight) * forward_kl(student, teacher)
 

@@ -1,4 +1,4 @@
-"""Rollouts by draft and verify: the student drafts, one look-ahead scores the draft, the gate finds the first hard step.
+"""Rollouts by draft and verify: the student drafts, one look-ahead scores it, the gate finds the first hard step.
 
 Each row commits its draft up to its first hard step, lets the teacher write that, and goes on from there; what was not
 kept is rewound. The outcome is the token-by-token gated rollout, whatever the length of the drafts and whoever shares
@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -126,6 +127,58 @@ def collect(
     return _Collector(env, student, prompts, keys, writer, draft_length, top_k, top_p, keep_teacher).run()
 
 
+def read_references(
+    env: Any, prompts: Sequence[Prompt], top_k: int = 0, top_p: float = 1.0, keep_teacher: bool = True
+) -> Rollout:
+    """The reference answers of the prompts as if the teacher had written them, cut at the horizon.
+
+    Raises:
+        ValueError: for a prompt without a reference answer.
+    """
+    core = env.unwrapped
+    started = time.perf_counter()
+    missing = sum(p.reference is None for p in prompts)
+    if missing:
+        raise ValueError(f"writer: data needs a reference answer to each prompt; {missing} of {len(prompts)} have none")
+    n = len(prompts)
+    answers = [np.array(p.reference)[: core.max_new_tokens] for p in prompts if p.reference is not None]
+    tokens = np.full((n, max(map(len, answers))), PAD, np.int64)
+    for row, answer in enumerate(answers):
+        tokens[row, : len(answer)] = answer
+    mask = tokens >= 0
+    ledger = Ledger()
+    kept: list[Tensor] = []
+    ids: list[Tensor | None] = []
+    if keep_teacher:
+        before = core.teacher_use.passes, core.teacher_use.positions
+        for begin in range(0, n, core.num_envs):
+            rows = np.minimum(np.arange(begin, begin + core.num_envs), n - 1)  # the last batch repeats its last prompt
+            env.reset(options={"prompts": [prompts[r] for r in rows]})
+            real = min(core.num_envs, n - begin)
+            log_probs = core.lookahead(torch.from_numpy(tokens[rows, :-1]))[:real]
+            states = log_probs[torch.from_numpy(mask[begin : begin + real])]  # row by row
+            ids.append(support(states, top_k, top_p))
+            kept.append(project(states, ids[-1]))
+        ledger.teacher_passes = core.teacher_use.passes - before[0]
+        ledger.teacher_positions = core.teacher_use.positions - before[1]
+    ledger.seconds = ledger.teacher_seconds = time.perf_counter() - started
+    teacher, kept_ids = _join(kept, ids) if keep_teacher else (None, None)
+    empty = torch.zeros(tokens.shape, dtype=torch.float64)
+    return Rollout(
+        list(prompts),
+        torch.from_numpy(tokens),
+        torch.from_numpy(mask.copy()),
+        empty,
+        empty,
+        torch.full_like(empty, torch.nan),
+        torch.zeros(n, dtype=torch.float64),
+        teacher,
+        kept_ids,
+        tuple(sorted(core.task.step_end_ids)),
+        ledger,
+    )
+
+
 class _Collector:
     def __init__(
         self,
@@ -205,9 +258,7 @@ class _Collector:
         mask = np.zeros(len(self.active), np.bool_)
         mask[rows] = True
         clock = time.perf_counter()
-        self.env.reset(
-            options={"prompts": prompts, "episode_keys": self.keys[self.episode[rows]], "reset_mask": mask}
-        )
+        self.env.reset(options={"prompts": prompts, "episode_keys": self.keys[self.episode[rows]], "reset_mask": mask})
         self.ledger.teacher_seconds += time.perf_counter() - clock
         if not self.writer.always:
             clock = time.perf_counter()
@@ -248,7 +299,8 @@ class _Collector:
         clock = time.perf_counter()
         width = int(states.max())
         if self.reads_teacher:
-            log_probs = self.env.unwrapped.lookahead(torch.from_numpy(tokens[:, : width - 1]))  # [n, width, V]
+            along = np.where(np.arange(1, width) < states[:, None], tokens[:, : width - 1], PAD)
+            log_probs = self.env.unwrapped.lookahead(torch.from_numpy(along))  # [n, width, V]
             if bool(torch.isnan(log_probs[torch.from_numpy(self.active), 0]).any()):
                 raise FloatingPointError("teacher: its log-probabilities are not numbers; check its weights and dtype")
         looked = time.perf_counter() - clock
@@ -323,13 +375,11 @@ class _Collector:
         episode_uniforms: Tensor,
     ) -> NDArray[np.int64]:
         """The first state of each row that is to be rewritten (K if none); scores and the carry are kept."""
-        n, width = len(self.active), teacher.shape[1]
+        width = teacher.shape[1]
         drafted = torch.from_numpy(tokens[:, :width])
         ids = support(teacher, self.top_k, self.top_p)
         draft = Draft(drafted, self._step_start(drafted), uniforms[:, :width], episode_uniforms)
-        decision, carry = gate(
-            self.writer, project(student[:, :width], ids), project(teacher, ids), draft, self.carry
-        )
+        decision, carry = gate(self.writer, project(student[:, :width], ids), project(teacher, ids), draft, self.carry)
         exists = torch.arange(width) < torch.from_numpy(states)[:, None]
         rewrite = decision.rewrite & exists
         first = torch.where(rewrite.any(1), rewrite.int().argmax(1), tokens.shape[1])
@@ -380,7 +430,8 @@ class _Collector:
         rows, columns = np.nonzero(np.arange(actions.shape[1]) < own[:, None])
         if len(rows):
             assert student is not None
-            picked = student[torch.from_numpy(rows), torch.from_numpy(columns), torch.from_numpy(actions[rows, columns])]
+            chosen = torch.from_numpy(actions[rows, columns])
+            picked = student[torch.from_numpy(rows), torch.from_numpy(columns), chosen]
             place = self.lengths[rows] + columns
             self.token_log_prob[self.episode[rows], place] = picked.double()
         self.ledger.committed += int(own.sum())
@@ -413,17 +464,21 @@ class _Collector:
         """The kept teacher rows in the order of the mask: episode by episode, position by position."""
         if not self.keep_teacher:
             return None, None
-        episode, place, teacher, ids = zip(*self.kept, strict=True)
+        episode, place, parts, ids = zip(*self.kept, strict=True)
         order = torch.from_numpy(np.lexsort((np.concatenate(place), np.concatenate(episode))))
-        width = max(t.shape[1] for t in teacher)  # a nucleus differs in size from block to block
-        if ids[0] is None:
-            return torch.cat(teacher)[order], None
-        padded = [_widen(t, i, width) for t, i in zip(teacher, ids, strict=True)]
-        return torch.cat([t for t, _ in padded])[order], torch.cat([i for _, i in padded])[order]
+        teacher, joined = _join(parts, ids)
+        return teacher[order], None if joined is None else joined[order]
 
 
-def _widen(teacher: Tensor, ids: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    """Pad a support [m, k] and the log-probabilities on it [m, k + 1] to `width` columns; the tail stays last."""
-    missing = width - teacher.shape[1]
-    gap = teacher.new_full((len(teacher), missing), LOG_ZERO)
-    return torch.cat([teacher[:, :-1], gap, teacher[:, -1:]], 1), torch.cat([ids, ids.new_full(gap.shape, PAD)], 1)
+def _join(parts: Sequence[Tensor], ids: Sequence[Tensor | None]) -> tuple[Tensor, Tensor | None]:
+    """Join teacher rows [m, k + 1] and their supports [m, k]; a nucleus differs in size from part to part."""
+    known = [i for i in ids if i is not None]
+    if not known:
+        return torch.cat(list(parts)), None
+    width = max(i.shape[1] for i in known)
+    widened = []
+    for part, support_ids in zip(parts, known, strict=True):
+        missing = width - support_ids.shape[1]
+        gap = part.new_full((len(part), missing), LOG_ZERO)  # the tail stays last
+        widened.append((torch.cat([part[:, :-1], gap, part[:, -1:]], 1), F.pad(support_ids, (0, missing), value=PAD)))
+    return torch.cat([t for t, _ in widened]), torch.cat([i for _, i in widened])

@@ -1,8 +1,8 @@
 """Divergences between next-token distributions: pure functions of log-probabilities.
 
-Everywhere `student` and `teacher` are log-probabilities in nats, [..., V], and results are [...], in nats. Gradients flow
-into whatever requires them. Nothing here is estimated from samples: the sum over the vocabulary is taken in full, or
-over a support and one tail bucket.
+Everywhere `student` and `teacher` are log-probabilities in nats, [..., V], and results are [...], in nats. Gradients
+flow into whatever requires them. Nothing here is estimated from samples: the sum over the vocabulary is taken in full,
+or over a support and one tail bucket.
 """
 
 from __future__ import annotations

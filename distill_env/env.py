@@ -182,8 +182,8 @@ class DistillVectorEnv(VectorEnv):
         context = getattr(self.teacher, "max_length", None)
         if context is not None and self.max_prompt_length + self.max_new_tokens > context:
             raise ValueError(
-                f"max_new_tokens: a prompt of {self.max_prompt_length} tokens and {self.max_new_tokens} new ones do not "
-                f"fit into the teacher's context of {context}; shorten the prompts or lower max_new_tokens"
+                f"max_new_tokens: a prompt of {self.max_prompt_length} tokens and {self.max_new_tokens} new ones do "
+                f"not fit into the teacher's context of {context}; shorten the prompts or lower max_new_tokens"
             )
         self.vocab_size = vocab_size
         self.rewrite_action = vocab_size
@@ -371,7 +371,9 @@ class DistillVectorEnv(VectorEnv):
         ends = (written > 0) & (actions[np.arange(n), np.maximum(written - 1, 0)] == self.task.eos_token_id)
         rewrite &= ~ends & (self._lengths + written < self.max_new_tokens) & ~self._ended
 
-        log_probs = self._along(np.where(own, actions, PAD), int((written + rewrite).max(initial=0)))  # [n, <= k, V]
+        states = written + rewrite  # of each row; what follows its last one, an end above all, need not be looked at
+        along = np.where(np.arange(k) < (states - 1)[:, None], actions, PAD)
+        log_probs = self._along(along, int(states.max(initial=0)))  # [n, <= k, V]
         tokens = np.full((n, self._width), PAD, np.int64)
         rewards = np.zeros((n, self._width))
         rewritten = np.zeros((n, self._width), np.bool_)

@@ -2,8 +2,8 @@
 
 A gate is a score, a threshold and a sharpness. A step is *hard* where `score >= threshold`:
 
-    hard gate (alpha=None)   rewrite where hard;                      reverse weight 1 where easy, 0 where hard
-    soft gate (alpha)        rewrite with probability 1 - lambda;     reverse weight lambda = sigmoid(alpha (tau - score))
+    hard gate (alpha=None)   rewrite where hard;                   reverse weight 1 where easy, 0 where hard
+    soft gate (alpha)        rewrite with probability 1 - lambda;  reverse weight lambda = sigmoid(alpha (tau - score))
 
 `always`, `never` and `random` are gates as well, over a constant or a uniform score. All that comes out is detached: a
 loss must not fall by moving the gate. (torch is imported where it is used: every `--help` reads the settings here.)

@@ -35,7 +35,7 @@ def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def _combine(key: NDArray[np.uint64], number: ArrayLike) -> NDArray[np.uint64]:
-    counter = np.atleast_1d(np.asarray(number)).astype(np.uint64) + np.uint64(1)  # scalars would warn of the wrap-around
+    counter = np.atleast_1d(np.asarray(number)).astype(np.uint64) + np.uint64(1)  # scalars would warn of wrapping
     return _mix(key + counter * _GOLDEN)
 
 

@@ -178,7 +178,9 @@ def parse(args: Sequence[str] | None = None, description: str | None = None) -> 
     if choice.resume:
         changed = [k for k, v in to_dict(given).items() if v != to_dict(default)[k] and k not in RESUMABLE | {"name"}]
         if changed:
-            raise ValueError(f"resume: {changed[0]} differs from the run that is resumed; accepted: {sorted(RESUMABLE)}")
+            raise ValueError(
+                f"resume: {changed[0]} differs from the run that is resumed; accepted: {sorted(RESUMABLE)}"
+            )
         return dataclasses.replace(given, name=name, resume=True)
     if not choice.name and (given.out / name).exists():
         taken = (f"{name}-{i}" for i in itertools.count(2))
@@ -248,7 +250,11 @@ def make_env(config: AnyRun, split: Split, rows: int, *, purpose: Literal["train
     if config.env == "sums":
         arguments |= {"task": "sums", "teacher": "sums"}
     elif config.env == "categorical":
-        arguments |= {"task": "categorical", "teacher": "markov", "teacher_kwargs": {"vocab_size": CATEGORICAL_VOCABULARY}}
+        arguments |= {
+            "task": "categorical",
+            "teacher": "markov",
+            "teacher_kwargs": {"vocab_size": CATEGORICAL_VOCABULARY},
+        }
     else:
         for flag in ("teacher", "student", "prompts"):
             if not getattr(config, flag):

@@ -1,6 +1,6 @@
 """Repeat the evaluation of a finished run.
 
-    python experiments/evaluate.py runs/gated-sums-s0
+python experiments/evaluate.py runs/gated-sums-s0
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Draw the textbook picture: a teacher with two modes, a student that can have only one, and what each KL makes of it.
 
-    python experiments/modes.py
+python experiments/modes.py
 """
 
 from __future__ import annotations
@@ -86,7 +86,9 @@ def main(config: Config) -> None:
     first = one_mode(VOCABULARY, mean=config.mean, scale=config.scale).log_table()[0].detach()
 
     n = len(curves)
-    figure, axes = plt.subplots(1, n + 1, figsize=(3 * n + 3.6, 2.9), layout="constrained", width_ratios=[1] * n + [1.25])
+    figure, axes = plt.subplots(
+        1, n + 1, figsize=(3 * n + 3.6, 2.9), layout="constrained", width_ratios=[1] * n + [1.25]
+    )
     x = range(VOCABULARY - 1)
     for i, (axis, (label, curve)) in enumerate(zip(axes[:n], curves.items(), strict=True)):
         axis.bar(x, teacher.exp()[:-1], width=1.0, color="0.8", label="teacher")
@@ -115,7 +117,11 @@ def main(config: Config) -> None:
     for label, curve in curves.items():
         student, rewritten = curve.log_probs, curve.rewritten
         values = (forward_kl(student, teacher), reverse_kl(student, teacher), entropy(student))
-        table.add_row(label.replace(r"$\tau$", "tau"), *(f"{float(v):.3f}" for v in values), f"{rewritten[0]:.0%}, {rewritten[-1]:.0%}")
+        table.add_row(
+            label.replace(r"$\tau$", "tau"),
+            *(f"{float(v):.3f}" for v in values),
+            f"{rewritten[0]:.0%}, {rewritten[-1]:.0%}",
+        )
     Console().print(table, f"wrote {config.out}")
 
 

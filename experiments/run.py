@@ -139,7 +139,9 @@ def warm_start(config: AnyRun, console: Console) -> Any:
             text = f"warm start: sft until {target:.0%} correct chains in validation, now {reached:.0%}"
             progress.update(bar, description=text, completed=agent.iteration)
             if agent.iteration >= 5000:
-                raise ValueError(f"warm_start: {target:.0%} not reached in 5,000 iterations; lower it or widen the student")
+                raise ValueError(
+                    f"warm_start: {target:.0%} not reached in 5,000 iterations; lower it or widen the student"
+                )
     console.print(f"warm start: {agent.iteration} iterations of sft, {reached:.1%} correct chains in validation")
     agent.save(folder)
     return agent.student
@@ -342,7 +344,9 @@ def verdict(config: AnyRun, evaluation: dict[str, Any]) -> str:
     elif first == 1 and last == 1:
         gate = "The teacher wrote everything."
     else:
-        gate = f"The teacher wrote {first:.1%} of the steps in the first tenth of the training and {last:.1%} in the last."
+        gate = (
+            f"The teacher wrote {first:.1%} of the steps in the first tenth of the training and {last:.1%} in the last."
+        )
     entropy = ""
     if after.get("entropy") == after.get("entropy") and "entropy" in after:
         moved = after["entropy"] - before["entropy"]
@@ -365,9 +369,7 @@ def show_samples(config: AnyRun, agent: Any, folder: Path, console: Console) -> 
     rollout = collect(env, agent.student, prompts, keys, method.gate(), 1, method.top_k, method.top_p)
     console.print("\nthree answers with the teacher on call ([red]red[/]: hard steps that it wrote)")
     lines = []
-    for prompt, tokens, rewritten, mask in zip(
-        prompts, rollout.tokens, rollout.rewritten, rollout.mask, strict=True
-    ):
+    for prompt, tokens, rewritten, mask in zip(prompts, rollout.tokens, rollout.rewritten, rollout.mask, strict=True):
         coloured = colour_answer(env.task, prompt, tokens[mask].tolist(), rewritten[mask].tolist())
         console.print("  ", Text.from_ansi(coloured))
         lines.append(coloured)

@@ -41,7 +41,7 @@ def make_env():
     return gym.wrappers.RecordEpisodeStatistics(gym.make(args.env_id))
 
 
-def layer(width_in, width_out, gain=np.sqrt(2)):
+def layer(width_in, width_out, gain=2**0.5):
     linear = nn.Linear(width_in, width_out)
     nn.init.orthogonal_(linear.weight, gain)
     nn.init.zeros_(linear.bias)

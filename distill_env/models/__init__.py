@@ -60,6 +60,9 @@ class TrainableModel(TokenModel, Protocol):
     def head(self, features: Tensor) -> Tensor:
         """log p at these states, differentiable, [m, ...] -> [m, V]."""
 
+    def fork(self) -> TrainableModel:
+        """The same weights with a batch of its own, still empty."""
+
     def parameters(self) -> Iterator[torch.nn.Parameter]: ...
 
     def state_dict(self) -> dict[str, Any]: ...

@@ -21,7 +21,7 @@ def load_model(name: str | Path, **kwargs: Any) -> TrainableModel:
         ValueError: if there is no such model.
     """
     model: Any = _weights(str(name), tuple(sorted(kwargs.items())))
-    return model.fork()  # type: ignore[no-any-return]
+    return model.fork()
 
 
 @lru_cache(maxsize=8)
@@ -63,4 +63,4 @@ def load_tokenizer(name: str | Path) -> Any:
         return AutoTokenizer.from_pretrained(str(name))
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"tokenizer: {str(name)!r} is neither a folder with a tokenizer nor a hub id: {reason}") from None
+        raise ValueError(f"tokenizer: {str(name)!r} is no folder with a tokenizer and no hub id: {reason}") from None

@@ -98,8 +98,8 @@ class PromptsTask:
                 if drop_long:
                     continue
                 raise ValueError(
-                    f"prompts: prompt {i + 1} has {len(ids)} tokens, more than max_prompt_tokens = {max_prompt_tokens}; "
-                    "shorten it, raise the limit or drop long prompts"
+                    f"prompts: prompt {i + 1} has {len(ids)} tokens, more than max_prompt_tokens = {max_prompt_tokens}"
+                    "; shorten it, raise the limit or drop long prompts"
                 )
             completion = row.get("completion")
             reference = None
