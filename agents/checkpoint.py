@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from safetensors.torch import load_file, save_file
 def write_folder(path: str | Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a folder beside `path`, then put it in its place. If writing fails, what was there stays.
 
-    The folder that was there is kept as `<path>.old` until the new one stands, and `read_folder` falls back on it.
+    The folder that was there is kept as `<path>.old` until the new one stands, and `existing_folder` falls back on it.
     """
     path = Path(path)
     new, old = path.with_name(path.name + ".new"), path.with_name(path.name + ".old")
@@ -28,8 +29,8 @@ def write_folder(path: str | Path, write: Callable[[Path], None]) -> None:
     except BaseException:
         shutil.rmtree(new, ignore_errors=True)
         raise
-    shutil.rmtree(old, ignore_errors=True)
-    if path.exists():
+    if path.exists():  # otherwise the old one may be the only one
+        shutil.rmtree(old, ignore_errors=True)
         os.replace(path, old)
     os.replace(new, path)
     shutil.rmtree(old, ignore_errors=True)
@@ -46,6 +47,22 @@ def existing_folder(path: str | Path) -> Path:
     return path
 
 
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Whatever is wrong with the contents of a checkpoint is told in one line.
+
+    Raises:
+        ValueError: if a file is missing or damaged.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ValueError(
+            f"checkpoint: {str(path)!r} is damaged ({reason}); restore it, or start again under another --name"
+        ) from None
+
+
 def save_state(path: Path, name: str, tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> None:
     """Write `name.safetensors` and `name.json`."""
     save_file({k: v.detach().contiguous() for k, v in tensors.items()}, path / f"{name}.safetensors")
@@ -58,13 +75,8 @@ def load_state(path: Path, name: str) -> tuple[dict[str, torch.Tensor], dict[str
     Raises:
         ValueError: in one line, if a file is missing or damaged.
     """
-    try:
+    with reading(path):
         return load_file(path / f"{name}.safetensors"), json.loads((path / f"{name}.json").read_text())
-    except (OSError, SafetensorError, json.JSONDecodeError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"checkpoint: {str(path)!r} is damaged ({reason}); restore it, or start again under another --name"
-        ) from None
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:

@@ -29,6 +29,7 @@ from agents.checkpoint import (
     existing_folder,
     load_state,
     optimizer_tensors,
+    reading,
     restore_optimizer,
     save_state,
     write_folder,
@@ -292,10 +293,11 @@ class DistillAgent:
     def load(cls, path: str | Path) -> DistillAgent:
         folder = existing_folder(path)
         tensors, state = load_state(folder, "optimizer")
-        config = DistillConfig(**{**state["config"], "method": Method(**state["config"]["method"])})
-        agent = cls(build_model(folder / "student"), config)
-        restore_optimizer(agent.optimizer, tensors, state["param_groups"])
-        agent.iteration, agent.hard_share = state["iteration"], state["hard_share"]
+        with reading(folder):
+            config = DistillConfig(**{**state["config"], "method": Method(**state["config"]["method"])})
+            agent = cls(build_model(folder / "student"), config)
+            restore_optimizer(agent.optimizer, tensors, state["param_groups"])
+            agent.iteration, agent.hard_share = state["iteration"], state["hard_share"]
         return agent
 
 

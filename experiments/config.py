@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
+import io
 import itertools
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -164,7 +167,8 @@ def parse(args: Sequence[str] | None = None, description: str | None = None) -> 
         ValueError: in one line that names the flag, the value and what is accepted.
     """
     args = list(sys.argv[1:] if args is None else args)
-    choice, _ = tyro.cli(Choice, args=args, return_unknown_args=True, add_help=False)
+    with _errors_in_one_line():
+        choice, _ = tyro.cli(Choice, args=args, return_unknown_args=True, add_help=False)
     name = choice.name or default_name(choice)
     if choice.resume:
         default = load_config(choice.out / name)
@@ -172,11 +176,17 @@ def parse(args: Sequence[str] | None = None, description: str | None = None) -> 
         options = default_options(choice.agent, choice.env)
         run_class = RUN_CLASSES[type(options)]
         default = run_class(agent=choice.agent, options=options, **{"env": choice.env, **ENV_DEFAULTS[choice.env]})
-    given: AnyRun = tyro.cli(
-        type(default), args=args, default=default, description=description, config=(tyro.conf.OmitArgPrefixes,)
-    )
+    with _errors_in_one_line():
+        given: AnyRun = tyro.cli(
+            type(default), args=args, default=default, description=description, config=(tyro.conf.OmitArgPrefixes,)
+        )
+    method = given.options.method if isinstance(given.options, DistillConfig) else None
+    if given.task_reward and method is not None and method.gamma == 0:
+        raise ValueError(f"task_reward: {given.task_reward} is never seen by the agent with gamma = 0; set --gamma 1")
     if choice.resume:
-        changed = [k for k, v in to_dict(given).items() if v != to_dict(default)[k] and k not in RESUMABLE | {"name"}]
+        changed = [
+            k for k, v in to_dict(given).items() if v != to_dict(default)[k] and k not in RESUMABLE | {"name", "out"}
+        ]
         if changed:
             raise ValueError(
                 f"resume: {changed[0]} differs from the run that is resumed; accepted: {sorted(RESUMABLE)}"
@@ -186,6 +196,26 @@ def parse(args: Sequence[str] | None = None, description: str | None = None) -> 
         taken = (f"{name}-{i}" for i in itertools.count(2))
         name = next(n for n in taken if not (given.out / n).exists())
     return dataclasses.replace(given, name=name)
+
+
+@contextmanager
+def _errors_in_one_line() -> Iterator[None]:
+    """The parser draws a box around what is wrong; the sentence in it becomes the error."""
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        try:
+            yield
+        except SystemExit as stop:
+            if not stop.code:
+                raise
+            text = re.sub(r"\x1b\[[0-9;]*m|[│╭╮╰╯─]+|-{4,}", " ", said.getvalue())
+            text = text.split("For full helptext")[0]
+            raise ValueError(
+                re.sub(
+                    r"^(Value error|Parsing error|Unrecognized options(?= Unrec)) |Error parsing options[.\w]*: ",
+                    "",
+                    " ".join(text.split()),
+                )
+            ) from None
 
 
 def default_name(choice: Choice) -> str:
@@ -211,8 +241,8 @@ def load_config(folder: Path) -> AnyRun:
         if isinstance(options, DistillConfig):
             fields["options"]["method"] = Method(**fields["options"]["method"])
         fields["options"] = type(options)(**fields["options"])
-        for key in ("prompts", "out"):
-            fields[key] = None if fields[key] is None else Path(fields[key])
+        fields["prompts"] = None if fields["prompts"] is None else Path(fields["prompts"])
+        fields["out"], fields["name"] = folder.parent, folder.name  # it may have been moved
         return RUN_CLASSES[type(options)](**fields)
     except FileNotFoundError:
         raise ValueError(f"run: {str(folder)!r} holds no run (no config.json)") from None
@@ -230,9 +260,8 @@ def make_env(config: AnyRun, split: Split, rows: int, *, purpose: Literal["train
     """The run's environment: for training as its agent wants it, for evaluation token by token."""
     from distill_env.env import DistillVectorEnv
 
-    training = purpose == "train"
-    distills = training and isinstance(config.options, DistillConfig)
-    hides = distills and config.options.method.estimator == "sampled"  # type: ignore[union-attr]
+    kind = type(config.options) if purpose == "train" else None
+    distills = isinstance(config.options, DistillConfig) and kind is DistillConfig
     cost = tau_of(config) if config.rewrite_cost is None else config.rewrite_cost
     arguments: dict[str, Any] = {
         "split": split,
@@ -243,9 +272,9 @@ def make_env(config: AnyRun, split: Split, rows: int, *, purpose: Literal["train
         "rewrite_cost": min(cost, -config.log_prob_floor),
         "log_prob_floor": config.log_prob_floor,
         "task_reward": config.task_reward,
-        "chunk": config.draft_limit if distills and not hides else 1,
+        "chunk": config.draft_limit if distills else 1,
         "reveal_teacher": not distills,
-        "autoreset_mode": "SameStep" if training and isinstance(config.options, SB3Config) else "Disabled",
+        "autoreset_mode": {SB3Config: "SameStep", PluginConfig: "NextStep"}.get(kind, "Disabled"),
     }
     if config.env == "sums":
         arguments |= {"task": "sums", "teacher": "sums"}

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from experiments.config import agent_class, load_config
 from experiments.run import evaluate_all
-from experiments.tracking import table_rows, write_json
+from experiments.tracking import finite, table_rows, write_json
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def main() -> int:
         table.add_row(label, *cells)
     console.print(table)
     if config.out:
-        write_json(config.out, metrics)
+        write_json(config.out, finite(metrics))
     return 0
 
 

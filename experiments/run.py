@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import sys
 import time
@@ -36,7 +37,7 @@ from experiments.config import (
     tau_of,
     to_dict,
 )
-from experiments.tracking import Tracker, draw_curves, read_metrics, table_rows, write_json
+from experiments.tracking import Tracker, draw_curves, finite, read_metrics, table_rows, write_json
 
 if TYPE_CHECKING:
     from agents.base import Agent, Metrics
@@ -85,7 +86,7 @@ def run(config: AnyRun, console: Console) -> dict[str, Any]:
         agent = make_agent(config, student, env)
         evaluation = {"before": evaluate_all(config, agent, console, "before training"), "seconds": 0.0}
         write_json(folder / "config.json", to_dict(config))
-        write_json(folder / "evaluation.json", evaluation)
+        write_json(folder / "evaluation.json", finite(evaluation))
         agent.save(folder / "checkpoint")
     done = getattr(agent, "iteration", 0)
     if config.resume:
@@ -96,7 +97,7 @@ def run(config: AnyRun, console: Console) -> dict[str, Any]:
     evaluation["after"] = evaluate_all(config, agent, console, "after training")
     evaluation["training"] = summarise_training(read_metrics(folder))
     evaluation["seconds"] += time.perf_counter() - started
-    write_json(folder / "evaluation.json", evaluation)
+    write_json(folder / "evaluation.json", finite(evaluation))
     save_student(config, agent, env, folder)
     draw_curves(folder, f"{config.agent} on {config.env}, seed {config.options.seed}")
     report(config, evaluation, folder, console)
@@ -234,7 +235,7 @@ def summarise_training(rows: list[dict[str, float]]) -> dict[str, float]:
     tenth = max(1, len(rows) // 10)
     own = total("rollout/student_tokens")
     losses = [row["train/loss"] for row in rows if "train/loss" in row]
-    jumps = [abs(b - a) for a, b in zip(losses, losses[1:], strict=False)]
+    jumps = [abs(b - a) for a, b in itertools.pairwise(losses)]
     return {
         "iterations": len(rows),
         "tokens": total("rollout/tokens"),

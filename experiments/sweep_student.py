@@ -1,4 +1,4 @@
-"""Which student of Sums? The largest that, trained to convergence by forward KL, stays 5 to 15 points below the teacher.
+"""Which student of Sums? The largest that, converged under forward KL, stays 5 to 15 points below the teacher.
 
     python experiments/sweep_student.py
 
@@ -79,8 +79,8 @@ def main(config: Config) -> None:
     lines = [
         "# The default student of Sums",
         "",
-        "Correct chains at temperature 1 on the test split (in-distribution lengths) of students trained by forward KL on",
-        f"a pool of {64 * config.pool:,} answers of the teacher; the teacher itself: {teacher:.1%}.",
+        "Correct chains at temperature 1 on the test split (in-distribution lengths) of students trained by forward KL",
+        f"on a pool of {64 * config.pool:,} answers of the teacher; the teacher itself: {teacher:.1%}.",
         "`python experiments/sweep_student.py`",
         "",
         f"| width, layers | weights | {head} | below the teacher, points | minutes |",

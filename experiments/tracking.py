@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ class Tracker:
         self._events: Any = SummaryWriter(str(folder), purge_step=resume_at + 1 if resume_at else None)
 
     def log(self, iteration: int, metrics: Metrics) -> None:
-        row = {"iteration": iteration, **metrics}
+        row = {"iteration": iteration, **{key: float(value) for key, value in metrics.items()}}
         self.rows.append(row)
         if not set(row) <= set(self._columns):
             self._columns += [key for key in row if key not in self._columns]
@@ -58,7 +59,9 @@ def read_metrics(folder: Path) -> list[dict[str, float]]:
     if not path.exists():
         return []
     with path.open(newline="") as file:
-        return [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
+        return [
+            {k: int(v) if k == "iteration" else float(v) for k, v in row.items() if v} for row in csv.DictReader(file)
+        ]
 
 
 def draw_curves(folder: Path, title: str) -> None:
@@ -77,6 +80,8 @@ def draw_curves(folder: Path, title: str) -> None:
         ("train/grad_norm", "gradient norm", None),
     ]
     panels = [p for p in panels if any(p[0] in row for row in rows)]
+    if not panels:
+        return  # an agent that reports nothing of this
     figure, axes = plt.subplots(1, len(panels), figsize=(3.4 * len(panels), 2.9), squeeze=False, layout="constrained")
     for axis, (key, label, second) in zip(axes[0], panels, strict=True):
         for name, style in ((key, "C0-"), (second, "C1-")):
@@ -102,6 +107,13 @@ def write_json(path: Path, value: Any) -> None:
     aside.replace(path)
 
 
+def finite(value: Any) -> Any:
+    """The same with null for numbers that are not finite, as strict JSON wants it."""
+    if isinstance(value, dict):
+        return {key: finite(v) for key, v in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 TABLE_ROWS = (
     # key, label, format; "ood/" keys come from the out-of-distribution split
     ("accuracy", "accuracy (final value)", "{:.1%}"),
@@ -120,7 +132,7 @@ TABLE_ROWS = (
 )
 
 
-def table_rows(samples: int, columns: Sequence[dict[str, float]]) -> list[tuple[str, list[str]]]:
+def table_rows(samples: int, columns: Sequence[dict[str, float | None]]) -> list[tuple[str, list[str]]]:
     """The lines of the before/after table: a label and one formatted cell a column; n/a where there is no number."""
     lines = []
     for key, label, form in TABLE_ROWS:

@@ -163,7 +163,7 @@ def test_likelihood_of_the_teachers_tokens_is_the_forward_kl_in_expectation() ->
 @pytest.mark.parametrize("row", [METHODS["rkl"], METHODS["gated"]])
 def test_the_baseline_leaves_the_expectation(row: Method) -> None:
     """Over all pairs of answers, weighted by their probability, each answer the other's baseline: twice the gradient
-    of one without."""
+    of the cost of one."""
     student = fresh_student()
     row = replace(row, estimator="sampled", gamma=1.0)
     law = law_of(row, student)
@@ -176,7 +176,8 @@ def test_the_baseline_leaves_the_expectation(row: Method) -> None:
         gradient = (len(one[0]) + len(other[0])) * student.table.grad  # type: ignore[operator]
         total += law[one] * law[other] * gradient
         changed = max(changed, float((gradient - alone[one] - alone[other]).abs().max()))
-    assert_same(total, 2 * expected_gradient(row, student, law, 0.3))
+    imitation = step_cost(law, student, own_too=False)
+    assert_same(total, 2 * slope(sequence_cost(law, student, 0.3) + imitation, student))
     assert changed > 0.5  # the baseline is at work
 
 
@@ -237,6 +238,14 @@ def test_soft_tends_to_gated() -> None:
     assert_same_iteration(replace(method("soft"), alpha=1e9), method("gated"))
     assert_same_iteration(Method(writer="soft", alpha=1e9), method("gated"))
     assert_same_iteration(Method(writer="never", weighting="soft", alpha=1e9), method("gate_only"))
+
+
+@pytest.mark.parametrize("over_step", ["none", "mean", "max", "sum"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.5])
+def test_who_wrote_is_what_the_hard_gate_said(over_step: Any, smoothing: float) -> None:
+    """Weighing by the writer's own hard gate is weighing by who wrote, with gates that remember as well."""
+    row = Method(tau=0.6, over_step=over_step, smoothing=smoothing)
+    assert_same_iteration(row, replace(row, weighting="hard"))
 
 
 # ---------------------------------------------------------------------- the certificate
@@ -418,6 +427,20 @@ def test_a_resumed_run_equals_the_uninterrupted_one(name: str, tmp_path: Path) -
         assert learn(resumed, env, 6 - done) == expected[done:]
         assert resumed.student.log_table().equal(whole.student.log_table())
         assert resumed.iteration == 6
+
+
+def test_random_rewriting_matches_the_hard_share() -> None:
+    """Each iteration rewrites, at random, as large a share of the steps as were hard in the one before: four standard
+    errors of some 3,000 steps."""
+    teacher, seen = markov(5, seed=1), []
+    config = DistillConfig(method("random_rewrite"), batch_size=1000, learning_rate=0.1, warmup_iterations=0)
+    env = make_env(teacher, 1000, horizon=6)
+    DistillAgent(perturbed(teacher, 1.0), config).learn(env, 4, lambda _, metrics: seen.append(metrics))
+    assert seen[0]["rollout/rewritten_share"] == 0
+    for before, after in itertools.pairwise(seen):
+        p, n = before["rollout/hard_share"], after["rollout/tokens"]
+        assert 0.05 < p < 0.95
+        assert abs(after["rollout/rewritten_share"] - p) < 4 * math.sqrt(p * (1 - p) / n)
 
 
 SPLIT_METHODS = {

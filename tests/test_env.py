@@ -394,7 +394,7 @@ def test_a_chunk_equals_its_steps_one_by_one(kind: Kind, span: str) -> None:
             parts = [r[4] for r in results if "tokens" in r[4] and r[4]["_tokens"][row]]
             written = info["tokens"][row] >= 0
             for key in ("tokens", "rewritten", "token_rewards"):
-                expected = np.concatenate([p[key][row][p["tokens"][row] >= 0] for p in parts]) if parts else []
+                expected = [value for p in parts for value in p[key][row][p["tokens"][row] >= 0]]
                 np.testing.assert_allclose(info[key][row][written], expected, rtol=0, atol=tolerance)
             assert not info["token_rewards"][row][~written].any()
             assert info["floored"][row] == sum(p["floored"][row] for p in parts)
@@ -598,20 +598,16 @@ def test_the_gated_batch_equals_gated_single_environments(mode: str) -> None:
 
 def test_a_gate_needs_to_see_the_teacher() -> None:
     for hides in ({"chunk": 2}, {"reveal_teacher": False}):
-        env = RewriteImplausible(DistillVectorEnv(2, **arguments_of("table"), **hides), top_k=2)  # type: ignore[arg-type]
+        env = RewriteImplausible(DistillVectorEnv(2, **arguments_of("table"), **hides), top_k=2)
         with pytest.raises(ValueError, match="env: its info does not show the teacher; make it with chunk=1 and"):
             env.reset()
     with pytest.raises(ValueError, match="top_k: -1 is negative"):
         RewriteImplausible(DistillVectorEnv(2, **arguments_of("table")), top_k=-1)
     with pytest.raises(gym.error.ResetNeeded):
         RewriteImplausible(DistillVectorEnv(2, **arguments_of("table")), top_k=1).step(np.array([0, 1]))
-    spec = gym.make("Distill/Categorical-v0", additional_wrappers=(gated_spec(),)).spec
-    assert spec is not None
-    assert isinstance(gym.make(EnvSpec.from_json(spec.to_json())), SingleRewriteImplausible)
-
-
-def gated_spec() -> Any:
-    return SingleRewriteImplausible.wrapper_spec(top_k=2)
+    wrapped = SingleRewriteImplausible(gym.make("Distill/Categorical-v0"), top_k=2)
+    assert wrapped.spec is not None
+    assert isinstance(gym.make(EnvSpec.from_json(wrapped.spec.to_json())), SingleRewriteImplausible)
 
 
 # ---------------------------------------------------------------------- resets
@@ -659,7 +655,7 @@ def test_prompts_are_drawn_evenly_from_the_split() -> None:
 def test_every_autoreset_begins_another_episode() -> None:
     env = DistillVectorEnv(2, **arguments_of("table"), autoreset_mode="SameStep")
     env.reset(seed=0)
-    begun = Counter()
+    begun = Counter[int]()
     for _ in range(40):
         observation, _, terminated, _, info = env.step(np.full(2, V - 1))  # ends at once
         assert terminated.all()

@@ -215,7 +215,7 @@ def test_the_law_is_that_of_gated_generation(gate: Gate, rewrite: Any, span: Any
     The numbers are fixed; a right sampler has a p-value below 1e-3 in one of a thousand such tests.
     """
     teacher = markov(3, order=1, seed=2, sharpness=1.0)
-    student = perturbed(teacher, 1.0, seed=1)
+    student = perturbed(teacher, 1.0, seed=5)
     n = 4000
     env = DistillVectorEnv(
         500,

@@ -201,7 +201,7 @@ def test_grades_and_whole_steps_are_reported() -> None:
     """With the teacher writing whole steps an answer has more tokens than actions, and its chains are right."""
     agent = SB3Agent(sums_student(), SB3Config(batch_size=16))
     with torch.no_grad():
-        agent.heads.rewrite.bias.fill_(30.0)  # always hand over
+        agent.heads.get_parameter("rewrite.bias").fill_(30.0)  # always hand over
     env = DistillVectorEnv(16, "sums", "sums", rewrite_span="step", autoreset_mode="SameStep", max_new_tokens=21)
     logged: list[Metrics] = []
     agent.learn(env, 1, lambda _, metrics: logged.append(metrics))

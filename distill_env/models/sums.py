@@ -28,7 +28,7 @@ def sums_llama(width: int, layers: int) -> LlamaForCausalLM:
             hidden_size=width,
             intermediate_size=2 * width,
             num_hidden_layers=layers,
-            num_attention_heads=4 if width >= 64 else 2,
+            num_attention_heads=4 if width >= 64 else 2 if width % 4 == 0 else 1,
             max_position_embeddings=64,
             tie_word_embeddings=True,
             bos_token_id=None,

@@ -1,0 +1,230 @@
+"""Folders on disk are the old state or the new one, whatever goes wrong while writing; damage is one clear line."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tables import perturbed
+
+from agents.checkpoint import (
+    existing_folder,
+    load_state,
+    optimizer_tensors,
+    restore_optimizer,
+    save_state,
+    write_folder,
+)
+from agents.config import DistillConfig
+from agents.distill import DistillAgent
+from distill_env.env import DistillVectorEnv
+from distill_env.models.tabular import OneModeModel, TabularModel, markov, one_mode
+
+
+def writer(text: str, fail_after: int = 2) -> Callable[[Path], None]:
+    """Writes two files, or finds the disk full after one or none."""
+
+    def write(folder: Path) -> None:
+        for i, name in enumerate(("a", "b")):
+            if i == fail_after:
+                (folder / name).write_text(text[:1])  # half a file
+                raise OSError(errno.ENOSPC, "No space left on device")
+            (folder / name).write_text(text)
+
+    return write
+
+
+def contents(path: Path) -> set[str]:
+    folder = existing_folder(path)
+    return {(folder / name).read_text() for name in ("a", "b")}
+
+
+@pytest.mark.parametrize("fail_after", [0, 1])
+def test_a_full_disk_leaves_the_old_state(tmp_path: Path, fail_after: int) -> None:
+    """The error is told, what was there stays whole, nothing half-written remains, and the next attempt succeeds."""
+    path = tmp_path / "checkpoint"
+    with pytest.raises(OSError, match="No space left"):
+        write_folder(path, writer("zero", fail_after))
+    assert list(tmp_path.iterdir()) == []
+    write_folder(path, writer("old"))
+    with pytest.raises(OSError, match="No space left"):
+        write_folder(path, writer("new", fail_after))
+    assert contents(path) == {"old"}
+    assert list(tmp_path.iterdir()) == [path]
+    write_folder(path, writer("new"))
+    assert contents(path) == {"new"}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_is_left_of_a_killed_writer_is_no_obstacle(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint"
+    write_folder(path, writer("old"))
+    (tmp_path / "checkpoint.new").mkdir()
+    (tmp_path / "checkpoint.new" / "c").write_text("half")
+    assert contents(path) == {"old"}
+    write_folder(path, writer("new"))
+    assert contents(path) == {"new"}
+    assert not (path / "c").exists()
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("renames", range(3))
+@pytest.mark.parametrize("interrupted_before", [False, True])
+def test_a_whole_state_can_be_read_at_any_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, renames: int, interrupted_before: bool
+) -> None:
+    """Killed after any number of its renames, also if an earlier run was killed between them: one state, whole."""
+    path = tmp_path / "checkpoint"
+    write_folder(path, writer("old"))
+    if interrupted_before:
+        path.rename(tmp_path / "checkpoint.old")
+    replace, done = os.replace, 0
+
+    def killing_replace(source: Any, target: Any) -> None:
+        nonlocal done
+        if done == renames:
+            raise Killed
+        replace(source, target)
+        done += 1
+
+    monkeypatch.setattr(os, "replace", killing_replace)
+    try:
+        write_folder(path, writer("new"))
+    except Killed:
+        assert contents(path) == {"old"}
+    else:
+        assert contents(path) == {"new"}
+    monkeypatch.undo()
+    write_folder(path, writer("newer"))
+    assert contents(path) == {"newer"}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_is_no_folder_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for name in ("nothing", "file"):
+        with pytest.raises(ValueError, match=r"^checkpoint: .* is not a folder"):
+            existing_folder(tmp_path / name)
+
+
+def trained(path: Path | None = None) -> tuple[DistillAgent, DistillVectorEnv]:
+    """An agent after three iterations, saved if there is a path."""
+    teacher = markov(5, seed=1)
+    env = DistillVectorEnv(4, "categorical", teacher, task_kwargs={"vocab_size": 5}, chunk=4, autoreset_mode="Disabled")
+    agent = DistillAgent(perturbed(teacher, 1.0), DistillConfig(batch_size=8)).learn(env, 3)
+    if path is not None:
+        agent.save(path)
+    return agent, env
+
+
+class FullDisk(TabularModel):
+    """A student that finds the disk full after half of its weights."""
+
+    def save_pretrained(self, path: str | Path) -> None:
+        super().save_pretrained(path)
+        file = Path(path) / "table.safetensors"
+        file.write_bytes(file.read_bytes()[:100])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_an_agent_survives_a_full_disk(tmp_path: Path) -> None:
+    """The last good checkpoint loads, and training goes on."""
+    agent, env = trained(tmp_path / "checkpoint")
+    saved = agent.student.log_table().detach()
+    agent.learn(env, 1)
+    agent.student.__class__ = FullDisk
+    with pytest.raises(OSError, match="No space left"):
+        agent.save(tmp_path / "checkpoint")
+    loaded = DistillAgent.load(tmp_path / "checkpoint")
+    assert loaded.student.log_table().equal(saved)
+    assert loaded.iteration == 3
+    agent.learn(env, 1)
+
+
+FILES = ["optimizer.safetensors", "optimizer.json", "student/table.safetensors"]
+DAMAGE: dict[str, Callable[[bytes], bytes | None]] = {
+    "cut": lambda data: data[: len(data) // 2],
+    "empty": lambda data: b"",
+    "bytes": lambda data: b"\xff\xfe\x00" + data[3:],
+    "missing": lambda data: None,
+    "another file": lambda data: b"{}",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+@pytest.mark.parametrize("file", FILES)
+def test_a_damaged_checkpoint_is_one_clear_line(
+    tmp_path: Path, file: str, damage: Callable[[bytes], bytes | None]
+) -> None:
+    """Whichever file was cut, emptied, overwritten or lost, the error is a ValueError of one line with the path."""
+    trained(tmp_path / "checkpoint")
+    path = tmp_path / "checkpoint" / file
+    data = damage(path.read_bytes())
+    path.unlink()
+    if data is not None:
+        path.write_bytes(data)
+    with pytest.raises(ValueError, match="^checkpoint: .* is damaged") as error:
+        DistillAgent.load(tmp_path / "checkpoint")
+    assert "\n" not in str(error.value)
+    assert str(tmp_path / "checkpoint") in str(error.value)
+
+
+def test_state_survives_the_disk(tmp_path: Path) -> None:
+    """Tensors bit for bit, in every dtype and also if not contiguous, with gradients left out; JSON as it was."""
+    tensors = {
+        "double": torch.randn(3, 4, dtype=torch.float64).T,
+        "half": torch.randn(5).bfloat16(),
+        "scalar": torch.tensor(3),
+        "parameter": torch.randn(2, requires_grad=True),
+    }
+    save_state(tmp_path, "x", tensors, {"n": [1, None, 0.1], "inf": float("inf")})
+    loaded, state = load_state(tmp_path, "x")
+    assert loaded.keys() == tensors.keys()
+    for name, value in tensors.items():
+        assert loaded[name].equal(value)
+        assert loaded[name].dtype == value.dtype
+    assert state == {"n": [1, None, 0.1], "inf": float("inf")}
+
+
+def test_an_optimizer_survives_the_disk(tmp_path: Path) -> None:
+    """Restored over JSON and safetensors, its next step is the one that it would have taken, bit by bit."""
+    ends = []
+    for restored in (False, True):
+        torch.manual_seed(0)
+        parameters = [torch.nn.Parameter(torch.randn(3)), torch.nn.Parameter(torch.randn(2, 2))]
+        optimizer = torch.optim.AdamW(parameters, lr=0.01, weight_decay=0.0)
+        for step in range(6):
+            if restored and step == 3:
+                tensors, groups = optimizer_tensors(optimizer)
+                save_state(tmp_path, "o", tensors, {"groups": groups})
+                tensors, state = load_state(tmp_path, "o")
+                optimizer = torch.optim.AdamW(parameters, lr=1.0)
+                restore_optimizer(optimizer, tensors, state["groups"])
+            optimizer.zero_grad()
+            sum((p.sin() ** 2).sum() for p in parameters).backward()  # type: ignore[union-attr]
+            optimizer.step()
+        ends.append(torch.cat([p.detach().flatten() for p in parameters]))
+    assert ends[0].equal(ends[1])
+
+
+@pytest.mark.parametrize("model", [markov(4), one_mode(11, 0.3, 0.17)], ids=["table", "one mode"])
+def test_a_table_survives_the_disk(tmp_path: Path, model: TabularModel) -> None:
+    """The same kind with the same parameters, bit for bit."""
+    with torch.no_grad():
+        model.table += 0.1  # an offset that the distributions of a table do not show, but an optimiser does
+    model.save_pretrained(tmp_path)
+    loaded = TabularModel.load(tmp_path)
+    assert type(loaded) is type(model)
+    assert loaded.table.equal(model.table)
+    assert loaded.log_table().equal(model.log_table())
+    assert loaded.next_state.equal(model.next_state)
+    assert loaded.eos_token_id == model.eos_token_id
+    assert isinstance(loaded, OneModeModel) == (model.vocab_size == 11)

@@ -1,0 +1,192 @@
+"""The command lines: what they leave behind, that they go on where they stopped, and what they say to bad input."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from experiments import run as run_module
+from experiments.config import load_config, parse
+
+SMALL = ["--env", "categorical", "--eval-samples", "2", "--batch-size", "8", "--validate-every", "4"]
+OURS = [*SMALL, "--draft-length", "4"]  # the adaptive length follows a clock
+REPOSITORY = Path(__file__).parents[1]
+
+
+def run(*arguments: object) -> int:
+    plugged_in = any(":" in str(a) for a in arguments)
+    return run_module.main([str(a) for a in (*(SMALL if plugged_in else OURS), *arguments)])
+
+
+def metrics(folder: Path) -> list[dict[str, str]]:
+    """The rows of metrics.csv without what a clock says."""
+    with (folder / "metrics.csv").open() as file:
+        return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in csv.DictReader(file)]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of six iterations."""
+    out = tmp_path_factory.mktemp("runs")
+    assert run("--iterations", 6, "--out", out, "--name", "whole", "--checkpoint-every", 2) == 0
+    return out / "whole"
+
+
+def test_a_run_leaves_everything_in_its_folder(finished: Path) -> None:
+    names = {p.name for p in finished.iterdir()}
+    expected = {"config.json", "metrics.csv", "evaluation.json", "checkpoint", "student", "curves.png", "samples.txt"}
+    assert expected <= names
+    assert any(name.startswith("events.out.tfevents") for name in names)
+    assert [row["iteration"] for row in metrics(finished)] == [str(i) for i in range(1, 7)]
+    evaluation = json.loads((finished / "evaluation.json").read_text())
+    assert evaluation["after"]["divergence"] < evaluation["before"]["divergence"]
+    assert (finished / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_two_runs_of_one_seed_are_equal_and_another_seed_differs(finished: Path) -> None:
+    assert run("--iterations", 6, "--out", finished.parent, "--name", "again") == 0
+    assert run("--iterations", 6, "--out", finished.parent, "--name", "other", "--seed", 1) == 0
+    assert metrics(finished.parent / "again") == metrics(finished)
+    assert metrics(finished.parent / "other") != metrics(finished)
+
+
+@pytest.mark.parametrize("agent", ["gated", "random_rewrite"])
+def test_a_resumed_run_equals_the_uninterrupted_one(agent: str, tmp_path: Path) -> None:
+    """Bit for bit: weights, optimiser, metrics."""
+    assert run("--agent", agent, "--iterations", 6, "--out", tmp_path, "--name", "whole") == 0
+    assert run("--agent", agent, "--iterations", 3, "--out", tmp_path, "--name", "parts") == 0
+    assert run("--agent", agent, "--iterations", 6, "--out", tmp_path, "--name", "parts", "--resume") == 0
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    for name in ("student/table.safetensors", "optimizer.safetensors"):
+        a, b = load_file(whole / "checkpoint" / name), load_file(parts / "checkpoint" / name)
+        assert a.keys() == b.keys()
+        assert all(bool((a[key] == b[key]).all()) for key in a), name
+    skip = ("validation/",)  # the last iteration of every part is validated
+    rows = [[{k: v for k, v in r.items() if not k.startswith(skip)} for r in metrics(p)] for p in (whole, parts)]
+    assert rows[0] == rows[1]
+
+
+def test_evaluate_repeats_the_evaluation(finished: Path, tmp_path: Path) -> None:
+    out = tmp_path / "again.json"
+    command = [sys.executable, "experiments/evaluate.py", str(finished), "--out", str(out)]
+    subprocess.run(command, check=True, capture_output=True, cwd=REPOSITORY)
+    assert json.loads(out.read_text()) == json.loads((finished / "evaluation.json").read_text())["after"]
+
+
+def test_an_agent_of_somebody_elses_and_ctrl_c(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plug-in runs; interrupted, it leaves a checkpoint that --resume goes on with; what it cannot tell is n/a."""
+    monkeypatch.chdir(Path(__file__).parent)
+    arguments = ["--agent", "plugin_agent:Interrupted", "--iterations", 8, "--out", tmp_path, "--name", "theirs"]
+    assert run(*arguments) == 130
+    assert json.loads((tmp_path / "theirs/checkpoint/counts.json").read_text())["iteration"] == 3
+    assert run(*arguments, "--resume") == 0
+    assert [row["iteration"] for row in metrics(tmp_path / "theirs")] == [str(i) for i in range(1, 9)]
+    assert json.loads((tmp_path / "theirs/evaluation.json").read_text())["after"]["perplexity"] is None
+
+
+def test_the_command_line_overrides_any_field_of_a_method() -> None:
+    config = parse([*SMALL, "--agent", "soft", "--tau", "0.25", "--alpha", "3", "--writer", "never", "--top-k", "4"])
+    method = config.options.method  # type: ignore[union-attr]
+    assert (method.tau, method.alpha, method.writer, method.top_k) == (0.25, 3.0, "never", 4)
+    assert (method.loss, method.weighting) == ("weighted", "soft")
+
+
+def test_a_configuration_survives_its_folder(finished: Path) -> None:
+    config = load_config(finished)
+    assert config.options.batch_size == 8
+    assert config.name == "whole"
+    assert config.out == finished.parent
+
+
+def test_help_imports_no_torch() -> None:
+    """`--help` answers at once: nothing heavy is imported before an environment is made."""
+    code = "import sys, experiments.run as r, experiments.compare\ntry: r.main(['--help'])\nexcept SystemExit: pass\n"
+    code += "print(sorted({'torch', 'transformers', 'stable_baselines3', 'matplotlib'} & set(sys.modules)))"
+    output = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=REPOSITORY)
+    assert output.stdout.splitlines()[-1] == "[]"
+    assert "--tau" in output.stdout
+
+
+BAD = {
+    "unknown agent": (["--agent", "gatedd"], "'gatedd'", "gated"),
+    "unknown environment": (["--env", "sum"], "'sum'", "sums"),
+    "unimportable agent": (["--agent", "no_such_module:Agent"], "no_such_module:Agent", "package.module:Class"),
+    "negative tau": (["--tau", "-1"], "tau", "at least 0"),
+    "tau not a number": (["--tau", "nan"], "tau", "number"),
+    "alpha zero": (["--alpha", "0"], "alpha", "positive"),
+    "gamma above one": (["--gamma", "1.5"], "gamma", "[0, 1]"),
+    "batch of none": (["--batch-size", "0"], "batch_size", "at least 1"),
+    "sampled against its direction": (["--agent", "gate_only", "--estimator", "sampled"], "estimator", "exact"),
+    "rank on a truncated support": (["--score", "rank", "--top-k", "3"], "rank", "top_k"),
+    "task reward without a future": (["--env", "sums", "--task-reward", "1"], "task_reward", "gamma"),
+    "no teacher": (["--env", "lm", "--student", "x", "--prompts", "y"], "teacher", "--teacher"),
+    "missing teacher": (
+        ["--env", "lm", "--teacher", "/nowhere", "--student", "/nowhere", "--prompts", "y"],
+        "/nowhere",
+        "",
+    ),
+    "missing student": (["--env", "sums", "--student", "/nowhere"], "/nowhere", "folder"),
+    "nothing to resume": (["--resume", "--name", "nothing"], "nothing", "config.json"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_gets_one_clear_line(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One line on stderr with what was given and what would be accepted, an exit code, and nothing left behind."""
+    arguments, named, accepted = BAD[case]
+    try:
+        code = run_module.main([*arguments, "--out", str(tmp_path)])
+    except SystemExit as stop:  # the parser's own
+        code = int(stop.code or 0)
+    captured = capsys.readouterr()
+    assert code != 0
+    lines = [line for line in captured.err.splitlines() if line.strip()]
+    assert len(lines) == 1, captured.err
+    assert named in lines[0]
+    assert accepted in lines[0]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_name_is_not_overwritten(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (finished / "evaluation.json").read_text()
+    assert run("--iterations", 1, "--out", finished.parent, "--name", "whole") == 1
+    assert "--resume" in capsys.readouterr().err
+    assert (finished / "evaluation.json").read_text() == before
+
+
+def test_a_resumed_run_may_not_change_its_method(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--out", finished.parent, "--name", "whole", "--resume", "--tau", 3) == 1
+    assert "differs" in capsys.readouterr().err
+
+
+def test_a_damaged_checkpoint_is_named(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(finished, tmp_path / "whole")
+    path = tmp_path / "whole/checkpoint/optimizer.safetensors"
+    path.write_bytes(path.read_bytes()[:20])
+    assert run("--out", tmp_path, "--name", "whole", "--resume", "--iterations", 9) == 1
+    error = capsys.readouterr().err.strip()
+    assert "damaged" in error
+    assert "checkpoint" in error
+    assert len(error.splitlines()) == 1
+
+
+def test_weights_that_are_not_numbers_end_the_run_with_one_line(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A student of NaN: the error names it, and the checkpoint from before stays."""
+    shutil.copytree(finished, tmp_path / "whole")
+    path = tmp_path / "whole/checkpoint/student/table.safetensors"
+    tensors = load_file(path)
+    tensors["logits"][:] = float("nan")
+    save_file(tensors, path)
+    before = path.read_bytes()
+    assert run("--out", tmp_path, "--name", "whole", "--resume", "--iterations", 9) == 1
+    assert "not numbers" in capsys.readouterr().err
+    assert path.read_bytes() == before
