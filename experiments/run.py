@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -37,7 +38,7 @@ from experiments.config import (
     tau_of,
     to_dict,
 )
-from experiments.tracking import Tracker, draw_curves, finite, read_metrics, table_rows, write_json
+from experiments.tracking import Tracker, cell, draw_curves, finite, read_metrics, table_rows, write_json
 
 if TYPE_CHECKING:
     from agents.base import Agent, Metrics
@@ -170,8 +171,14 @@ def train(config: AnyRun, agent: Agent, env: DistillVectorEnv, folder: Path, con
     progress = progress_bar(console)
     bar = progress.add_task(f"{config.agent} on {config.env}", total=config.iterations, completed=done)
     live: dict[str, float] = {}
+    clock, written = time.perf_counter(), env.teacher_use.tokens
 
     def callback(iteration: int, metrics: Metrics) -> None:
+        nonlocal clock, written
+        # what an agent does not tell of itself
+        metrics.setdefault("time/seconds", time.perf_counter() - clock)
+        metrics.setdefault("cost/teacher_tokens", env.teacher_use.tokens - written)
+        clock, written = time.perf_counter(), env.teacher_use.tokens
         last = iteration >= config.iterations
         if iteration == 1 or iteration % config.validate_every == 0 or last:
             measured = answer_metrics(write_answers(agent, validation, prompts, EVALUATION_SEED), tau_of(config))
@@ -244,7 +251,7 @@ def summarise_training(rows: list[dict[str, float]]) -> dict[str, float]:
         "teacher_positions": total("cost/teacher_positions"),
         "teacher_passes": total("cost/teacher_passes"),
         "teacher_tokens_per_student_token": total("cost/teacher_tokens") / own if own else float("inf"),
-        "tokens_per_second": total("rollout/tokens") / max(total("time/seconds"), 1e-9),
+        "tokens_per_second": total("rollout/tokens") / total("time/seconds"),
         "rewritten_share_first": mean("rollout/rewritten_share", rows[:tenth]),
         "rewritten_share_last": mean("rollout/rewritten_share", rows[-tenth:]),
         "hard_share_first": mean("rollout/hard_share", rows[:tenth]),
@@ -319,17 +326,20 @@ def report(config: AnyRun, evaluation: dict[str, Any], folder: Path, console: Co
     for label, cells in table_rows(config.eval_samples, [before, after]):
         table.add_row(label, *cells)
     table.add_section()
-    share = f"{training['rewritten_share_first']:.1%} -> {training['rewritten_share_last']:.1%}"
-    table.add_row("rewritten steps in training, first and last tenth", "", share)
-    table.add_row("teacher tokens per student token", "", f"{training['teacher_tokens_per_student_token']:.3f}")
-    table.add_row("teacher passes; positions scored", "", _pair(training, "teacher_passes", "teacher_positions"))
-    table.add_row("tokens; tokens/s in training", "", _pair(training, "tokens", "tokens_per_second"))
+    for label, form, keys in (
+        (
+            "rewritten steps in training, first -> last tenth",
+            "{:.1%}",
+            ("rewritten_share_first", "rewritten_share_last"),
+        ),
+        ("teacher tokens per student token", "{:.3f}", ("teacher_tokens_per_student_token",)),
+        ("teacher passes, positions scored", "{:,.0f}", ("teacher_passes", "teacher_positions")),
+        ("tokens, tokens/s in training", "{:,.0f}", ("tokens", "tokens_per_second")),
+    ):
+        joint = " -> " if "->" in label else ", "
+        table.add_row(label, "", joint.join(cell(form, training[key]) for key in keys))
     console.print(table)
     console.print(verdict(config, evaluation), highlight=False)
-
-
-def _pair(values: dict[str, float], first: str, second: str) -> str:
-    return f"{values[first]:,.0f}; {values[second]:,.0f}"
 
 
 def verdict(config: AnyRun, evaluation: dict[str, Any]) -> str:
@@ -338,18 +348,20 @@ def verdict(config: AnyRun, evaluation: dict[str, Any]) -> str:
     measure = "correct_chains" if "correct_chains" in after else "divergence"
     shown = "{:.1%}" if measure == "correct_chains" else "{:.3f} nats"
     words = "correct chains" if measure == "correct_chains" else "divergence from the teacher on own answers"
-    change = f"{words}: {shown.format(before[measure])} before, {shown.format(after[measure])} after"
+    change = f"{words}: {cell(shown, before[measure])} before, {cell(shown, after[measure])} after"
     first, last = training["rewritten_share_first"], training["rewritten_share_last"]
     if first == 0 and last == 0:
         gate = "The teacher wrote nothing; it only scored."
     elif first == 1 and last == 1:
         gate = "The teacher wrote everything."
+    elif math.isnan(first):
+        gate = "The agent did not say how much the teacher wrote."
     else:
         gate = (
             f"The teacher wrote {first:.1%} of the steps in the first tenth of the training and {last:.1%} in the last."
         )
     entropy = ""
-    if after.get("entropy") == after.get("entropy") and "entropy" in after:
+    if all(math.isfinite(values["entropy"] or math.nan) for values in (before, after)):
         moved = after["entropy"] - before["entropy"]
         entropy = f" Entropy {'fell' if moved < 0 else 'rose'} by {abs(moved):.3f} nats a token."
     return f"{gate} {change[0].upper()}{change[1:]}.{entropy} One seed: a difference to another method needs several."

@@ -138,10 +138,11 @@ def table_rows(samples: int, columns: Sequence[dict[str, float | None]]) -> list
     for key, label, form in TABLE_ROWS:
         name = key.format(k=samples)
         if any(name in column for column in columns):
-            cells = [_cell(form, column.get(name)) for column in columns]
+            cells = [cell(form, column.get(name)) for column in columns]
             lines.append((label.format(k=samples), cells))
     return lines
 
 
-def _cell(form: str, value: float | None) -> str:
-    return "n/a" if value is None or value != value else form.format(value)
+def cell(form: str, value: float | None) -> str:
+    """A number, or n/a."""
+    return "n/a" if value is None or not math.isfinite(value) else form.format(value)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from tables import NO_PROMPT, Answer, Ragged, argmax, gated_law, nucleus, perturbed
 
-from agents.rollout import DraftLength, Rollout, collect
+from agents.rollout import DraftLength, Rollout, collect, read_references
 from distill_env.divergence import project, reverse_kl
 from distill_env.env import DistillVectorEnv
 from distill_env.gate import ALWAYS, NEVER, Gate, random_gate
@@ -178,6 +178,25 @@ def test_kept_teacher_rows_are_the_projection_of_the_full_ones(name: str, limits
     else:
         mass = truncated.teacher[:, :-1].exp().sum(1)
         assert bool(((mass >= limits[1] - 1e-12) | (kept == limits[0])).all())
+
+
+@pytest.mark.parametrize("limits", [(0, 1.0), (2, 1.0), (0, 0.8)])
+def test_reference_answers_are_read_as_if_the_teacher_had_written_them(limits: tuple[int, float]) -> None:
+    """Answers of the teacher, given as references: the same tokens, all of them its own, and the same rows of it, each
+    state scored once."""
+    written = write(ALWAYS, 1, 3, n=20, limits=limits)
+    answers = [tuple(row[row >= 0].tolist()) for row in written.tokens]
+    prompts = [dataclasses.replace(p, reference=a) for p, a in zip(written.prompts, answers, strict=True)]
+    for num_envs in (1, 3, 20):
+        env = DistillVectorEnv(num_envs, Ragged(V, HORIZON), TEACHER, chunk=4, autoreset_mode="Disabled")
+        read = read_references(env, prompts, *limits)
+        assert read.tokens.equal(written.tokens)
+        assert read.rewritten.equal(written.rewritten)
+        assert read.rewritten.equal(read.mask)
+        torch.testing.assert_close(read.teacher, written.teacher, rtol=0, atol=1e-12)
+        assert read.support is None if written.support is None else read.support.equal(written.support)  # type: ignore[union-attr]
+    with pytest.raises(ValueError, match="writer: data needs a reference answer to each prompt; 2 of 3 have none"):
+        read_references(env, [prompts[0], *written.prompts[:2]])
 
 
 # ---------------------------------------------------------------------- the law
