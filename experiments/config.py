@@ -59,10 +59,12 @@ class RunConfig:
     """Iterations: one batch of answers and one optimiser step each."""
     warm_start: float = 1 / 3
     """Before training, sft until the validation accuracy is this share of the teacher's (sums); 0 for none."""
-    student_width: int = 24
-    """Hidden width of a fresh student of sums."""
+    student_width: int = 16
+    """Hidden width of a fresh student of sums, a multiple of 4."""
     student_layers: int = 2
     """Layers of a fresh student of sums."""
+    student_mlp: int = 16
+    """Width of its feed-forward layers; the default is from docs/results/student_sweep.md."""
     max_new_tokens: int | None = None
     """Horizon in tokens; the task's default if not given."""
     rewrite: Literal["sample", "nucleus", "argmax"] = "sample"
@@ -345,7 +347,7 @@ def make_student(config: AnyRun, env: DistillVectorEnv) -> TrainableModel:
 
     with torch.random.fork_rng():
         torch.manual_seed(config.options.seed)
-        model = sums_llama(config.student_width, config.student_layers)
+        model = sums_llama(config.student_width, config.student_layers, config.student_mlp)
     return CausalLM(model, eos_token_id=env.task.eos_token_id)
 
 

@@ -119,7 +119,14 @@ def warm_start(config: AnyRun, console: Console) -> Any:
 
     sft = dataclasses.replace(METHODS["sft"], tau=tau_of(config))
     options = DistillConfig(method=sft, batch_size=64, learning_rate=2e-3, seed=config.options.seed)
-    key = [config.env, config.student_width, config.student_layers, config.warm_start, config.max_new_tokens]
+    key = [
+        config.env,
+        config.student_width,
+        config.student_layers,
+        config.student_mlp,
+        config.warm_start,
+        config.max_new_tokens,
+    ]
     digest = hashlib.sha256(json.dumps([*key, dataclasses.asdict(options)]).encode()).hexdigest()[:12]
     folder = config.out / "warm_start" / digest
     if (folder / "student").exists():

@@ -32,13 +32,15 @@ from distill_env.tasks.sums import EOS
 class Config:
     """Sweep the student's size."""
 
-    widths: tuple[int, ...] = (12, 16, 20, 24)
-    """Hidden widths."""
+    mlps: tuple[int, ...] = (8, 16, 24, 32)
+    """Widths of the feed-forward layers."""
+    width: int = 16
+    """Hidden width."""
     layers: int = 2
     """Layers."""
     pool: int = 300
     """Batches of 64 answers in the pool."""
-    updates: tuple[int, ...] = (4000, 12000)
+    updates: tuple[int, ...] = (4500, 9000)
     """Budgets, in updates."""
     learning_rate: float = 4e-3
     """Step size at the start."""
@@ -48,15 +50,15 @@ class Config:
     """Table to write."""
 
 
-def train(width: int, updates: int, config: Config, pool: list[Rollout]) -> DistillAgent:
+def train(mlp: int, updates: int, config: Config, pool: list[Rollout]) -> DistillAgent:
     """A fresh student after that many updates on the pool, in an order of its own every time round."""
     torch.manual_seed(0)
-    student = CausalLM(sums_llama(width, config.layers), eos_token_id=EOS)
+    student = CausalLM(sums_llama(config.width, config.layers, mlp), eos_token_id=EOS)
     options = DistillConfig(
         method=METHODS["fkl"], learning_rate=config.learning_rate, decay_iterations=updates, batch_size=64
     )
     agent = DistillAgent(student, options)
-    for i in track(range(updates), description=f"width {width}", transient=True):
+    for i in track(range(updates), description=f"mlp {mlp}", transient=True):
         order = np.random.default_rng(i // len(pool)).permutation(len(pool))
         agent.update(pool[order[i % len(pool)]])
         agent.iteration += 1
@@ -83,21 +85,23 @@ def main(config: Config) -> None:
         f"on a pool of {64 * config.pool:,} answers of the teacher; the teacher itself: {teacher:.1%}.",
         "`python experiments/sweep_student.py`",
         "",
-        f"| width, layers | weights | {head} | below the teacher, points | minutes |",
+        f"| width, layers, feed-forward | weights | {head} | below the teacher, points | minutes |",
         "| --- | ---: |" + " ---: |" * (len(config.updates) + 2),
     ]
     print("\n".join(lines[-2:]))
-    for width in config.widths:
+    for mlp in config.mlps:
         started = time.time()
         results = []
         for updates in config.updates:
-            agent = train(width, updates, config, pool)
+            agent = train(mlp, updates, config, pool)
             results.append(answer_metrics(write_answers(agent, test, prompts, seed=1), tau=1.0)["correct_chains"])
         parameters = sum(p.numel() for p in agent.student.parameters())
         cells = " | ".join(f"{r:.1%}" for r in results)
         gap = 100 * (teacher - results[-1])
         minutes = (time.time() - started) / 60
-        lines.append(f"| {width}, {config.layers} | {parameters:,} | {cells} | {gap:.1f} | {minutes:.1f} |")
+        lines.append(
+            f"| {config.width}, {config.layers}, {mlp} | {parameters:,} | {cells} | {gap:.1f} | {minutes:.1f} |"
+        )
         print(lines[-1], flush=True)
     config.out.parent.mkdir(parents=True, exist_ok=True)
     config.out.write_text("\n".join(lines) + "\n")

@@ -13,12 +13,13 @@ if TYPE_CHECKING:
 TEACHER_PATH = Path(__file__).parents[1] / "data" / "sums_teacher"
 
 
-def sums_llama(width: int, layers: int) -> LlamaForCausalLM:
+def sums_llama(width: int, layers: int, mlp: int | None = None) -> LlamaForCausalLM:
     """A Llama of the vocabulary of Sums with fresh weights, drawn from torch's global generator.
 
     Args:
         width: hidden width, a multiple of 4 (of 8 from 64 on, where it has four heads instead of two).
         layers: number of layers.
+        mlp: width of the feed-forward layers; twice the hidden width if None.
     """
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -26,9 +27,9 @@ def sums_llama(width: int, layers: int) -> LlamaForCausalLM:
         LlamaConfig(
             vocab_size=len(SYMBOLS) + 1,
             hidden_size=width,
-            intermediate_size=2 * width,
+            intermediate_size=mlp or 2 * width,
             num_hidden_layers=layers,
-            num_attention_heads=4 if width >= 64 else 2 if width % 4 == 0 else 1,
+            num_attention_heads=4 if width >= 64 else 2,
             max_position_embeddings=64,
             tie_word_embeddings=True,
             bos_token_id=None,
