@@ -223,6 +223,7 @@ class _Collector:
         self.read = np.zeros(n, np.int64)  # of those, the ones the student has read
         self.carry = Carry.start(n)
         self.ledger = Ledger()
+        self.current: Tensor  # the student's log p at the state that it has read up to, [n, V]
 
     def run(self) -> Rollout:
         started = time.perf_counter()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import gymnasium as gym
 import numpy as np
@@ -208,6 +208,11 @@ class DistillVectorEnv(VectorEnv):
         self._ended = np.ones(n, np.bool_)
         self._started = False
         self.teacher_use = TeacherUse()
+        self._consumed: NDArray[np.int64]  # tokens of the answer that the teacher has read
+        self._log_probs: Tensor  # [n, V], at the state after those it read
+        self._ahead: Tensor | None  # the draft of the last look-ahead, and what the teacher said of it
+        self._ahead_log_probs: Tensor | None
+        self._trace: list[tuple[NDArray[Any], NDArray[Any], NDArray[Any], Tensor]]  # row, position, column, log p
         self._forget_teacher()
 
     def _load_teacher(self) -> TokenModel:
@@ -334,7 +339,10 @@ class DistillVectorEnv(VectorEnv):
         """Prompt (dim) and answer of a row, with ANSI colours; what the teacher wrote is red."""
         start, end = self._prompt_lengths[row], self._prompt_lengths[row] + self._lengths[row]
         return colour_answer(
-            self.task, self._prompts[row], self._observation[row, start:end], self._rewritten[row, start:end]
+            self.task,
+            self._prompts[row],
+            self._observation[row, start:end].tolist(),
+            self._rewritten[row, start:end].tolist(),
         )
 
     def close_extras(self, **kwargs: Any) -> None:
@@ -502,7 +510,7 @@ class DistillVectorEnv(VectorEnv):
             seeds = [seed + i for i in range(self.num_envs)] if isinstance(seed, int) else seed
         if len(seeds) != self.num_envs:
             raise ValueError(f"seed: {len(seeds)} seeds for {self.num_envs} rows")
-        for row in np.flatnonzero(mask):
+        for row in np.flatnonzero(mask).tolist():
             value = seeds[row]
             if value is None and self._started:
                 continue  # the row's stream goes on
@@ -559,11 +567,10 @@ class DistillVectorEnv(VectorEnv):
         }
 
     def _forget_teacher(self) -> None:
-        self._consumed = np.zeros(self.num_envs, np.int64)  # tokens of the answer that the teacher has read
-        self._log_probs = torch.zeros(self.num_envs, self.vocab_size)  # at the state after those it read
-        self._ahead: Tensor | None = None
-        self._ahead_log_probs: Tensor | None = None
-        self._trace: list[tuple[NDArray[Any], NDArray[Any], NDArray[Any], Tensor]] = []  # row, position, column, log p
+        self._consumed = np.zeros(self.num_envs, np.int64)
+        self._log_probs = torch.zeros(self.num_envs, self.vocab_size)
+        self._ahead = self._ahead_log_probs = None
+        self._trace = []
 
     def _grade(self, ended: NDArray[np.bool_]) -> NDArray[np.float64]:
         grades = np.zeros(self.num_envs)
@@ -632,7 +639,7 @@ class DistillEnv(gym.Env[NDArray[np.int64], Any]):
     `options` of `reset` are the same (lists and arrays of one element).
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi"], "render_fps": 4}
+    metadata: dict[str, Any] = {"render_modes": ["ansi"], "render_fps": 4}  # noqa: RUF012 (as in gymnasium.Env)
 
     def __init__(self, **kwargs: Any) -> None:
         self.batch = DistillVectorEnv(num_envs=1, autoreset_mode=AutoresetMode.DISABLED, **kwargs)
@@ -655,7 +662,7 @@ class DistillEnv(gym.Env[NDArray[np.int64], Any]):
         """The teacher along a draft: int64 [K] -> [K + 1, V]; the state does not change."""
         return self.batch.lookahead(tokens[None])[0]
 
-    def render(self) -> str | None:  # type: ignore[override]
+    def render(self) -> str | None:
         return self.batch.text(0) if self.render_mode == "ansi" else None
 
 

@@ -120,7 +120,7 @@ def default_options(agent: str, env: str) -> Any:
         raise ValueError(f"env: {env!r} is unknown; accepted: {', '.join(ENV_DEFAULTS)}")
     if agent in METHODS:
         return DistillConfig(method=METHODS[agent], **OPTION_DEFAULTS[env])
-    if agent in SB3_AGENTS:
+    if agent == "ppo" or agent == "a2c":
         return SB3Config(algorithm=agent, **OPTION_DEFAULTS[env])
     if ":" in agent:
         return PluginConfig(batch_size=OPTION_DEFAULTS[env]["batch_size"])
@@ -227,7 +227,7 @@ def default_name(choice: Choice) -> str:
 
 def to_dict(config: AnyRun) -> dict[str, Any]:
     """As JSON takes it."""
-    return json.loads(json.dumps(dataclasses.asdict(config), default=str))  # type: ignore[no-any-return]
+    return json.loads(json.dumps(dataclasses.asdict(config), default=str))
 
 
 def load_config(folder: Path) -> AnyRun:
@@ -276,7 +276,7 @@ def make_env(config: AnyRun, split: Split, rows: int, *, purpose: Literal["train
         "task_reward": config.task_reward,
         "chunk": config.draft_limit if distills else 1,
         "reveal_teacher": not distills,
-        "autoreset_mode": {SB3Config: "SameStep", PluginConfig: "NextStep"}.get(kind, "Disabled"),
+        "autoreset_mode": "SameStep" if kind is SB3Config else "NextStep" if kind is PluginConfig else "Disabled",
     }
     if config.env == "sums":
         arguments |= {"task": "sums", "teacher": "sums"}
@@ -361,7 +361,7 @@ def make_agent(config: AnyRun, student: TrainableModel, env: DistillVectorEnv) -
         from agents.sb3 import SB3Agent
 
         return SB3Agent(student, config.options)
-    return plugin(config.agent)(env, seed=config.options.seed)  # type: ignore[no-any-return]
+    return plugin(config.agent)(env, seed=config.options.seed)
 
 
 def agent_class(config: AnyRun) -> Any:

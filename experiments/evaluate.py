@@ -51,7 +51,7 @@ def main() -> int:
     table = Table(title=str(config.folder), title_justify="left")
     table.add_column("student alone, test split")
     table.add_column("now", justify="right")
-    for label, cells in table_rows(run.eval_samples, [metrics]):
+    for label, cells in table_rows(run.eval_samples, [dict(metrics)]):
         table.add_row(label, *cells)
     console.print(table)
     if config.out:

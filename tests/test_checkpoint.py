@@ -171,7 +171,7 @@ def test_a_damaged_checkpoint_is_one_clear_line(
     path.unlink()
     if data is not None:
         path.write_bytes(data)
-    with pytest.raises(ValueError, match="^checkpoint: .* is damaged") as error:
+    with pytest.raises(ValueError, match=r"^checkpoint: .* is damaged") as error:
         DistillAgent.load(tmp_path / "checkpoint")
     assert "\n" not in str(error.value)
     assert str(tmp_path / "checkpoint") in str(error.value)
