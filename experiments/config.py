@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from distill_env.models import TrainableModel
 
 EnvName = Literal["sums", "categorical", "lm"]
-SB3_AGENTS = ("ppo", "a2c")
+SB3_AGENTS: dict[str, Literal["ppo", "a2c"]] = {"ppo": "ppo", "a2c": "a2c"}
 CATEGORICAL_VOCABULARY = 6
 
 
@@ -120,8 +120,8 @@ def default_options(agent: str, env: str) -> Any:
         raise ValueError(f"env: {env!r} is unknown; accepted: {', '.join(ENV_DEFAULTS)}")
     if agent in METHODS:
         return DistillConfig(method=METHODS[agent], **OPTION_DEFAULTS[env])
-    if agent == "ppo" or agent == "a2c":
-        return SB3Config(algorithm=agent, **OPTION_DEFAULTS[env])
+    if agent in SB3_AGENTS:
+        return SB3Config(algorithm=SB3_AGENTS[agent], **OPTION_DEFAULTS[env])
     if ":" in agent:
         return PluginConfig(batch_size=OPTION_DEFAULTS[env]["batch_size"])
     accepted = ", ".join([*METHODS, *SB3_AGENTS])
