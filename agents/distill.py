@@ -63,6 +63,7 @@ class DistillAgent:
         self.iteration = 0
         self.hard_share = 0.0  # in the last iteration; the rate of the matched random writer
         self._draft_length: DraftLength | None = None
+        self._actor: TrainableModel | None
         self.reseed(config.seed)
 
     # ------------------------------------------------------------------ learning
@@ -126,6 +127,7 @@ class DistillAgent:
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
         self.optimizer.step()
+        self._actor = None  # its cache is of the old weights
         self.hard_share = totals.get("rollout/hard_share", 0.0)
         return totals | {"train/grad_norm": float(norm)}
 
@@ -234,7 +236,7 @@ class DistillAgent:
     def reseed(self, seed: int) -> None:
         """After this `act` repeats itself."""
         self._act_seed, self._acts = seed, 0
-        self._actor: TrainableModel | None = None
+        self._actor = None
         self._seen: list[tuple[int, ...]] = []
 
     def act(self, observation: NDArray[np.int64], info: dict[str, Any] | None = None) -> NDArray[np.int64]:

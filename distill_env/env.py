@@ -360,8 +360,6 @@ class DistillVectorEnv(VectorEnv):
         self._forget_teacher()
         if self._started:
             self._log_probs = self.teacher.start([p.ids for p in self._prompts])
-            if self.chunk == 1 and self.reveal_teacher:
-                self.lookahead(torch.zeros(self.num_envs, 0, dtype=torch.long))
 
     # ------------------------------------------------------------------ the decision process
 

@@ -31,8 +31,7 @@ class RewriteImplausible(VectorWrapper[Any, Any, Any, Any, Any]):
 
     def __init__(self, env: VectorEnv[Any, Any, Any], top_k: int = 0, min_log_prob: float = -np.inf) -> None:
         super().__init__(env)
-        self._log_probs = np.zeros((env.num_envs, 1), np.float32)  # [n, V] once it has been seen
-        self._known = np.zeros(env.num_envs, np.bool_)
+        self._log_probs = np.zeros((env.num_envs, 1), np.float32)  # at the present states; [n, V] once it has been seen
         self._limits = _check_top_k(top_k), min_log_prob
 
     def reset(
@@ -40,28 +39,21 @@ class RewriteImplausible(VectorWrapper[Any, Any, Any, Any, Any]):
     ) -> tuple[NDArray[np.int64], dict[str, Any]]:
         observation, info = super().reset(seed=seed, options=options)
         _teacher(info)
-        self._look(info, options is not None and "reset_mask" in options)
+        self._look(info)
         return observation, info
 
     def step(self, actions: Any) -> Step:
         actions = np.asarray(actions)
         rewrite = self.single_action_space.n - 1  # type: ignore[attr-defined]
-        hand_over = implausible(self._log_probs, actions, *self._limits) & self._known
+        hand_over = implausible(self._log_probs, actions, *self._limits)
         observation, reward, terminated, truncated, info = super().step(np.where(hand_over, rewrite, actions))
-        self._look(info, False)
+        self._look(info)
         return observation, reward, terminated, truncated, info
 
-    def _look(self, info: dict[str, Any], only_some: bool) -> None:
-        """Remember the teacher [n, V] at the present states, and of which rows it is known."""
-        if "teacher_log_probs" not in info:  # all answers have ended
-            self._known = np.zeros(self.num_envs, np.bool_)
-            return
-        log_probs, known = info["teacher_log_probs"], info["_teacher_log_probs"]
-        if only_some:
-            self._log_probs = np.where(known[:, None], log_probs, self._log_probs)
-            self._known = self._known | known
-        else:
-            self._log_probs, self._known = log_probs, known
+    def _look(self, info: dict[str, Any]) -> None:
+        if "teacher_log_probs" in info:  # of the rows that were reset, or whose answers go on
+            shown = info["_teacher_log_probs"][:, None]
+            self._log_probs = np.where(shown, info["teacher_log_probs"], self._log_probs)
 
 
 class SingleRewriteImplausible(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):

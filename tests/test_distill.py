@@ -570,3 +570,15 @@ def test_bad_configurations(arguments: dict[str, Any], message: str) -> None:
 def test_an_unknown_method_is_named() -> None:
     with pytest.raises(ValueError, match="agent: 'gatd' is not a method; accepted: sft, fkl"):
         method("gatd")
+
+
+def test_after_an_update_act_sees_the_new_student() -> None:
+    """What was cached under the old weights is not served again, though the observation is the same."""
+    env = DistillVectorEnv(4, autoreset_mode="Disabled", reveal_teacher=False, teacher_kwargs={"vocab_size": 6})
+    agent = DistillAgent(uniform(6), DistillConfig(method=METHODS["rkl"], batch_size=4, learning_rate=0.1))
+    observation = np.array([[0, -1], [1, -1]])
+    before = agent.log_probs(observation)
+    agent.learn(env, 3)
+    expected = agent.student.fork().start([(0,), (1,)]).numpy()
+    np.testing.assert_array_equal(agent.log_probs(observation), expected)
+    assert not np.array_equal(before, expected)
