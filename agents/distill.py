@@ -285,6 +285,8 @@ class DistillAgent:
         tensors, groups = optimizer_tensors(self.optimizer)
         state = {
             "config": dataclasses.asdict(self.config),
+            "vocab_size": self.student.vocab_size,
+            "eos_token_id": self.student.eos_token_id,
             "iteration": self.iteration,
             "hard_share": self.hard_share,
             "param_groups": groups,
@@ -297,7 +299,8 @@ class DistillAgent:
         tensors, state = load_state(folder, "optimizer")
         with reading(folder):
             config = DistillConfig(**{**state["config"], "method": Method(**state["config"]["method"])})
-            agent = cls(build_model(folder / "student"), config)
+            ids = {key: state[key] for key in ("vocab_size", "eos_token_id")}  # the folder's head may have more rows
+            agent = cls(build_model(folder / "student", **ids), config)
             restore_optimizer(agent.optimizer, tensors, state["param_groups"])
             agent.iteration, agent.hard_share = state["iteration"], state["hard_share"]
         return agent

@@ -35,6 +35,7 @@ from agents.checkpoint import (
     existing_folder,
     load_state,
     optimizer_tensors,
+    reading,
     restore_optimizer,
     save_state,
     write_folder,
@@ -219,6 +220,7 @@ class SB3Agent:
         state = {
             "config": dataclasses.asdict(self.config),
             "vocab_size": self.student.vocab_size,
+            "eos_token_id": self.student.eos_token_id,
             "iteration": self.iteration,
             "param_groups": groups,
         }
@@ -228,14 +230,16 @@ class SB3Agent:
     def load(cls, path: str | Path) -> SB3Agent:
         folder = existing_folder(path)
         tensors, state = load_state(folder, "agent")
-        agent = cls(build_model(folder / "student", vocab_size=state["vocab_size"]), SB3Config(**state["config"]))
-        parts: dict[str, dict[str, Tensor]] = {"heads": {}, "optimizer": {}}
-        for name, tensor in tensors.items():
-            part, key = name.split("/", 1)
-            parts[part][key] = tensor
-        agent.heads.load_state_dict(parts["heads"])
-        restore_optimizer(agent.optimizer, parts["optimizer"], state["param_groups"])
-        agent.iteration = state["iteration"]
+        with reading(folder):
+            ids = {key: state[key] for key in ("vocab_size", "eos_token_id")}  # the folder's head may have more rows
+            agent = cls(build_model(folder / "student", **ids), SB3Config(**state["config"]))
+            parts: dict[str, dict[str, Tensor]] = {"heads": {}, "optimizer": {}}
+            for name, tensor in tensors.items():
+                part, key = name.split("/", 1)
+                parts[part][key] = tensor
+            agent.heads.load_state_dict(parts["heads"])
+            restore_optimizer(agent.optimizer, parts["optimizer"], state["param_groups"])
+            agent.iteration = state["iteration"]
         return agent
 
 

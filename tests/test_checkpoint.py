@@ -20,9 +20,12 @@ from agents.checkpoint import (
     save_state,
     write_folder,
 )
-from agents.config import DistillConfig
+from agents.config import DistillConfig, SB3Config
 from agents.distill import DistillAgent
+from agents.sb3 import SB3Agent
 from distill_env.env import DistillVectorEnv
+from distill_env.models.causal_lm import CausalLM
+from distill_env.models.sums import sums_llama
 from distill_env.models.tabular import OneModeModel, TabularModel, markov, one_mode
 
 
@@ -228,3 +231,24 @@ def test_a_table_survives_the_disk(tmp_path: Path, model: TabularModel) -> None:
     assert loaded.next_state.equal(model.next_state)
     assert loaded.eos_token_id == model.eos_token_id
     assert isinstance(loaded, OneModeModel) == (model.vocab_size == 11)
+
+
+@pytest.mark.parametrize("kind", ["distill", "sb3"])
+def test_a_student_cut_to_the_shared_ids_comes_back_cut(kind: str, tmp_path: Path) -> None:
+    """Its folder holds all rows of the head; which of them exist, and which one ends, are the agent's to remember."""
+    torch.manual_seed(0)
+    student = CausalLM(sums_llama(8, 1), vocab_size=12, eos_token_id=11)
+    agent = DistillAgent(student, DistillConfig()) if kind == "distill" else SB3Agent(student, SB3Config())
+    agent.save(tmp_path / "checkpoint")
+    back = type(agent).load(tmp_path / "checkpoint").student
+    assert (back.vocab_size, back.eos_token_id) == (12, 11)
+    assert torch.equal(back.start([(3, 4)]), student.fork().start([(3, 4)]))
+
+
+def test_a_damaged_student_of_ppo_is_one_line_too(tmp_path: Path) -> None:
+    agent = SB3Agent(CausalLM(sums_llama(8, 1), eos_token_id=13), SB3Config())
+    agent.save(tmp_path / "checkpoint")
+    (tmp_path / "checkpoint/student/model.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"^checkpoint: .* is damaged") as error:
+        SB3Agent.load(tmp_path / "checkpoint")
+    assert "\n" not in str(error.value)
