@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -118,6 +119,9 @@ class CausalLM:
                 self.max_length = min(self.max_length or layer.sliding_window, layer.sliding_window)
             elif type(layer) is not DynamicLayer:
                 raise ValueError(f"model: {name} remembers in a {type(layer).__name__}, not in keys and values alone")
+        # Transformers 5.24 renamed the argument.
+        takes_cache = "cache" in inspect.signature(self._decoder.forward).parameters
+        self._cache_name = "cache" if takes_cache else "past_key_values"
         self._clear(0)
         self._check()
 
@@ -196,8 +200,8 @@ class CausalLM:
             input_ids=tokens.clamp(min=0).to(device),
             attention_mask=mask,
             position_ids=positions.to(device),
-            past_key_values=self._cache,
             use_cache=True,
+            **{self._cache_name: self._cache},
         )
         self._lengths[logical] += (tokens >= 0).sum(1)
         return hidden
