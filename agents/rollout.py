@@ -200,6 +200,8 @@ class _Collector:
             raise ValueError(f"prompts: {len(prompts)} for an environment of {env.num_envs} rows; at least one each")
         if student.vocab_size != core.vocab_size:
             raise ValueError(f"student: {student.vocab_size} token ids, the environment has {core.vocab_size}")
+        if writer.score == "rank" and (top_k or top_p < 1):
+            raise ValueError("writer: a rank cannot be read off a truncated distribution; drop top_k and top_p")
         self.env, self.core, self.student, self.prompts, self.keys = env, core, student, list(prompts), keys
         self.writer, self.draft_length = writer, draft_length
         self.top_k, self.top_p, self.keep_teacher = top_k, top_p, keep_teacher

@@ -55,7 +55,7 @@ class RunConfig:
     """Where runs go."""
     resume: bool = False
     """Go on with the run of this name from its last checkpoint."""
-    iterations: int = 200
+    iterations: int = 400
     """Iterations: one batch of answers and one optimiser step each."""
     warm_start: float = 1 / 3
     """Before training, sft until the validation accuracy is this share of the teacher's (sums); 0 for none."""
@@ -343,11 +343,11 @@ def make_student(config: AnyRun, env: DistillVectorEnv) -> TrainableModel:
 
         return uniform(CATEGORICAL_VOCABULARY)
     from distill_env.models.causal_lm import CausalLM
-    from distill_env.models.sums import sums_llama
+    from distill_env.models.sums import sums_student
 
     with torch.random.fork_rng():
         torch.manual_seed(config.options.seed)
-        model = sums_llama(config.student_width, config.student_layers, config.student_mlp)
+        model = sums_student(config.student_width, config.student_layers, config.student_mlp)
     return CausalLM(model, eos_token_id=env.task.eos_token_id)
 
 

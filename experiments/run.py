@@ -7,8 +7,6 @@ Everything of a run lands in runs/<name>/. Ctrl-C leaves a run that --resume goe
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 import itertools
 import json
 import math
@@ -21,12 +19,10 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console, Group
 from rich.live import Live
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 from agents.config import DistillConfig
-from agents.methods import METHODS
 from experiments.config import (
     AnyRun,
     agent_class,
@@ -38,7 +34,7 @@ from experiments.config import (
     tau_of,
     to_dict,
 )
-from experiments.tracking import Tracker, cell, draw_curves, finite, read_metrics, table_rows, write_json
+from experiments.tracking import Tracker, cell, draw_curves, finite, progress_bar, read_metrics, table_rows, write_json
 
 if TYPE_CHECKING:
     from agents.base import Agent, Metrics
@@ -83,6 +79,8 @@ def run(config: AnyRun, console: Console) -> dict[str, Any]:
         student = make_student(config, env)
         folder.mkdir(parents=True, exist_ok=True)
         if config.warm_start and env.task.graded and not config.student:
+            from experiments.warm_start import warm_start
+
             student = warm_start(config, console)
         agent = make_agent(config, student, env)
         evaluation = {"before": evaluate_all(config, agent, console, "before training"), "seconds": 0.0}
@@ -106,62 +104,6 @@ def run(config: AnyRun, console: Console) -> dict[str, Any]:
         show_samples(config, agent, folder, console)
     console.print(f"\n{folder}/: metrics.csv, curves.png, evaluation.json, student/, checkpoint/, TensorBoard events")
     return evaluation
-
-
-# ---------------------------------------------------------------------- before training
-
-
-def warm_start(config: AnyRun, console: Console) -> Any:
-    """A student after supervised fine-tuning that stops, by rule, at the first validation at which its correct chains
-    reach `warm_start` times the teacher's. Runs of one seed, student and share have it in common, kept on disk."""
-    from agents.evaluation import answer_metrics, write_answers
-    from distill_env.models.load import build_model
-
-    sft = dataclasses.replace(METHODS["sft"], tau=tau_of(config))
-    options = DistillConfig(method=sft, batch_size=64, learning_rate=2e-3, seed=config.options.seed)
-    key = [
-        config.env,
-        config.student_width,
-        config.student_layers,
-        config.student_mlp,
-        config.warm_start,
-        config.max_new_tokens,
-    ]
-    digest = hashlib.sha256(json.dumps([*key, dataclasses.asdict(options)]).encode()).hexdigest()[:12]
-    folder = config.out / "warm_start" / digest
-    if (folder / "student").exists():
-        return build_model(folder / "student")
-
-    sft_config: Any = dataclasses.replace(as_distill_run(config), options=options)
-    env = make_env(sft_config, "train", options.batch_size, purpose="train")
-    validation = make_env(sft_config, "validation", 300, purpose="evaluate")
-    prompts = validation.prompts
-    teacher = answer_metrics(write_answers(None, validation, prompts, 0, teacher_writes=True), 1.0)["correct_chains"]
-    target = config.warm_start * teacher
-    agent: Any = make_agent(sft_config, make_student(config, env), env)
-    with progress_bar(console) as progress:
-        bar = progress.add_task("warm start", total=None)
-        reached = 0.0
-        while reached < target:
-            agent.learn(env, 10)
-            reached = answer_metrics(write_answers(agent, validation, prompts, 0), 1.0)["correct_chains"]
-            text = f"warm start: sft until {target:.0%} correct chains in validation, now {reached:.0%}"
-            progress.update(bar, description=text, completed=agent.iteration)
-            if agent.iteration >= 5000:
-                raise ValueError(
-                    f"warm_start: {target:.0%} not reached in 5,000 iterations; lower it or widen the student"
-                )
-    console.print(f"warm start: {agent.iteration} iterations of sft, {reached:.1%} correct chains in validation")
-    agent.save(folder)
-    return agent.student
-
-
-def as_distill_run(config: AnyRun) -> Any:
-    """The same run with an agent of ours, for the warm start."""
-    from experiments.config import DistillRun
-
-    shared = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name != "options"}
-    return DistillRun(**{**shared, "agent": "sft"})
 
 
 # ---------------------------------------------------------------------- training
@@ -209,17 +151,6 @@ def train(config: AnyRun, agent: Agent, env: DistillVectorEnv, folder: Path, con
             raise
         finally:
             tracker.close()
-
-
-def progress_bar(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-    )
 
 
 def live_line(metrics: dict[str, float]) -> Text:

@@ -9,6 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
 from agents.base import Metrics
 
 
@@ -98,6 +101,18 @@ def draw_curves(folder: Path, title: str) -> None:
     figure.suptitle(title, fontsize=11)
     figure.savefig(folder / "curves.png", dpi=130)
     plt.close(figure)
+
+
+def progress_bar(console: Console) -> Progress:
+    """The bar of everything that takes long."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+    )
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -907,3 +907,10 @@ def test_a_fresh_language_model_serves_as_a_live_teacher() -> None:
     env.reset(seed=0)
     assert env.step(np.array([3, env.rewrite_action]))[0].shape == env.observation_space.shape
     assert load_model("sums").vocab_size == env.vocab_size
+
+
+def test_the_defaults_fit_together() -> None:
+    """No argument at all makes an environment that runs."""
+    env = DistillVectorEnv()
+    _, info = env.reset(seed=0)
+    assert info["teacher_log_probs"].shape == (1, 6)

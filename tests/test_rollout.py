@@ -337,6 +337,8 @@ def test_bad_arguments() -> None:
         collect(env, STUDENT, [NO_PROMPT] * 2, keys, NEVER)
     with pytest.raises(ValueError, match="student: 6 token ids, the environment has 5"):
         collect(env, markov(6), [NO_PROMPT] * 4, keys, NEVER)
+    with pytest.raises(ValueError, match="writer: a rank cannot be read off a truncated distribution"):
+        collect(env, STUDENT, [NO_PROMPT] * 4, keys, Gate("rank", 2.0), top_k=2)
     env = DistillVectorEnv(4, Ragged(V, HORIZON), TEACHER)
     with pytest.raises(ValueError, match="autoreset_mode is NextStep; a rollout needs Disabled"):
         collect(env, STUDENT, [NO_PROMPT] * 4, keys, NEVER)

@@ -8,18 +8,17 @@ from typing import TYPE_CHECKING
 from distill_env.tasks.sums import EOS, SYMBOLS
 
 if TYPE_CHECKING:
-    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast, SmolLM3ForCausalLM
 
 TEACHER_PATH = Path(__file__).parents[1] / "data" / "sums_teacher"
 
 
-def sums_llama(width: int, layers: int, mlp: int | None = None) -> LlamaForCausalLM:
-    """A Llama of the vocabulary of Sums with fresh weights, drawn from torch's global generator.
+def sums_llama(width: int, layers: int) -> LlamaForCausalLM:
+    """The teacher's shape: a Llama of the vocabulary of Sums with fresh weights, from torch's global generator.
 
     Args:
         width: hidden width, a multiple of 4 (of 8 from 64 on, where it has four heads instead of two).
         layers: number of layers.
-        mlp: width of the feed-forward layers; twice the hidden width if None.
     """
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -27,9 +26,42 @@ def sums_llama(width: int, layers: int, mlp: int | None = None) -> LlamaForCausa
         LlamaConfig(
             vocab_size=len(SYMBOLS) + 1,
             hidden_size=width,
-            intermediate_size=mlp or 2 * width,
+            intermediate_size=2 * width,
             num_hidden_layers=layers,
             num_attention_heads=4 if width >= 64 else 2,
+            max_position_embeddings=64,
+            tie_word_embeddings=True,
+            bos_token_id=None,
+            eos_token_id=EOS,
+            pad_token_id=EOS,
+        )
+    )
+
+
+def sums_student(width: int, layers: int, mlp: int) -> SmolLM3ForCausalLM:
+    """The student's shape: as the teacher, but with no position embedding in any layer, and fresh weights.
+
+    Trained on 2 to 5 digits, students with rotary positions had no correct chain at 6 digits; without positions they
+    go on to longer problems (Kazemnejad et al. 2023, "The Impact of Positional Encoding on Length Generalization",
+    2305.19466).
+
+    Args:
+        width: hidden width, a multiple of 4.
+        layers: number of layers.
+        mlp: width of the feed-forward layers.
+    """
+    from transformers import SmolLM3Config, SmolLM3ForCausalLM
+
+    return SmolLM3ForCausalLM(
+        SmolLM3Config(
+            vocab_size=len(SYMBOLS) + 1,
+            hidden_size=width,
+            intermediate_size=mlp,
+            num_hidden_layers=layers,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            no_rope_layers=[0] * layers,  # 0: this layer has no rotary positions
+            use_sliding_window=False,
             max_position_embeddings=64,
             tie_word_embeddings=True,
             bos_token_id=None,

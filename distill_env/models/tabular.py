@@ -33,8 +33,7 @@ class TabularModel(nn.Module):
         self.table = nn.Parameter(logits.clone())
         self.vocab_size = next_state.shape[1]
         self.eos_token_id = eos_token_id
-        self._states = torch.zeros(0, 1, dtype=torch.long)  # [N, T + 1], the state after each generated token
-        self._lengths = torch.zeros(0, dtype=torch.long)
+        self._clear()
 
     def log_table(self) -> Tensor:
         """log p of every token in every state, [C, V]."""
@@ -47,10 +46,15 @@ class TabularModel(nn.Module):
         return state
 
     def fork(self) -> TabularModel:
-        """The same weights with rows of their own."""
+        """The same weights with a batch of its own, still empty."""
         other = object.__new__(type(self))
         other.__dict__ = dict(self.__dict__)
+        other._clear()
         return other
+
+    def _clear(self) -> None:
+        self._states = torch.zeros(0, 1, dtype=torch.long)  # [N, T + 1], the state after each generated token
+        self._lengths = torch.zeros(0, dtype=torch.long)
 
     @torch.no_grad()
     def start(self, prompts: Sequence[Sequence[int]], rows: Sequence[int] | None = None) -> Tensor:
@@ -60,7 +64,6 @@ class TabularModel(nn.Module):
             self._lengths = torch.zeros(len(prompts), dtype=torch.long)
         else:
             index = torch.as_tensor(rows)
-            self._states = self._states.clone()
             self._states[index, 0] = states
             self._lengths[index] = 0
         return self.log_table()[states]
@@ -161,7 +164,7 @@ def divmod_digits(number: int, base: int, length: int) -> list[int]:
     return digits[::-1]
 
 
-def markov(vocab_size: int, order: int = 1, seed: int = 0, sharpness: float = 2.0) -> TabularModel:
+def markov(vocab_size: int = 6, order: int = 1, seed: int = 0, sharpness: float = 2.0) -> TabularModel:
     """A random Markov model: normal logits times `sharpness`, in float64. The last id is the end token."""
     generator = torch.Generator().manual_seed(seed)
     next_state = suffix_automaton(vocab_size, order)

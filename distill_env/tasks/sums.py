@@ -63,6 +63,32 @@ def encode_answer(order: Sequence[int]) -> tuple[int, ...]:
     return (*ids[:-1], EOS)
 
 
+@cache
+def prompts_of_length(length: int, split: Split, count: int) -> tuple[Prompt, ...]:
+    """`count` problems of so many digits, or all there are, drawn once and for all."""
+    rng = np.random.default_rng([length, SPLITS.index(split)])
+    pool = multisets(length, split)
+    available = sum(number_of_ways(m) for m in pool)
+    problems: dict[tuple[int, ...], None] = {}  # an ordered set
+    while len(problems) < min(count, available):
+        digits = tuple(int(d) for d in rng.permutation(pool[rng.integers(len(pool))]))
+        problems.setdefault(digits)
+    return tuple(
+        Prompt(
+            encode_problem(digits),
+            text(encode_problem(digits)),
+            difficulty=length,
+            reference=encode_answer([int(d) for d in rng.permutation(digits)]),
+        )
+        for digits in problems
+    )
+
+
+def text(tokens: Sequence[int]) -> str:
+    """Ids to text; the end token is not shown."""
+    return "".join(SYMBOLS[t] for t in tokens if 0 <= t < len(SYMBOLS))
+
+
 class SumsTask:
     """The Sums task.
 
@@ -94,25 +120,7 @@ class SumsTask:
             raise ValueError(f"split: {split!r} is not a split of sums; accepted: {', '.join(SPLITS)}")
         lengths = self.ood_lengths if split == "ood" else self.lengths
         count = self.prompts_per_length * (10 if split == "train" else 1)
-        return tuple(p for n in lengths for p in self._prompts_of_length(n, "test" if split == "ood" else split, count))
-
-    def _prompts_of_length(self, length: int, split: Split, count: int) -> list[Prompt]:
-        rng = np.random.default_rng([length, SPLITS.index(split)])
-        available = sum(number_of_ways(m) for m in multisets(length, split))
-        problems: dict[tuple[int, ...], None] = {}  # an ordered set
-        pool = multisets(length, split)
-        while len(problems) < min(count, available):
-            digits = tuple(int(d) for d in rng.permutation(pool[rng.integers(len(pool))]))
-            problems.setdefault(digits)
-        return [
-            Prompt(
-                encode_problem(digits),
-                self.decode(encode_problem(digits)),
-                difficulty=length,
-                reference=encode_answer([int(d) for d in rng.permutation(digits)]),
-            )
-            for digits in problems
-        ]
+        return tuple(p for n in lengths for p in prompts_of_length(n, "test" if split == "ood" else split, count))
 
     def grade(self, prompt: Prompt, tokens: Sequence[int]) -> Grade:
         """Grade an answer for its final value and for every step.
@@ -129,5 +137,4 @@ class SumsTask:
         return Grade(float(chain), correct, chain, "".join(map(str, order)) if chain else None)
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """Ids to text; the end token is not shown."""
-        return "".join(SYMBOLS[t] for t in tokens if 0 <= t < len(SYMBOLS))
+        return text(tokens)

@@ -1,0 +1,95 @@
+"""Supervised learning on a data set that the teacher wrote, and the warm start of a student of Sums by it."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+
+from agents.config import DistillConfig
+from agents.distill import DistillAgent, PromptStream
+from agents.evaluation import answer_metrics, write_answers
+from agents.methods import METHODS
+from agents.rollout import Rollout
+from experiments.config import AnyRun, DistillRun, make_env, make_student
+from experiments.tracking import progress_bar
+
+DATA_SET = 100  # batches of the teacher's answers that a warm start learns from, over and over
+VALIDATE_EVERY = 50  # updates
+GIVE_UP_AFTER = 20_000  # updates
+
+
+def teacher_answers(agent: DistillAgent, env: Any, batches: int, console: Console | None = None) -> list[Rollout]:
+    """Batches of answers that the teacher writes to the training prompts, `agent.config.batch_size` in each."""
+    stream = PromptStream(env.unwrapped.prompts, agent.config.seed)
+    data = []
+    for i in track(range(batches), "the teacher writes a data set", console=console, transient=True):
+        agent.iteration = i
+        data.append(agent.rollout(env, stream))
+    agent.iteration = 0
+    return data
+
+
+def epochs(agent: DistillAgent, data: Sequence[Rollout]) -> Iterator[int]:
+    """Update on the data without end, every time round in another order. Yields the number of updates so far."""
+    while True:
+        order = np.random.default_rng([agent.config.seed, agent.iteration]).permutation(len(data))
+        for i in order:
+            agent.update(data[i])
+            agent.iteration += 1
+            yield agent.iteration
+
+
+def warm_start(config: AnyRun, console: Console) -> Any:
+    """A student after supervised fine-tuning that stops, by rule, at the first validation at which its correct chains
+    reach `warm_start` times the teacher's. Runs of one seed, student and share have it in common, kept on disk.
+
+    Raises:
+        ValueError: if that share is not reached.
+    """
+    from distill_env.models.load import build_model
+
+    options = DistillConfig(
+        method=METHODS["sft"], batch_size=64, learning_rate=1e-2, warmup_iterations=100, seed=config.options.seed
+    )
+    shape = [config.env, config.student_width, config.student_layers, config.student_mlp, config.max_new_tokens]
+    key = json.dumps([*shape, config.warm_start, DATA_SET, dataclasses.asdict(options)])
+    folder = config.out / "warm_start" / hashlib.sha256(key.encode()).hexdigest()[:12]
+    if (folder / "student").exists():
+        return build_model(folder / "student")
+
+    shared = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name != "options"}
+    sft = DistillRun(**{**shared, "agent": "sft", "options": options})
+    env = make_env(sft, "train", options.batch_size, purpose="train")
+    validation = make_env(sft, "validation", 300, purpose="evaluate")
+    prompts = validation.prompts
+    teacher = answer_metrics(write_answers(None, validation, prompts, 0, teacher_writes=True), 1.0)["correct_chains"]
+    target = config.warm_start * teacher
+    agent = DistillAgent(make_student(sft, env), options)
+    data = teacher_answers(agent, env, DATA_SET, console)
+    reached = 0.0
+    with progress_bar(console) as progress:
+        bar = progress.add_task("warm start", total=None)
+        for updates in epochs(agent, data):
+            if updates % VALIDATE_EVERY == 0:
+                reached = answer_metrics(write_answers(agent, validation, prompts, 0), 1.0)["correct_chains"]
+                text = f"warm start: sft until {target:.0%} correct chains in validation, now {reached:.0%}"
+                progress.update(bar, description=text, completed=updates)
+            if reached >= target:
+                break
+            if updates >= GIVE_UP_AFTER:
+                raise ValueError(
+                    f"warm_start: {target:.0%} not reached in {GIVE_UP_AFTER:,} updates; lower it or widen the student"
+                )
+    console.print(
+        f"warm start: {agent.iteration:,} updates on {DATA_SET * options.batch_size:,} answers of the teacher, "
+        f"{reached:.1%} correct chains in validation"
+    )
+    agent.save(folder)
+    return agent.student
