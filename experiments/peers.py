@@ -1,0 +1,199 @@
+"""One measurement in a process of its own: iterations of ours or of TRL's on-policy trainers, or a single update.
+
+Called by `experiments/benchmark.py`; prints one line of JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import tyro
+
+from agents.config import DistillConfig
+from agents.distill import DistillAgent
+from agents.methods import METHODS
+from agents.rollout import Rollout
+from distill_env.models.load import build_model, load_tokenizer
+from distill_env.tasks.prompts import PromptsTask
+
+
+@dataclass(frozen=True)
+class Config:
+    """Measure one contender."""
+
+    name: tyro.conf.Positional[Literal["gated", "rkl", "DistillationTrainer", "GKDTrainer", "update"]]
+    """A method of ours, a trainer of TRL, or `update`: the backward pass and the optimiser's step alone."""
+    teacher: str
+    student: str
+    prompts: Path
+    rows: int = 8
+    """Batch size."""
+    new_tokens: int = 64
+    """Tokens an answer."""
+    steps: int = 2
+    """Iterations that are timed, after one that is not."""
+    chunk: int = 256
+    """Positions of the vocabulary's logits at a time, in `update`."""
+    threads: int = 2
+    """Torch threads."""
+
+
+def peak_mb() -> float:
+    """The largest resident memory of this process so far."""
+    usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return usage / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def ours(config: Config) -> dict[str, Any]:
+    """Iterations of gated (tau such that 5 % are hard is the caller's business: here the default tau) or of rkl."""
+    from experiments.benchmark import Config as Benchmark
+    from experiments.benchmark import Rollouts, run_config, with_tau
+    from experiments.config import make_env, make_student
+
+    benchmark = Benchmark(config.teacher, config.student, config.prompts, new_tokens=config.new_tokens)
+    tau = Rollouts(benchmark, config.rows).tau_for(0.05) if config.name == "gated" else 1.0
+    run = run_config(benchmark, config.rows, config.name)
+    env = make_env(run, "train", config.rows, purpose="train")
+    agent = DistillAgent(make_student(run, env), with_tau(run.options, tau))
+    seconds: list[float] = []
+    tokens: list[float] = []
+
+    def callback(iteration: int, metrics: dict[str, float]) -> None:
+        seconds.append(metrics["time/seconds"])
+        tokens.append(metrics["rollout/tokens"])
+
+    agent.learn(env, config.steps + 1, callback)
+    return {"seconds": seconds[1:], "tokens": sum(tokens[1:])}
+
+
+def update(config: Config) -> dict[str, Any]:
+    """One update on answers of random tokens, with the teacher's full distributions kept."""
+    student = build_model(config.student)
+    vocabulary = student.vocab_size
+    task = PromptsTask(config.prompts, config.teacher, max_prompt_tokens=128, drop_long=True)
+    n, t = config.rows, config.new_tokens
+    prompts = [p for p in task.prompts("train") if len(p.ids) >= 40][:n]
+    tokens = torch.randint(0, vocabulary, (n, t), generator=torch.Generator().manual_seed(0))
+    zeros = torch.zeros(n, t, dtype=torch.float64)
+    teacher = torch.full((1, vocabulary), 1.0).log_softmax(-1).expand(n * t, vocabulary)  # takes no memory
+    rollout = Rollout(prompts, tokens, zeros > 0, zeros, zeros, zeros, zeros[:, 0], teacher, None)
+    options = DistillConfig(method=METHODS["rkl"], batch_size=n, chunk_positions=config.chunk, micro_batch=1)
+    agent = DistillAgent(student, replace(options, learning_rate=1e-9))
+    small = zeros[:1, :2]
+    one = Rollout(prompts[:1], tokens[:1, :2], small > 0, small, small, small, small[:, 0], teacher[:2], None)
+    agent.update(one)  # the optimiser's moments and the gradient now exist
+    before = peak_mb()
+    started = time.perf_counter()
+    agent.update(rollout)
+    return {
+        "rows": n,
+        "tokens": t,
+        "chunk": config.chunk,
+        "update_mb": peak_mb() - before,
+        "seconds": [time.perf_counter() - started],
+    }
+
+
+def trl(config: Config) -> dict[str, Any]:
+    """Iterations of a TRL trainer: the same models, prompts, batch, tokens and precision, its cache on and gradient
+    checkpointing off (its defaults are far slower on a CPU)."""
+    os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    from datasets import Dataset
+    from transformers import AutoModelForCausalLM, TrainerCallback
+
+    tokenizer = load_tokenizer(config.teacher)
+    task = PromptsTask(config.prompts, config.teacher, max_prompt_tokens=128, drop_long=True)
+    texts = [p.text for p in task.prompts("train")]
+    student: Any = AutoModelForCausalLM.from_pretrained(config.student, dtype=torch.float32)
+    teacher: Any = AutoModelForCausalLM.from_pretrained(config.teacher, dtype=torch.float32)
+    shared: dict[str, Any] = {
+        "output_dir": tempfile.mkdtemp(),
+        "per_device_train_batch_size": config.rows,
+        "max_steps": config.steps + 1,
+        "learning_rate": 1e-9,
+        "gradient_checkpointing": False,
+        "bf16": False,
+        "use_cpu": not torch.cuda.is_available(),
+        "report_to": [],
+        "save_strategy": "no",
+        "logging_steps": 1,
+        "disable_tqdm": True,
+        "temperature": 1.0,
+        "beta": 1.0,
+    }
+    user = [[{"role": "user", "content": text}] for text in texts]
+    if config.name == "DistillationTrainer":
+        from trl import DistillationConfig, DistillationTrainer
+
+        arguments: Any = DistillationConfig(**shared, max_completion_length=config.new_tokens)
+        trainer: Any = DistillationTrainer(
+            model=student,
+            teacher_model=teacher,
+            args=arguments,
+            train_dataset=Dataset.from_dict({"prompt": user}),
+            processing_class=tokenizer,
+        )
+    else:
+        from trl.experimental.gkd import GKDConfig, GKDTrainer
+
+        dummy = [[*u, {"role": "assistant", "content": "ok"}] for u in user]
+        arguments = GKDConfig(**shared, lmbda=1.0, max_new_tokens=config.new_tokens, max_length=512)
+        trainer = GKDTrainer(
+            model=student,
+            teacher_model=teacher,
+            args=arguments,
+            train_dataset=Dataset.from_dict({"messages": dummy}),
+            processing_class=tokenizer,
+        )
+    seconds: list[float] = []
+
+    class Clock(TrainerCallback):
+        began = 0.0
+
+        def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+            self.began = time.perf_counter()
+
+        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+            seconds.append(time.perf_counter() - self.began)
+
+    generated: list[int] = []
+    generate = student.generate
+
+    def counting(*args: Any, **kwargs: Any) -> Any:
+        out = generate(*args, **kwargs)
+        ids = out.sequences if hasattr(out, "sequences") else out
+        answers = ids[:, kwargs["input_ids"].shape[1] :]
+        ended = (answers == tokenizer.eos_token_id).int().cumsum(1)
+        generated.append(int((ended == 0).sum() + (ended.max(1).values > 0).sum()))
+        return out
+
+    student.generate = counting
+    trainer.add_callback(Clock())
+    trainer.train()
+    return {"seconds": seconds[1:], "tokens": sum(generated[1:])}
+
+
+def main(config: Config) -> None:
+    torch.set_num_threads(config.threads)
+    torch.manual_seed(0)
+    if config.name == "update":
+        result = update(config)
+    elif config.name in ("gated", "rkl"):
+        result = ours(config)
+    else:
+        result = trl(config)
+    print(json.dumps(result | {"name": config.name, "peak_mb": peak_mb()}))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config))
