@@ -529,12 +529,14 @@ class DistillVectorEnv(VectorEnv):
             chosen = [self._check_prompt(p) for p in prompts]
         self._keys[rows] = keys
         self._episodes[rows] += 1
+        lengths = np.fromiter((len(p.ids) for p in chosen), np.int64, len(chosen))
+        place = np.nonzero(np.arange(self.max_prompt_length) < lengths[:, None])
         self._observation[rows] = PAD
+        self._observation[rows[place[0]], place[1]] = np.fromiter((t for p in chosen for t in p.ids), np.int64)
         self._rewritten[rows] = False
-        for row, prompt in zip(rows, chosen, strict=True):
+        for row, prompt in zip(rows.tolist(), chosen, strict=True):
             self._prompts[row] = prompt
-            self._observation[row, : len(prompt.ids)] = prompt.ids
-            self._prompt_lengths[row] = len(prompt.ids)
+        self._prompt_lengths[rows] = lengths
         self._lengths[rows] = 0
         everyone = len(rows) == self.num_envs
         if self._started and not everyone:

@@ -63,7 +63,7 @@ class RunConfig:
     """Hidden width of a fresh student of sums, a multiple of 4."""
     student_layers: int = 2
     """Layers of a fresh student of sums."""
-    student_mlp: int = 24
+    student_mlp: int = 32
     """Width of its feed-forward layers; the default is from docs/results/student_sweep.md."""
     max_new_tokens: int | None = None
     """Horizon in tokens; the task's default if not given."""

@@ -33,6 +33,7 @@ class TabularModel(nn.Module):
         self.table = nn.Parameter(logits.clone())
         self.vocab_size = next_state.shape[1]
         self.eos_token_id = eos_token_id
+        self._walked: dict[tuple[int, ...], int] = {}
         self._clear()
 
     def log_table(self) -> Tensor:
@@ -40,10 +41,14 @@ class TabularModel(nn.Module):
         return self.table.log_softmax(-1)
 
     def walk(self, prompt: Sequence[int]) -> int:
-        state = 0
-        for token in prompt:
-            state = int(self.next_state[state, token])
-        return state
+        """The state after a prompt."""
+        prompt = tuple(prompt)
+        if prompt not in self._walked:  # kept, since a step of a large batch begins many answers
+            state = 0
+            for token in prompt:
+                state = int(self.next_state[state, token])
+            self._walked[prompt] = state
+        return self._walked[prompt]
 
     def fork(self) -> TabularModel:
         """The same weights with a batch of its own, still empty."""
