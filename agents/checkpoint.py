@@ -19,6 +19,9 @@ def write_folder(path: str | Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a folder beside `path`, then put it in its place. If writing fails, what was there stays.
 
     The folder that was there is kept as `<path>.old` until the new one stands, and `existing_folder` falls back on it.
+
+    Raises:
+        OSError: if writing fails, for one because the disk is full.
     """
     path = Path(path)
     new, old = path.with_name(path.name + ".new"), path.with_name(path.name + ".old")
@@ -26,6 +29,9 @@ def write_folder(path: str | Path, write: Callable[[Path], None]) -> None:
     try:
         new.mkdir(parents=True)
         write(new)
+    except SafetensorError as error:  # what its writer makes of an OSError
+        shutil.rmtree(new, ignore_errors=True)
+        raise OSError(f"{str(path)!r} could not be written ({error}); what was saved before stands") from None
     except BaseException:
         shutil.rmtree(new, ignore_errors=True)
         raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -150,6 +151,23 @@ def test_an_agent_survives_a_full_disk(tmp_path: Path) -> None:
     assert loaded.student.log_table().equal(saved)
     assert loaded.iteration == 3
     agent.learn(env, 1)
+
+
+def test_the_systems_own_refusal_to_write_is_an_os_error(tmp_path: Path) -> None:
+    """A file-size limit of the process stands in for the full disk: every writer below ours meets the real error."""
+    agent, env = trained(tmp_path / "checkpoint")
+    agent.learn(env, 1)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        with pytest.raises(OSError, match="checkpoint' could not be written .* what was saved before stands"):
+            agent.save(tmp_path / "checkpoint")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert DistillAgent.load(tmp_path / "checkpoint").iteration == 3
+    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint"]
+    agent.save(tmp_path / "checkpoint")
+    assert DistillAgent.load(tmp_path / "checkpoint").iteration == 4
 
 
 FILES = ["optimizer.safetensors", "optimizer.json", "student/table.safetensors"]
