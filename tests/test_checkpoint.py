@@ -160,7 +160,7 @@ def test_the_systems_own_refusal_to_write_is_an_os_error(tmp_path: Path) -> None
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
     try:
-        with pytest.raises(OSError, match="checkpoint' could not be written .* what was saved before stands"):
+        with pytest.raises(OSError, match=r"checkpoint' could not be written .* what was saved before stands"):
             agent.save(tmp_path / "checkpoint")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
