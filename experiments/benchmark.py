@@ -33,7 +33,8 @@ from distill_env.randomness import episode_keys
 from experiments.config import AnyRun, make_env, make_student, parse
 from experiments.cost_model import best_length, interpolated, rollout_seconds
 
-Part = Literal["rollout", "iteration", "environment", "memory", "peers"]
+Part = Literal["rollout", "iteration", "environment", "precision", "memory", "peers"]
+Dtype = Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Config:
     """Folder or hub id."""
     prompts: Path | None = None
     """Prompts of a pair of language models."""
-    parts: tuple[Part, ...] = ("rollout", "iteration", "environment")
+    parts: tuple[Part, ...] = ("rollout", "iteration", "environment", "precision")
     """What is measured; `memory` and `peers` (TRL's trainers, extra `trl`) need a pair of language models."""
     rows: tuple[int, ...] = (8, 64)
     """Batch sizes of the rollouts."""
@@ -93,8 +94,8 @@ def spread(values: list[float]) -> str:
 # ---------------------------------------------------------------------- rollouts
 
 
-def run_config(config: Config, rows: int, agent: str = "gated") -> AnyRun:
-    flags = ["--agent", agent, "--batch-size", str(rows), "--rows", str(rows), "--seed", "0"]
+def run_config(config: Config, rows: int, agent: str = "gated", dtype: Dtype = "float32") -> AnyRun:
+    flags = ["--dtype", dtype, "--agent", agent, "--batch-size", str(rows), "--rows", str(rows), "--seed", "0"]
     if config.teacher:
         flags += ["--env", "lm", "--teacher", config.teacher, "--student", config.student]
         flags += ["--prompts", str(config.prompts), "--max-new-tokens", str(config.new_tokens)]
@@ -107,10 +108,12 @@ def run_config(config: Config, rows: int, agent: str = "gated") -> AnyRun:
 class Rollouts:
     """A pair of models, a batch of prompts, and the ways to write answers to them."""
 
-    def __init__(self, config: Config, rows: int) -> None:
-        self.run = run_config(config, rows)
+    def __init__(self, config: Config, rows: int, dtype: Dtype = "float32") -> None:
+        self.run = run_config(config, rows, dtype=dtype)
         self.env: DistillVectorEnv = make_env(self.run, "train", rows, purpose="train")
-        self.student: Any = make_student(self.run, self.env)
+        student: Any = make_student(self.run, self.env)
+        student.model.to(getattr(torch, dtype))
+        self.student = student
         self.rows, self.tokens = rows, self.env.max_new_tokens
         stride = max(1, len(self.env.prompts) // (4 * rows))
         self.prompts = list(self.env.prompts[::stride])[: 4 * rows]
@@ -252,6 +255,51 @@ def measure_rollouts(config: Config, rows: int, console: Console) -> dict[str, A
             "tokens": written["refilled"],
             "chosen_length": refilled.choose(),
         },
+    }
+
+
+# ---------------------------------------------------------------------- rounding
+
+
+def measure_precision(config: Config) -> list[dict[str, Any]]:
+    """How often drafts of eight and token-by-token gating part by rounding alone, and how far the teacher's
+    distributions at the states that they share are apart."""
+    results = []
+    dtypes: tuple[Dtype, ...] = ("float32", "bfloat16")
+    for dtype in dtypes:
+        rollouts = Rollouts(config, config.batch, dtype)
+        gate = Gate("divergence", rollouts.tau_for(0.05))
+        for k in (1, 8):
+            rollouts.write(str(k), gate, k, 4 * config.batch)()
+        results.append({"dtype": dtype, **difference(rollouts.used["1"], rollouts.used["8"])})
+    return results
+
+
+def difference(a: Rollout, b: Rollout) -> dict[str, float]:
+    """Answers that part, tokens up to there, and the teacher's total variation at the states before."""
+    assert a.teacher is not None
+    assert b.teacher is not None
+    parted, compared, variations = 0, 0, []
+    at = [torch.cat([torch.zeros(1, dtype=torch.long), r.mask.sum(1).cumsum(0)]) for r in (a, b)]
+    width = min(a.tokens.shape[1], b.tokens.shape[1])
+    differs = (a.tokens[:, :width] != b.tokens[:, :width]) | (a.rewritten[:, :width] != b.rewritten[:, :width])
+    for i in range(len(a.prompts)):
+        first = int(differs[i].int().argmax()) if differs[i].any() else int(a.mask[i].sum()) - 1
+        parted += bool(differs[i].any())
+        compared += first + 1
+        rows = [
+            r.teacher[o[i] : o[i] + first + 1].double()
+            for r, o in zip((a, b), at, strict=True)
+            if r.teacher is not None
+        ]
+        variations.append(0.5 * (rows[0].exp() - rows[1].exp()).abs().sum(-1))
+    variation = torch.cat(variations)
+    return {
+        "answers": len(a.prompts),
+        "parted": parted,
+        "tokens": compared,
+        "mean_total_variation": float(variation.mean()),
+        "largest_total_variation": float(variation.max()),
     }
 
 
@@ -426,6 +474,8 @@ def main(config: Config) -> None:
         results["iteration"] = measure_iterations(config)
     if "environment" in config.parts:
         results["environment"] = measure_environment(config)
+    if "precision" in config.parts:
+        results["precision"] = measure_precision(config)
     if "memory" in config.parts:
         results["memory"] = measure_memory(config)
     if "peers" in config.parts:
@@ -488,6 +538,13 @@ def lines(results: dict[str, Any]) -> list[str]:
             seconds = [s for run in runs for s in run["seconds"]]
             rate = median([run["tokens"] / sum(run["seconds"]) for run in runs])
             out.append(f"| {name} | {spread(seconds)} | {rate:.1f} | {median([run['peak_mb'] for run in runs]):,.0f} |")
+    if "precision" in results:
+        out += ["", "## Rounding: K = 8 against K = 1", "", "| | answers that part | of tokens | mean, largest TV |"]
+        out += ["| --- | ---: | ---: | ---: |"]
+        for row in results["precision"]:
+            share = f"{row['parted']} of {row['answers']} | {row['parted'] / row['tokens']:.2%} of {row['tokens']:,}"
+            apart = f"{row['mean_total_variation']:.2g}, {row['largest_total_variation']:.2g}"
+            out.append(f"| {row['dtype']} | {share} | {apart} |")
     if "memory" in results:
         out += ["", "## Memory of one update", "", "| rows | tokens | chunk, positions | above the model, MB |"]
         out += ["| ---: | ---: | ---: | ---: |"]

@@ -94,7 +94,7 @@ class RunConfig:
     threads: int = 0
     """Torch threads; 0 leaves the default."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Weights of the teacher of --env lm; the student's are float32."""
+    """Weights of a teacher that is a language model; the student's are float32."""
 
 
 # what differs from the fields above, by environment
@@ -279,7 +279,7 @@ def make_env(config: AnyRun, split: Split, rows: int, *, purpose: Literal["train
         "autoreset_mode": "SameStep" if kind is SB3Config else "NextStep" if kind is PluginConfig else "Disabled",
     }
     if config.env == "sums":
-        arguments |= {"task": "sums", "teacher": "sums"}
+        arguments |= {"task": "sums", "teacher": "sums", "teacher_kwargs": {"dtype": config.dtype}}
     elif config.env == "categorical":
         arguments |= {
             "task": "categorical",
