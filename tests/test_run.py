@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -80,9 +81,13 @@ def test_evaluate_repeats_the_evaluation(finished: Path, tmp_path: Path) -> None
     assert json.loads(out.read_text()) == json.loads((finished / "evaluation.json").read_text())["after"]
 
 
-def test_an_agent_of_somebody_elses_and_ctrl_c(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_agent_of_somebody_elses_and_ctrl_c(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
     """A plug-in runs; interrupted, it leaves a checkpoint that --resume goes on with; what it cannot tell is n/a."""
     monkeypatch.chdir(Path(__file__).parent)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     arguments = ["--agent", "plugin_agent:Interrupted", "--iterations", 8, "--out", tmp_path, "--name", "theirs"]
     assert run(*arguments) == 130
     assert json.loads((tmp_path / "theirs/checkpoint/counts.json").read_text())["iteration"] == 3
