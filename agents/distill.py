@@ -24,6 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from agents.actor import Actor
 from agents.base import Callback, Metrics
 from agents.checkpoint import (
     existing_folder,
@@ -39,11 +40,11 @@ from agents.methods import Method
 from agents.objectives import cost_to_go, exact_loss, imitation_loss, leave_one_out_baseline, policy_gradient_loss
 from agents.rollout import DraftLength, Rollout, collect, read_references
 from distill_env.divergence import entropy, project, reverse_kl
-from distill_env.env import PAD
 from distill_env.gate import Carry, Draft, decide, raw_score, read_score
 from distill_env.models import TrainableModel
 from distill_env.models.load import build_model
-from distill_env.randomness import Purpose, episode_keys, inverse_cdf, uniform
+from distill_env.randomness import episode_keys
+from distill_env.reader import PAD
 from distill_env.tasks import Prompt
 
 
@@ -63,8 +64,7 @@ class DistillAgent:
         self.iteration = 0
         self.hard_share = 0.0  # in the last iteration; the rate of the matched random writer
         self._draft_length: DraftLength | None = None
-        self._actor: TrainableModel | None
-        self.reseed(config.seed)
+        self.actor = Actor(student, config.seed)
 
     # ------------------------------------------------------------------ learning
 
@@ -127,7 +127,6 @@ class DistillAgent:
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
         self.optimizer.step()
-        self._actor = None  # its cache is of the old weights
         self.hard_share = totals.get("rollout/hard_share", 0.0)
         return totals | {"train/grad_norm": float(norm)}
 
@@ -235,44 +234,15 @@ class DistillAgent:
 
     def reseed(self, seed: int) -> None:
         """After this `act` repeats itself."""
-        self._act_seed, self._acts = seed, 0
-        self._actor = None
-        self._seen: list[tuple[int, ...]] = []
+        self.actor.reseed(seed)
 
     def act(self, observation: NDArray[np.int64], info: dict[str, Any] | None = None) -> NDArray[np.int64]:
         """Sample a token for every row of [n, T]."""
-        keys = episode_keys(self._act_seed, np.arange(len(observation)))
-        draws = uniform(keys, self._acts, Purpose.STUDENT)
-        self._acts += 1
-        return inverse_cdf(self._log_probs(observation), draws).numpy()
+        return self.actor.act(observation)
 
     def log_probs(self, observation: NDArray[np.int64]) -> NDArray[np.float64]:
         """The distribution that `act` samples from, [n, T] -> [n, V], nats."""
-        return self._log_probs(observation).double().numpy()
-
-    def _log_probs(self, observation: NDArray[np.int64]) -> Tensor:
-        """Rows that go on from what was seen are extended in the cache; others are read anew."""
-        rows = [tuple(row[row != PAD].tolist()) for row in observation]
-        if self._actor is None or len(rows) != len(self._seen):
-            self._actor = self.student.fork()
-            self._seen, self._last = rows, self._actor.start(rows)
-            return self._last
-        new = [r[len(s) :] if r[: len(s)] == s else None for r, s in zip(rows, self._seen, strict=True)]
-        anew = [i for i, tokens in enumerate(new) if tokens is None]
-        if anew:
-            started = self._actor.start([rows[i] for i in anew], anew)
-            self._last = self._last.index_copy(0, torch.tensor(anew), started)
-        width = max((len(tokens) for tokens in new if tokens), default=0)
-        if width:
-            block = torch.full((len(rows), width), PAD)
-            for i, tokens in enumerate(new):
-                if tokens:
-                    block[i, : len(tokens)] = torch.tensor(tokens)
-            counts = (block >= 0).sum(1)
-            after = self._actor.extend(block)[torch.arange(len(rows)), (counts - 1).clamp(min=0)]
-            self._last = torch.where((counts > 0)[:, None], after, self._last)
-        self._seen = rows
-        return self._last
+        return self.actor.log_probs(observation).double().cpu().numpy()
 
     # ------------------------------------------------------------------ on disk
 

@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from distill_env.divergence import LOG_ZERO, project, support
-from distill_env.env import PAD, DistillVectorEnv, cut
+from distill_env.env import DistillVectorEnv
 from distill_env.gate import Carry, Draft, Gate, gate
 from distill_env.models import TokenModel
 from distill_env.randomness import Purpose, inverse_cdf, uniform
+from distill_env.reader import PAD, cut
 from distill_env.tasks import Prompt
 
 

@@ -30,6 +30,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
+from agents.actor import Actor
 from agents.base import Callback, Metrics
 from agents.checkpoint import (
     existing_folder,
@@ -44,7 +45,6 @@ from agents.config import SB3Config
 from distill_env.env import DistillVectorEnv
 from distill_env.models import TrainableModel
 from distill_env.models.load import build_model
-from distill_env.randomness import Purpose, episode_keys, inverse_cdf, uniform
 
 
 class SB3Agent:
@@ -67,7 +67,7 @@ class SB3Agent:
         else:
             self.optimizer = torch.optim.RMSprop(parameters, lr=config.learning_rate, alpha=0.99, eps=1e-5)
         self.iteration = 0
-        self.reseed(config.seed)
+        self.actor = Actor(student, config.seed)
 
     # ------------------------------------------------------------------ learning
 
@@ -167,19 +167,15 @@ class SB3Agent:
 
     def reseed(self, seed: int) -> None:
         """After this `act` repeats itself."""
-        self._act_seed, self._acts = seed, 0
+        self.actor.reseed(seed)
 
     def act(self, observation: NDArray[np.int64], info: dict[str, Any] | None = None) -> NDArray[np.int64]:
         """Sample a token for every row of [n, T], never REWRITE."""
-        draws = uniform(episode_keys(self._act_seed, np.arange(len(observation))), self._acts, Purpose.STUDENT)
-        self._acts += 1
-        return inverse_cdf(torch.from_numpy(self.log_probs(observation)), draws).numpy()
+        return self.actor.act(observation)
 
-    @torch.no_grad()
     def log_probs(self, observation: NDArray[np.int64]) -> NDArray[np.float64]:
         """log q, the distribution that `act` samples from, [n, T] -> [n, V], nats."""
-        features = state_features(self.student, torch.from_numpy(observation))
-        return self.student.head(features).double().cpu().numpy()
+        return self.actor.log_probs(observation).double().cpu().numpy()
 
     @torch.no_grad()
     def action_log_probs(self, observation: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import gymnasium as gym
@@ -17,20 +16,11 @@ from torch import Tensor
 from distill_env.models import TokenModel
 from distill_env.models.load import load_model
 from distill_env.randomness import Purpose, episode_keys, inverse_cdf, uniform
+from distill_env.reader import PAD, Reader, TeacherUse, cut
 from distill_env.tasks import SPLITS, Prompt, Split, Task, make_task
 
 RewriteDraw = Literal["sample", "nucleus", "argmax"]
 RewriteSpan = Literal["token", "step"]
-PAD = -1
-
-
-@dataclass
-class TeacherUse:
-    """What the teacher has been asked for since the environment was made."""
-
-    passes: int = 0  # forward passes, those over prompts included
-    positions: int = 0  # states whose next-token distribution was computed
-    tokens: int = 0  # tokens that the teacher wrote
 
 
 class DistillVectorEnv(VectorEnv):
@@ -136,10 +126,10 @@ class DistillVectorEnv(VectorEnv):
         self._arguments = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         self.task = make_task(task, **(task_kwargs or {})) if isinstance(task, str) else task
         vocab_size = self.task.vocab_size
-        self.teacher: TokenModel = self._load_teacher()
-        if self.teacher.vocab_size != vocab_size:
+        live_teacher = self._load_teacher()
+        if live_teacher.vocab_size != vocab_size:
             raise ValueError(
-                f"teacher: {teacher!r} has {self.teacher.vocab_size} token ids, the task has {vocab_size}; "
+                f"teacher: {teacher!r} has {live_teacher.vocab_size} token ids, the task has {vocab_size}; "
                 "they have to share one vocabulary"
             )
         _check_choice("split", split, SPLITS)
@@ -179,7 +169,7 @@ class DistillVectorEnv(VectorEnv):
             raise ValueError(f"split: the task has no prompts in {split!r}")
         every_split = (p for s in ("train", "validation", "test", "ood") for p in self.task.prompts(s))
         self.max_prompt_length = max(len(p.ids) for p in every_split)
-        context = getattr(self.teacher, "max_length", None)
+        context = getattr(live_teacher, "max_length", None)
         if context is not None and self.max_prompt_length + self.max_new_tokens > context:
             raise ValueError(
                 f"max_new_tokens: a prompt of {self.max_prompt_length} tokens and {self.max_new_tokens} new ones do "
@@ -207,13 +197,18 @@ class DistillVectorEnv(VectorEnv):
         self._keys = np.zeros(n, np.uint64)
         self._ended = np.ones(n, np.bool_)
         self._started = False
-        self.teacher_use = TeacherUse()
-        self._consumed: NDArray[np.int64]  # tokens of the answer that the teacher has read
-        self._log_probs: Tensor  # [n, V], at the state after those it read
-        self._ahead: Tensor | None  # the draft of the last look-ahead, and what the teacher said of it
-        self._ahead_log_probs: Tensor | None
-        self._trace: list[tuple[NDArray[Any], NDArray[Any], NDArray[Any], Tensor]]  # row, position, column, log p
-        self._forget_teacher()
+        self._reader = Reader(live_teacher, n, vocab_size)
+        self._trace: list[tuple[NDArray[Any], NDArray[Any], NDArray[Any], Tensor]] = []  # row, position, column, log p
+
+    @property
+    def teacher(self) -> TokenModel:
+        """The teacher; its rows are the environment's own."""
+        return self._reader.teacher
+
+    @property
+    def teacher_use(self) -> TeacherUse:
+        """What the teacher has been asked for so far."""
+        return self._reader.use
 
     def _load_teacher(self) -> TokenModel:
         teacher = self._arguments["teacher"]
@@ -263,7 +258,7 @@ class DistillVectorEnv(VectorEnv):
         if self.task_reward and ended.any():
             rewards = rewards + self.task_reward * grades
         if ended.any():
-            self.teacher.rewind(torch.from_numpy(np.where(self._ended, -1, self._consumed)))
+            self._reader.leave(self._ended)
         executed["grade"] = grades
         if self.autoreset_mode == AutoresetMode.SAME_STEP and ended.any():
             info = self._end_and_begin(ended, executed)
@@ -288,32 +283,13 @@ class DistillVectorEnv(VectorEnv):
         n, drafted = tokens.shape
         if n != self.num_envs or (drafted and int(tokens.max()) >= self.vocab_size):
             raise ValueError(f"tokens: accepted: [{self.num_envs}, K], ids below {self.vocab_size}, padded with {PAD}")
-        self._rewind_to(self._lengths)
-        pending = self._lengths - self._consumed  # committed, but not yet read by the teacher
-        live = ~self._ended
-        pending = np.where(live, pending, 0)
-        counts = np.where(live, (tokens.numpy() >= 0).sum(1), 0)
-        width = int((pending + counts).max())
-        after: Tensor | None = None
-        if width > 0:
-            column = np.arange(width)
-            start = self._prompt_lengths + self._consumed
-            block = cut(self._observation, start, start + pending, width)
-            rows, columns = np.nonzero((column >= pending[:, None]) & (column < (pending + counts)[:, None]))
-            block[rows, columns] = tokens.numpy()[rows, columns - pending[rows]]
-            after = self.teacher.extend(torch.from_numpy(block))  # [n, width, V]
-            self.teacher_use.passes += 1
-            self.teacher_use.positions += int((block >= 0).sum())
-        # row j of the result lies at column pending - 1 + j of `after`; -1 is what was known before
-        index = torch.from_numpy(pending - 1)[:, None] + torch.arange(drafted + 1)  # [n, K + 1]
-        result = self._log_probs[:, None].expand(-1, drafted + 1, -1)
-        if after is not None:
-            gathered = after[torch.arange(n)[:, None], index.clamp(0, width - 1)]
-            result = torch.where((index >= 0)[..., None], gathered, result)
-        self._log_probs = torch.where(torch.from_numpy(pending > 0)[:, None], result[:, 0], self._log_probs)
-        self._consumed = np.where(live, self._lengths + counts, self._consumed)
-        self._ahead, self._ahead_log_probs = tokens.clone(), result
-        return result
+        self._reader.rewind(self._lengths, ~self._ended)
+        return self._reader.look(self._unread(), tokens, ~self._ended)
+
+    def _unread(self) -> NDArray[np.int64]:
+        """What stands of every answer and the teacher has not read, [n, w]."""
+        start, stop = self._prompt_lengths + self._reader.read, self._prompt_lengths + self._lengths
+        return cut(self._observation, start, stop, max(0, int((stop - start).max())))
 
     def executed_log_probs(self) -> tuple[NDArray[np.int64], NDArray[np.int64], Tensor]:
         """The teacher at every state at which the last `step` executed a token, none of them computed anew.
@@ -346,20 +322,22 @@ class DistillVectorEnv(VectorEnv):
         )
 
     def close_extras(self, **kwargs: Any) -> None:
-        self._forget_teacher()
+        self._trace = []
 
     # ------------------------------------------------------------------ pickling: by name and state, never by cache
 
     def __getstate__(self) -> dict[str, Any]:
-        transient = ("teacher", "_trace", "_ahead", "_ahead_log_probs", "_log_probs")
-        return {k: v for k, v in self.__dict__.items() if k not in transient}
+        kept = {k: v for k, v in self.__dict__.items() if k not in ("_reader", "_trace")}
+        return kept | {"teacher_use": self.teacher_use}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        use = state.pop("teacher_use")
         self.__dict__.update(state)
-        self.teacher = self._load_teacher()
-        self._forget_teacher()
+        self._trace = []
+        self._reader = Reader(self._load_teacher(), self.num_envs, self.vocab_size)
         if self._started:
-            self._log_probs = self.teacher.start([p.ids for p in self._prompts])
+            self._reader.start([p.ids for p in self._prompts])
+        self._reader.use = use
 
     # ------------------------------------------------------------------ the decision process
 
@@ -401,16 +379,12 @@ class DistillVectorEnv(VectorEnv):
     def _along(self, own: NDArray[np.int64], states: int) -> Tensor:
         """log p at the first `states` states along the own tokens of a chunk, from the last look-ahead if it serves."""
         if states == 0:
-            return self._log_probs[:, None][:, :0]
+            return self._reader.log_probs[:, None][:, :0]
         needed = own[:, : states - 1]
-        known = self._ahead is not None and self._ahead.shape[1] >= needed.shape[1]
-        if known:
-            assert self._ahead is not None
-            known = bool(((self._ahead.numpy()[:, : needed.shape[1]] == needed) | (needed == PAD)).all())
-        if not known:
-            self.lookahead(torch.from_numpy(np.ascontiguousarray(needed)))
-        assert self._ahead_log_probs is not None
-        return self._ahead_log_probs[:, :states]
+        log_probs = self._reader.known(needed)
+        if log_probs is None:
+            log_probs = self.lookahead(torch.from_numpy(np.ascontiguousarray(needed)))
+        return log_probs[:, :states]
 
     def _append(self, tokens: NDArray[np.int64], mask: NDArray[np.bool_], rewritten: bool = False) -> None:
         """Commit the masked tokens [n, k] (a prefix of every row) and let the teacher forget what was not committed."""
@@ -421,36 +395,13 @@ class DistillVectorEnv(VectorEnv):
         self._observation[rows, place] = tokens[rows, columns]
         self._rewritten[rows, place] = rewritten
         count = mask.sum(1)
-        if self._ahead is not None:
-            self._keep_ahead(tokens, mask, count)
+        self._reader.commit(tokens, mask, self._lengths, ~self._ended)
         self._lengths = self._lengths + count
         at_end = (self._last_tokens() == self.task.eos_token_id) | (self._lengths >= self.max_new_tokens)
         self._ended |= (count > 0) & at_end
 
     def _last_tokens(self) -> NDArray[np.int64]:
         return self._observation[np.arange(self.num_envs), self._prompt_lengths + self._lengths - 1]
-
-    def _keep_ahead(self, tokens: NDArray[np.int64], mask: NDArray[np.bool_], count: NDArray[np.int64]) -> None:
-        """Of the draft that the teacher has read, keep what agrees with the tokens now committed."""
-        assert self._ahead is not None
-        assert self._ahead_log_probs is not None
-        shared = min(tokens.shape[1], self._ahead.shape[1])
-        agrees = np.zeros(tokens.shape[:1], np.int64)
-        if shared:
-            same = mask[:, :shared] & (self._ahead.numpy()[:, :shared] == tokens[:, :shared])
-            agrees = np.logical_and.accumulate(same, 1).sum(1)
-        known = torch.from_numpy((agrees == count) & (count > 0))
-        after = self._ahead_log_probs[torch.arange(self.num_envs), torch.from_numpy(agrees)]
-        self._log_probs = torch.where(known[:, None], after, self._log_probs)
-        self._rewind_to(self._lengths + agrees)
-
-    def _rewind_to(self, lengths: NDArray[np.int64]) -> None:
-        """Let the teacher forget, in live rows, all but the first `lengths` tokens; a look-ahead ends with that."""
-        kept = np.where(self._ended, self._consumed, np.minimum(self._consumed, lengths))
-        if (kept != self._consumed).any():
-            self.teacher.rewind(torch.from_numpy(np.where(self._ended, -1, kept)))
-            self._consumed = kept
-        self._ahead = self._ahead_log_probs = None
 
     def _teacher_writes(
         self,
@@ -540,13 +491,8 @@ class DistillVectorEnv(VectorEnv):
         self._lengths[rows] = 0
         everyone = len(rows) == self.num_envs
         if self._started and not everyone:
-            self._rewind_to(self._lengths)
-        log_probs = self.teacher.start([p.ids for p in chosen], None if everyone else rows.tolist())
-        self._log_probs = log_probs if everyone else self._log_probs.index_copy(0, torch.from_numpy(rows), log_probs)
-        self.teacher_use.passes += 1
-        self.teacher_use.positions += len(rows)
-        self._ahead = self._ahead_log_probs = None
-        self._consumed[rows] = 0
+            self._reader.rewind(self._lengths, ~self._ended)
+        self._reader.start([p.ids for p in chosen], None if everyone else rows)
         self._ended[rows] = False
         self._started = True
 
@@ -565,12 +511,6 @@ class DistillVectorEnv(VectorEnv):
             "_final_info": ended.copy(),
             **going_on,
         }
-
-    def _forget_teacher(self) -> None:
-        self._consumed = np.zeros(self.num_envs, np.int64)
-        self._log_probs = torch.zeros(self.num_envs, self.vocab_size)
-        self._ahead = self._ahead_log_probs = None
-        self._trace = []
 
     def _grade(self, ended: NDArray[np.bool_]) -> NDArray[np.float64]:
         grades = np.zeros(self.num_envs)
@@ -598,7 +538,7 @@ class DistillVectorEnv(VectorEnv):
                 info["_" + key] = mask.copy()
 
         if self.chunk == 1 and self.reveal_teacher:
-            put("teacher_log_probs", self._log_probs.float().numpy(), present & ~self._ended)
+            put("teacher_log_probs", self._reader.log_probs.float().numpy(), present & ~self._ended)
         if acted is not None and executed is not None and ended is not None:
             for key in ("tokens", "rewritten", "token_rewards", "floored"):
                 put(key, executed[key], present & acted)
@@ -664,14 +604,6 @@ class DistillEnv(gym.Env[NDArray[np.int64], Any]):
 
     def render(self) -> str | None:
         return self.batch.text(0) if self.render_mode == "ansi" else None
-
-
-def cut(tokens: NDArray[np.int64], start: NDArray[np.int64], stop: NDArray[np.int64], width: int) -> NDArray[np.int64]:
-    """Row i's `tokens[i, start[i]:stop[i]]`, left-aligned and padded with -1: [n, T] -> [n, width]."""
-    block = np.full((len(tokens), width), PAD, np.int64)
-    rows, columns = np.nonzero(np.arange(width) < (stop - start)[:, None])
-    block[rows, columns] = tokens[rows, start[rows] + columns]
-    return block
 
 
 def colour_answer(task: Task, prompt: Prompt, tokens: Sequence[int], rewritten: Sequence[bool]) -> str:

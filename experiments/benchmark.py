@@ -105,6 +105,10 @@ def run_config(config: Config, rows: int, agent: str = "gated", dtype: Dtype = "
     return parse(flags)
 
 
+def rewritten_share(rollout: Rollout) -> float:
+    return float(rollout.rewritten.sum() / rollout.mask.sum())
+
+
 class Rollouts:
     """A pair of models, a batch of prompts, and the ways to write answers to them."""
 
@@ -131,14 +135,20 @@ class Rollouts:
         return contender
 
     def tau_for(self, hard_rate: float) -> float:
-        """A threshold that makes about this share of the steps hard, found on rollouts of its own."""
-        tau = np.inf
-        for _ in range(3):
-            writer = NEVER if tau == np.inf else Gate("divergence", tau)
-            self.write("tau", Gate("divergence", 1e9) if writer is NEVER else writer, self.env.chunk)()
+        """A threshold at which about this share of the steps is hard, the nearest of four gated rollouts.
+
+        Gating changes which states are met, so that the quantile of D_t on ungated answers is only where to begin.
+        """
+        self.write("tau", Gate("divergence", 1e9), self.env.chunk)()
+        tried: dict[float, float] = {}  # threshold to share
+        for _ in range(4):
             score = self.used["tau"].score[self.used["tau"].mask]
             tau = float(np.quantile(score.numpy(), 1 - hard_rate))
-        return tau
+            if tau in tried:
+                break
+            self.write("tau", Gate("divergence", tau), 4)()
+            tried[tau] = rewritten_share(self.used["tau"])
+        return min(tried, key=lambda tau: abs(np.log((tried[tau] + 1e-4) / hard_rate)))
 
     def generate(self) -> Callable[[], None]:
         """Transformers' own sampling with the same student, prompts and number of tokens."""
@@ -186,7 +196,7 @@ class Rollouts:
         return median(seconds["student"]), [median(seconds[str(w)]) for w in widths]
 
 
-def measure_rollouts(config: Config, rows: int, console: Console) -> dict[str, Any]:
+def measure_rollouts(config: Config, rows: int) -> dict[str, Any]:
     """Ungated, generated, and gated rollouts at several hard rates, against the cost model."""
     rollouts = Rollouts(config, rows)
     tokens = rollouts.tokens
@@ -212,10 +222,9 @@ def measure_rollouts(config: Config, rows: int, console: Console) -> dict[str, A
 
     written = {name: int(r.mask.sum()) for name, r in rollouts.used.items()}
     gated = []
-    console.print(f"{rows} rows, {tokens} tokens: student step {1e3 * step:.1f} ms")
     for h, tau in taus.items():
         adaptive = rollouts.used[f"adaptive {h}"]
-        measured = float(adaptive.rewritten.sum()) / written[f"adaptive {h}"]
+        measured = rewritten_share(adaptive)
         chosen = lengths[h].choose()
         fixed = {k: median(times[f"{k} {h}"]) for k in (1, *config.lengths)}
         gated.append(
@@ -467,24 +476,24 @@ def main(config: Config) -> None:
     }
     needs_pair = {"memory", "peers"} & set(config.parts)
     if needs_pair and not config.teacher:
-        raise SystemExit(f"parts: {', '.join(sorted(needs_pair))} need --teacher, --student and --prompts")
-    if "rollout" in config.parts:
-        results["rollout"] = [measure_rollouts(config, rows, console) for rows in config.rows]
-    if "iteration" in config.parts:
-        results["iteration"] = measure_iterations(config)
-    if "environment" in config.parts:
-        results["environment"] = measure_environment(config)
-    if "precision" in config.parts:
-        results["precision"] = measure_precision(config)
-    if "memory" in config.parts:
-        results["memory"] = measure_memory(config)
-    if "peers" in config.parts:
-        results["peers"] = measure_peers(config)
+        raise SystemExit(f"parts: {', '.join(sorted(needs_pair))}: need --teacher, --student and --prompts")
+    measures: dict[Part, Callable[[], Any]] = {
+        "rollout": lambda: [measure_rollouts(config, rows) for rows in config.rows],
+        "iteration": lambda: measure_iterations(config),
+        "environment": lambda: measure_environment(config),
+        "precision": lambda: measure_precision(config),
+        "memory": lambda: measure_memory(config),
+        "peers": lambda: measure_peers(config),
+    }
     config.out.parent.mkdir(parents=True, exist_ok=True)
-    config.out.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n")
-    text = "\n".join(lines(results)) + "\n"
-    config.out.with_suffix(".md").write_text(text)
-    console.print(text, markup=False, highlight=False)
+    for part in config.parts:
+        with console.status(f"measuring: {part}"):
+            started = time.perf_counter()
+            results[part] = measures[part]()
+        console.print(f"{part}: {time.perf_counter() - started:.0f} s", highlight=False)
+        config.out.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n")
+        config.out.with_suffix(".md").write_text("\n".join(lines(results)) + "\n")
+    console.print(config.out.with_suffix(".md").read_text(), markup=False, highlight=False)
 
 
 def lines(results: dict[str, Any]) -> list[str]:

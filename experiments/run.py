@@ -160,6 +160,7 @@ def live_line(metrics: dict[str, float]) -> Text:
         "rollout/divergence": ("D_t", "{:.3f}"),
         "rollout/hard_share": ("hard", "{:.1%}"),
         "rollout/rewritten_share": ("rewritten", "{:.1%}"),
+        "validation/accuracy": ("accuracy", "{:.1%}"),
         "validation/correct_chains": ("correct chains", "{:.1%}"),
         "time/tokens_per_second": ("tokens/s", "{:,.0f}"),
     }
