@@ -174,6 +174,12 @@ class Rollouts:
 
         return contender
 
+    def prompt_seconds(self, repetitions: int) -> float:
+        """Seconds in which both models read the prompts, which no rollout can do without; the median."""
+        ids = [p.ids for p in self.prompts[: self.rows]]
+        models = self.env.teacher.fork(), self.student.fork()  # type: ignore[attr-defined]
+        return median(alternate({"prompts": lambda: [m.start(ids) for m in models]}, repetitions)["prompts"])
+
     def block_times(self, widths: list[int], repetitions: int) -> tuple[float, list[float]]:
         """Seconds of a student step, and of a teacher block of each width, at half of an answer; medians."""
         ids = [p.ids for p in self.prompts[: self.rows]]
@@ -203,6 +209,7 @@ def measure_rollouts(config: Config, rows: int) -> dict[str, Any]:
     widths = [w for w in (1, 2, 4, 8, 16, 32) if w <= tokens - tokens // 2]
     step, seconds = rollouts.block_times(widths, config.repetitions)
     block = interpolated(widths, seconds)
+    prompts = rollouts.prompt_seconds(config.repetitions)
     taus = {h: rollouts.tau_for(h) for h in config.hard_rates}
     contenders: dict[str, Callable[[], None]] = {
         "ungated": rollouts.write("ungated", NEVER, tokens),
@@ -237,7 +244,7 @@ def measure_rollouts(config: Config, rows: int) -> dict[str, Any]:
                 "adaptive_all": times[f"adaptive {h}"],
                 "one_by_one": fixed[1],
                 "fixed": fixed,
-                "model": rollout_seconds(measured, chosen, tokens, rows, step, block),
+                "model": prompts + rollout_seconds(measured, chosen, tokens, rows, step, block),
                 "tokens": written[f"adaptive {h}"],
                 "passes": adaptive.ledger.teacher_passes,
                 "passes_one_by_one": rollouts.used[f"1 {h}"].ledger.teacher_passes,
@@ -251,6 +258,7 @@ def measure_rollouts(config: Config, rows: int) -> dict[str, Any]:
         "tokens": tokens,
         "draft_limit": tokens,
         "student_step": step,
+        "prompt_seconds": prompts,
         "block_widths": widths,
         "block_seconds": seconds,
         "ungated": times["ungated"],
@@ -510,7 +518,8 @@ def lines(results: dict[str, Any]) -> list[str]:
             f"## Rollouts: {part['rows']} rows, {part['tokens']} tokens",
             "",
             f"Ungated, one teacher pass at the end: {spread(part['ungated'])}. `generate`: {spread(part['generate'])}. "
-            f"A student step takes {1e3 * part['student_step']:.1f} ms, a teacher block of "
+            f"Both models read the prompts in {part['prompt_seconds']:.3g} s; a student step takes "
+            f"{1e3 * part['student_step']:.1f} ms, a teacher block of "
             + ", ".join(f"{w}: {1e3 * s:.1f}" for w, s in zip(part["block_widths"], part["block_seconds"], strict=True))
             + " ms.",
             "",
