@@ -119,8 +119,9 @@ def main(config: Config) -> None:
     rates = np.geomspace(0.005, 1, 60)
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained", sharey=False)
     if config.measured.exists():
-        measured = json.loads(config.measured.read_text())
-        draw_measured(left, rates, measured)
+        draw_measured(left, rates, json.loads(config.measured.read_text()))
+    else:
+        left.set_visible(False)
     gpu = Accelerator()
     for rows, colour in ((1, "C2"), (config.rows, "C0"), (4 * config.rows, "C1")):
         step = gpu.block(config.student, rows, 1)
@@ -139,7 +140,8 @@ def main(config: Config) -> None:
         axis.axhline(1, color="0.6", linewidth=0.8)
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
-        axis.legend(fontsize=8, frameon=False)
+        if axis.get_visible():
+            axis.legend(fontsize=8, frameon=False)
     config.out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(config.out, dpi=130)
     print(f"wrote {config.out}")
@@ -164,7 +166,8 @@ def draw_measured(axis: Any, rates: NDArray[np.float64], measured: dict[str, Any
         curve = [speed_up(h, k, step, block) for h, k in zip(rates, lengths, strict=True)]
         label = f"{batch['rows']} rows, {batch['tokens']} tokens"
         axis.plot(rates, curve, f"C{i}", label=f"model, {label}")
-        points = [(p["hard_rate"], p["one_by_one"] / p["adaptive"]) for p in batch["gated"]]
+        prompts = batch["prompt_seconds"]  # the same for both, and not in the curve
+        points = [(p["hard_rate"], (p["one_by_one"] - prompts) / (p["adaptive"] - prompts)) for p in batch["gated"]]
         axis.plot(*zip(*points, strict=True), f"C{i}o", label=f"measured, {label}")
     axis.set_title(f"measured here: {measured['pair']}", fontsize=10)
 
