@@ -58,7 +58,7 @@ def peak_mb() -> float:
 
 
 def ours(config: Config) -> dict[str, Any]:
-    """Iterations of gated (tau such that 5 % are hard is the caller's business: here the default tau) or of rkl."""
+    """Iterations of gated, at a tau by which about 5 % of the steps are hard, or of rkl."""
     from experiments.benchmark import Config as Benchmark
     from experiments.benchmark import Rollouts, run_config, with_tau
     from experiments.config import make_env, make_student
