@@ -41,7 +41,7 @@ def sums_llama(width: int, layers: int) -> LlamaForCausalLM:
 def sums_student(width: int, layers: int, mlp: int) -> SmolLM3ForCausalLM:
     """The student's shape: as the teacher, but with no position embedding in any layer, and fresh weights.
 
-    Trained on 2 to 5 digits, students with rotary positions had no correct chain at 6 digits; without positions they
+    Trained on 2 to 5 digits, students of this size with rotary positions had hardly a correct chain at 6; without they
     go on to longer problems (Kazemnejad et al. 2023, "The Impact of Positional Encoding on Length Generalization",
     2305.19466).
 
