@@ -71,7 +71,10 @@ class Reader:
         result = self.log_probs[:, None].expand(-1, drafted + 1, -1)
         if width > 0:
             block = np.full((n, width), PAD, np.int64)
-            for tokens, start, stop in ((unread, 0 * pending, pending), (draft.numpy(), pending, pending + counts)):
+            for tokens, start, stop in (
+                (unread, np.zeros_like(pending), pending),
+                (draft.numpy(), pending, pending + counts),
+            ):
                 column = np.arange(width)
                 rows, columns = np.nonzero((column >= start[:, None]) & (column < stop[:, None]))
                 block[rows, columns] = tokens[rows, columns - start[rows]]

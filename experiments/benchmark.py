@@ -1,9 +1,10 @@
 """What does the gate cost? Every row measured side by side in one run, with alternating repetitions.
 
     python experiments/benchmark.py
-    python experiments/benchmark.py --teacher PATH_OR_ID --student PATH_OR_ID --prompts FILE --peers
+    python experiments/benchmark.py --teacher PATH_OR_ID --student PATH_OR_ID --prompts FILE --parts rollout peers
 
-Without a pair it takes that of Sums, untrained student. Writes a table (Markdown), all numbers (JSON), and a picture.
+Without a pair it takes that of Sums, with an untrained student. Writes tables (Markdown) and all numbers (JSON), from
+which `experiments/cost_model.py` draws.
 """
 
 from __future__ import annotations
@@ -63,21 +64,21 @@ class Config:
     """Alternating repetitions."""
     threads: int = 0
     """Torch threads; 0 leaves the default."""
-    out: Path = Path("docs/results/benchmark")
+    out: Path = Path("runs/benchmark")
     """Where .json and .md go."""
 
 
 # ---------------------------------------------------------------------- timing
 
 
-def alternate(contenders: dict[str, Callable[[], Any]], repetitions: int, warm: bool = True) -> dict[str, list[float]]:
+def alternate(contenders: dict[str, Callable[[], Any]], repetitions: int) -> dict[str, list[float]]:
     """Seconds of each contender, `repetitions` times, taking turns; one round before that is not counted."""
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    for round_number in range(repetitions + warm):
+    for round_number in range(repetitions + 1):
         for name, contender in contenders.items():
             started = time.perf_counter()
             contender()
-            if round_number >= warm:
+            if round_number > 0:
                 seconds[name].append(time.perf_counter() - started)
     return seconds
 
@@ -328,13 +329,11 @@ def measure_iterations(config: Config) -> dict[str, Any]:
     rollouts = Rollouts(config, config.batch)
     tau = rollouts.tau_for(0.05)
     contenders: dict[str, Callable[[], None]] = {}
-    agents = {}
     for name in ("gated", "rkl"):
         run = run_config(config, config.batch, name)
         options = run.options
         env = make_env(run, "train", config.batch, purpose="train")
         agent = DistillAgent(make_student(run, env), with_tau(options, tau))
-        agents[name] = agent
         contenders[name] = lambda agent=agent, env=env: agent.learn(env, 1)  # type: ignore[misc]
     if config.teacher:
         contenders["floor"] = floor(rollouts)
@@ -360,20 +359,21 @@ def floor(rollouts: Rollouts) -> Callable[[], None]:
     whole = torch.cat([prompt, answer[:, :-1]], 1)
     student: Any = rollouts.student
     teacher: Any = rollouts.env.teacher
-    cached = "cache" if student._cache_name == "cache" else "past_key_values"
+    cached = student._cache_name
+    student_head, teacher_head = (m.model.get_output_embeddings() for m in (student, teacher))
 
     def contender() -> None:
         with torch.no_grad():
             cache = DynamicCache(config=student.model.config)
             hidden = student.model.base_model(input_ids=prompt, use_cache=True, **{cached: cache}).last_hidden_state
-            student.model.lm_head(hidden[:, -1:])
+            student_head(hidden[:, -1:])
             for t in range(tokens - 1):
                 one = student.model.base_model(input_ids=answer[:, t : t + 1], use_cache=True, **{cached: cache})
-                student.model.lm_head(one.last_hidden_state)
+                student_head(one.last_hidden_state)
             read = teacher.model.base_model(input_ids=whole, use_cache=False).last_hidden_state
-            teacher.model.lm_head(read[:, width - 1 :])
+            teacher_head(read[:, width - 1 :])
         hidden = student.model.base_model(input_ids=whole, use_cache=False).last_hidden_state
-        logits = student.model.lm_head(hidden[:, width - 1 :])
+        logits = student_head(hidden[:, width - 1 :])
         logits.backward(torch.ones_like(logits))
         student.model.zero_grad()
 
@@ -453,7 +453,7 @@ def measure_peers(config: Config) -> dict[str, list[dict[str, Any]]]:
     """Iterations of ours and of TRL's trainers, taking turns."""
     names = ("gated", "rkl", "DistillationTrainer", "GKDTrainer")
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
-    for _ in range(max(1, config.repetitions - 1)):
+    for _ in range(config.repetitions):
         for name in names:
             size = ("--rows", config.batch, "--new-tokens", config.new_tokens, "--steps", 2)
             results[name].append(child(config, name, *size))
@@ -550,12 +550,14 @@ def lines(results: dict[str, Any]) -> list[str]:
             ratio = f"{median(values) / median(seconds['floor']):.2f}" if "floor" in seconds else ""
             out.append(f"| {name} | {spread(values)} | {ratio} |")
     if "peers" in results:
-        out += ["", "## Against TRL", "", "| | seconds an iteration | tokens a second | peak memory, MB |"]
+        out += ["", "## Against TRL", "", "| | seconds an iteration | tokens a second | peak memory, MiB |"]
         out += ["| --- | ---: | ---: | ---: |"]
         for name, runs in results["peers"].items():
             seconds = [s for run in runs for s in run["seconds"]]
             rate = median([run["tokens"] / sum(run["seconds"]) for run in runs])
-            out.append(f"| {name} | {spread(seconds)} | {rate:.1f} | {median([run['peak_mb'] for run in runs]):,.0f} |")
+            out.append(
+                f"| {name} | {spread(seconds)} | {rate:.1f} | {median([run['peak_mib'] for run in runs]):,.0f} |"
+            )
     if "precision" in results:
         out += ["", "## Rounding: K = 8 against K = 1", "", "| | answers that part | of tokens | mean, largest TV |"]
         out += ["| --- | ---: | ---: | ---: |"]
@@ -564,10 +566,10 @@ def lines(results: dict[str, Any]) -> list[str]:
             apart = f"{row['mean_total_variation']:.2g}, {row['largest_total_variation']:.2g}"
             out.append(f"| {row['dtype']} | {share} | {apart} |")
     if "memory" in results:
-        out += ["", "## Memory of one update", "", "| rows | tokens | chunk, positions | above the model, MB |"]
+        out += ["", "## Memory of one update", "", "| rows | tokens | chunk, positions | above the model, MiB |"]
         out += ["| ---: | ---: | ---: | ---: |"]
         for row in results["memory"]:
-            out.append(f"| {row['rows']} | {row['tokens']} | {row['chunk']} | {row['update_mb']:,.0f} |")
+            out.append(f"| {row['rows']} | {row['tokens']} | {row['chunk']} | {row['update_mib']:,.0f} |")
     if "environment" in results:
         out += ["", "## The environment alone", "", "| rows | toy steps/s | CartPole-v1 steps/s |"]
         out += ["| ---: | ---: | ---: |"]

@@ -47,9 +47,9 @@ class Config:
     """Torch threads."""
 
 
-def peak_mb() -> float:
-    """The largest resident memory of this process so far. (`getrusage` would tell that of the process that started it,
-    if it was larger.)"""
+def peak_mib() -> float:
+    """The largest resident memory of this process so far, MiB. (`getrusage` would tell that of the process that started
+    it, if it was larger.)"""
     status = Path("/proc/self/status")
     if status.exists():
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
@@ -95,14 +95,14 @@ def update(config: Config) -> dict[str, Any]:
     small = zeros[:1, :2]
     one = Rollout(prompts[:1], tokens[:1, :2], small > 0, small, small, small, small[:, 0], teacher[:2], None)
     agent.update(one)  # the optimiser's moments and the gradient now exist
-    before = peak_mb()
+    before = peak_mib()
     started = time.perf_counter()
     agent.update(rollout)
     return {
         "rows": n,
         "tokens": t,
         "chunk": config.chunk,
-        "update_mb": peak_mb() - before,
+        "update_mib": peak_mib() - before,
         "seconds": [time.perf_counter() - started],
     }
 
@@ -196,7 +196,7 @@ def main(config: Config) -> None:
         result = ours(config)
     else:
         result = trl(config)
-    print(json.dumps(result | {"name": config.name, "peak_mb": peak_mb()}))
+    print(json.dumps(result | {"name": config.name, "peak_mib": peak_mib()}))
 
 
 if __name__ == "__main__":
