@@ -24,6 +24,7 @@ from rich.text import Text
 
 from agents.config import DistillConfig
 from experiments.config import (
+    SMALL_TASKS,
     AnyRun,
     agent_class,
     make_agent,
@@ -247,10 +248,10 @@ def save_student(config: AnyRun, agent: Any, env: DistillVectorEnv, folder: Path
         agent.student.save_pretrained(path)
         if config.env == "lm":
             env.task.tokenizer.save_pretrained(path)  # type: ignore[attr-defined]
-        elif config.env == "sums":
-            from distill_env.models.sums import sums_tokenizer
+        elif config.env in SMALL_TASKS:
+            from distill_env.models.small import small_tokenizer
 
-            sums_tokenizer().save_pretrained(path)
+            small_tokenizer(config.env).save_pretrained(path)
 
     write_folder(folder / "student", write)
 

@@ -1,9 +1,10 @@
-"""Train the teacher of Sums from scratch and write the folder that ships with the project.
+"""Train the teacher of a small task from scratch and write the folder that ships with the project.
 
-    python experiments/train_sums_teacher.py
+    python experiments/train_teacher.py --task sums
+    python experiments/train_teacher.py --task coins --steps 6000
 
-Supervised learning on uniformly random right ways of the training multisets, all lengths, twelve minutes on one
-core. Ends with the share of correct chains at temperature 1 on held-out problems of every length.
+Supervised learning on random right answers to the training problems, all lengths, twelve (sums) or twenty (coins)
+minutes on one core. Ends with the share of correct chains at temperature 1 on held-out problems of every length.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,35 +21,29 @@ import tyro
 from rich.progress import track
 
 from distill_env.models.causal_lm import CausalLM
-from distill_env.models.sums import TEACHER_PATH, sums_llama, sums_tokenizer
+from distill_env.models.small import TEACHERS, small_teacher, small_tokenizer
 from distill_env.randomness import Purpose, episode_keys, inverse_cdf, uniform
-from distill_env.tasks.sums import (
-    EOS,
-    OOD_LENGTHS,
-    TRAIN_LENGTHS,
-    SumsTask,
-    encode_answer,
-    encode_problem,
-    multisets,
-    number_of_ways,
-)
+from distill_env.tasks import make_task
 
-LENGTHS = TRAIN_LENGTHS + OOD_LENGTHS
-
+ABOUT = {
+    "sums": "`7+2+9=` is answered `77;29;98`, or in any other order of the digits: each step writes a digit and the "
+    "running total modulo 10",
+    "coins": "`2 5 7 > 9` is answered `7 2 ; 2 0` or `2 7 ; 7 0`: each step takes a coin from the purse and writes the "
+    "amount that remains to be paid",
+}
 MODEL_CARD = """---
 license: apache-2.0
 library_name: transformers
 ---
-# The teacher of Sums
+# The teacher of {title}
 
 A Llama-type model of {parameters:,} weights ({layers} layers, width {width}), trained from scratch by
-`python experiments/train_sums_teacher.py` for {steps:,} steps of {batch} problems of {shortest} to {longest} digits
-whose multisets the hash puts into the training split. `7+2+9=` is answered `77;29;98`, or in any other order of the
-digits: each step writes a digit and the running total modulo 10.
+`python experiments/train_teacher.py --task {task} --steps {steps}`: {batch} problems a step, of lengths {shortest} to
+{longest}, from the training split. {about}.
 
-Correct chains at temperature 1 on held-out multisets, {samples} samples a problem:
+Correct chains at temperature 1 on held-out problems, {samples} samples a problem:
 
-| digits | correct chains | problems | distinct right ways used, of those there are (at most {samples}) |
+| length | correct chains | problems | distinct right ways used, of those there are (at most {samples}) |
 | ---: | ---: | ---: | ---: |
 {rows}
 """
@@ -55,10 +51,12 @@ Correct chains at temperature 1 on held-out multisets, {samples} samples a probl
 
 @dataclass(frozen=True)
 class Config:
-    """Train the teacher of Sums."""
+    """Train the teacher of a small task."""
 
-    out: Path = TEACHER_PATH
-    """Folder to write."""
+    task: Literal["sums", "coins"] = "sums"
+    """Which."""
+    out: Path | None = None
+    """Folder to write; by default the one that ships with the project."""
     width: int = 96
     """Hidden width."""
     layers: int = 3
@@ -73,15 +71,13 @@ class Config:
     """Seed of the weights and of the problems."""
 
 
-def supervised_batch(rng: np.random.Generator, lengths: tuple[int, ...], n: int) -> tuple[torch.Tensor, torch.Tensor]:
+def supervised_batch(
+    task: Any, rng: np.random.Generator, lengths: tuple[int, ...], n: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     """n problems with random right answers: inputs int64 [n, L] and labels [n, L] (-100 where there is no answer)."""
-    rows = []
-    for _ in range(n):
-        pool = multisets(lengths[rng.integers(len(lengths))], "train")
-        digits = rng.permutation(pool[rng.integers(len(pool))])
-        rows.append((encode_problem(digits.tolist()), encode_answer(rng.permutation(digits).tolist())))
+    rows = [task.draw(rng, lengths[rng.integers(len(lengths))]) for _ in range(n)]
     longest = max(len(p) + len(a) for p, a in rows)
-    inputs = torch.full((n, longest), EOS)
+    inputs = torch.full((n, longest), task.eos_token_id)
     labels = torch.full((n, longest), -100)
     for i, (prompt, answer) in enumerate(rows):
         inputs[i, : len(prompt) + len(answer)] = torch.tensor(prompt + answer)
@@ -89,9 +85,9 @@ def supervised_batch(rng: np.random.Generator, lengths: tuple[int, ...], n: int)
     return inputs, labels
 
 
-def correct_chains(model: CausalLM, length: int, samples: int, limit: int = 200) -> dict[str, float]:
+def correct_chains(task_name: str, model: CausalLM, length: int, samples: int, limit: int = 200) -> dict[str, float]:
     """Share of correct chains, and share of the distinct right ways that `samples` draws found."""
-    task = SumsTask(lengths=(length,), prompts_per_length=limit)
+    task: Any = make_task(task_name, lengths=(length,), prompts_per_length=limit)
     prompts = task.prompts("test")
     rows = [p for p in prompts for _ in range(samples)]
     keys = episode_keys(2024, np.arange(len(rows)))
@@ -103,28 +99,31 @@ def correct_chains(model: CausalLM, length: int, samples: int, limit: int = 200)
         log_probs = model.extend(token[:, None])[:, 0]
     right = 0
     found = 0.0
+    eos = task.eos_token_id
     for i, prompt in enumerate(prompts):
         grades = [
-            task.grade(prompt, a[: list(a).index(EOS) + 1] if EOS in a else a)
+            task.grade(prompt, a[: list(a).index(eos) + 1] if eos in a else a)
             for a in answers[i * samples : (i + 1) * samples]
         ]
         right += sum(g.chain_correct for g in grades)
-        digits = [t for t in prompt.ids if t < 10]
-        found += len({g.way for g in grades if g.way}) / min(samples, number_of_ways(digits))
+        found += len({g.way for g in grades if g.way}) / min(samples, task.number_of_ways(prompt))
     return {"correct": right / len(rows), "problems": len(prompts), "ways": found / len(prompts)}
 
 
 def main(config: Config) -> None:
     torch.manual_seed(config.seed)
     rng = np.random.default_rng(config.seed)
-    model = sums_llama(config.width, config.layers)
+    out = config.out or TEACHERS[config.task]
+    task: Any = make_task(config.task)
+    lengths = task.lengths + task.ood_lengths
+    model = small_teacher(config.task, config.width, config.layers)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, config.learning_rate, total_steps=config.steps, pct_start=0.1
     )
     started = time.time()
     for step in track(range(config.steps), description="teacher"):
-        inputs, labels = supervised_batch(rng, LENGTHS, config.batch)
+        inputs, labels = supervised_batch(task, rng, lengths, config.batch)
         logits = model(inputs).logits  # [n, L, V]
         loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
         optimizer.zero_grad()
@@ -135,25 +134,28 @@ def main(config: Config) -> None:
         if (step + 1) % 200 == 0:
             print(f"step {step + 1}: loss {loss.item():.4f} nats a token, {time.time() - started:.0f} s", flush=True)
 
-    wrapped = CausalLM(model, eos_token_id=EOS)
-    results = {n: correct_chains(wrapped, n, samples=8) for n in LENGTHS}
+    wrapped = CausalLM(model, eos_token_id=task.eos_token_id)
+    results = {n: correct_chains(config.task, wrapped, n, samples=8) for n in lengths}
     rows = "\n".join(f"| {n} | {r['correct']:.2%} | {r['problems']} | {r['ways']:.1%} |" for n, r in results.items())
-    wrapped.save_pretrained(config.out)
-    sums_tokenizer().save_pretrained(config.out)
+    wrapped.save_pretrained(out)
+    small_tokenizer(config.task).save_pretrained(out)
     card = MODEL_CARD.format(
+        task=config.task,
+        title=config.task.capitalize(),
+        about=ABOUT[config.task],
         parameters=sum(p.numel() for p in model.parameters()),
         layers=config.layers,
         width=config.width,
         steps=config.steps,
         batch=config.batch,
-        shortest=min(LENGTHS),
-        longest=max(LENGTHS),
+        shortest=min(lengths),
+        longest=max(lengths),
         samples=8,
         rows=rows,
     )
-    (config.out / "README.md").write_text(card)
+    (out / "README.md").write_text(card)
     print(json.dumps(results, indent=1))
-    print(f"wrote {config.out} in {time.time() - started:.0f} s")
+    print(f"wrote {out} in {time.time() - started:.0f} s")
 
 
 if __name__ == "__main__":
