@@ -41,6 +41,11 @@ if TYPE_CHECKING:
     from agents.base import Agent, Metrics
     from distill_env.env import DistillVectorEnv
 
+BUDGETS = {
+    "student_tokens": "rollout/student_tokens",
+    "teacher_positions": "cost/teacher_positions",
+    "teacher_tokens": "cost/teacher_tokens",
+}
 EVALUATION_ROWS = 512
 EVALUATION_SEED = 1_000_003  # no training seed
 
@@ -77,14 +82,14 @@ def run(config: AnyRun, console: Console) -> dict[str, Any]:
         agent = agent_class(config).load(folder / "checkpoint")
         evaluation = json.loads((folder / "evaluation.json").read_text())
     else:
-        student = make_student(config, env)
+        student, warm_folder = make_student(config, env), None
         folder.mkdir(parents=True, exist_ok=True)
         if config.warm_start and env.task.graded and not config.student:
             from experiments.warm_start import warm_start
 
-            student = warm_start(config, console)
+            student, warm_folder = warm_start(config, console)
         agent = make_agent(config, student, env)
-        evaluation = {"before": evaluate_all(config, agent, console, "before training"), "seconds": 0.0}
+        evaluation = {"before": evaluate_before(config, agent, warm_folder, console), "seconds": 0.0}
         write_json(folder / "config.json", to_dict(config))
         write_json(folder / "evaluation.json", finite(evaluation))
         agent.save(folder / "checkpoint")
@@ -122,14 +127,17 @@ def train(config: AnyRun, agent: Agent, env: DistillVectorEnv, folder: Path, con
     bar = progress.add_task(f"{config.agent} on {config.env}", total=config.iterations, completed=done)
     live: dict[str, float] = {}
     clock, written = time.perf_counter(), env.teacher_use.tokens
+    spent = sum(row.get(BUDGETS[config.budget_of], 0.0) for row in tracker.rows)
 
     def callback(iteration: int, metrics: Metrics) -> None:
-        nonlocal clock, written
+        nonlocal clock, written, spent
         # what an agent does not tell of itself
         metrics.setdefault("time/seconds", time.perf_counter() - clock)
         metrics.setdefault("cost/teacher_tokens", env.teacher_use.tokens - written)
         clock, written = time.perf_counter(), env.teacher_use.tokens
-        last = iteration >= config.iterations
+        spent += metrics.get(BUDGETS[config.budget_of], 0.0)
+        broke = 0 < config.budget <= spent
+        last = iteration >= config.iterations or broke
         if iteration == 1 or iteration % config.validate_every == 0 or last:
             measured = answer_metrics(write_answers(agent, validation, prompts, EVALUATION_SEED), tau_of(config))
             wanted = ("accuracy", "correct_chains", "divergence", "entropy", "hard_share")
@@ -140,11 +148,15 @@ def train(config: AnyRun, agent: Agent, env: DistillVectorEnv, folder: Path, con
         view.update(Group(progress, live_line(live)))
         if iteration % config.checkpoint_every == 0 or last:
             agent.save(folder / "checkpoint")
+        if broke:
+            raise BudgetSpent
 
     with Live(progress, console=console, refresh_per_second=4, transient=False) as view:
         try:
-            if done < config.iterations:
+            if done < config.iterations and not 0 < config.budget <= spent:
                 agent.learn(env, config.iterations - done, callback)
+        except BudgetSpent:
+            console.print(f"ended after iteration {getattr(agent, 'iteration', '?')}: {spent:,.0f} {config.budget_of}")
         except KeyboardInterrupt:
             agent.save(folder / "checkpoint")
             at = getattr(agent, "iteration", "?")
@@ -152,6 +164,10 @@ def train(config: AnyRun, agent: Agent, env: DistillVectorEnv, folder: Path, con
             raise
         finally:
             tracker.close()
+
+
+class BudgetSpent(Exception):
+    """The training has used what it may."""
 
 
 def live_line(metrics: dict[str, float]) -> Text:
@@ -203,6 +219,17 @@ def summarise_training(rows: list[dict[str, float]]) -> dict[str, float]:
 
 
 # ---------------------------------------------------------------------- after training
+
+
+def evaluate_before(config: AnyRun, agent: Agent, warm_folder: Path | None, console: Console) -> dict[str, float]:
+    """Of the student that a run begins with; runs that share a warm start share this, too."""
+    if warm_folder is None:
+        return evaluate_all(config, agent, console, "before training")
+    settings = [config.eval_prompts, config.eval_samples, f"{tau_of(config):g}"]
+    path = warm_folder.with_name("-".join(map(str, [f"{warm_folder.name}-evaluation", *settings])) + ".json")
+    if not path.exists():
+        write_json(path, finite(evaluate_all(config, agent, console, "before training")))
+    return json.loads(path.read_text())
 
 
 def evaluate_all(config: AnyRun, agent: Agent, console: Console, when: str) -> dict[str, float]:

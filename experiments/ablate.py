@@ -1,0 +1,117 @@
+"""What each part of the method does: one setting varied at a time; and who writes the prefix, against which KL.
+
+    python experiments/ablate.py --studies two_by_two tau --seeds 0 1 2
+
+Runs land in the same kind of folder as those of `compare.py` and are resumed the same way. Flags of `run.py` for all
+stand after `--`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+from rich.console import Console
+
+from experiments.compare import summarise
+from experiments.grid import Contender, Job, run_grid, split_flags
+
+PREFIXES = {"student": "never", "gated": "hard", "random": "matched"}
+OBJECTIVES = {"reverse": "reverse", "gated": "weighted", "forward": "forward"}
+
+
+def two_by_two() -> list[Contender]:
+    """{student, gated, random} prefix x {reverse, gated, forward} objective.
+
+    The gated objective weighs by the hard gate on `D_t`, whoever wrote; so on a gated prefix it is the method `gated`,
+    on the student's own prefix `gate_only`.
+    """
+    return [
+        Contender(
+            f"{prefix} prefix, {objective}",
+            "gated",
+            ("--writer", PREFIXES[prefix], "--loss", OBJECTIVES[objective], "--weighting", "hard"),
+        )
+        for prefix, objective in itertools.product(PREFIXES, OBJECTIVES)
+    ]
+
+
+def values(label: str, flag: str, *settings: object, agent: str = "gated") -> list[Contender]:
+    """One flag at several settings."""
+    return [Contender(f"{label} {value}", agent, (flag, str(value))) for value in settings]
+
+
+def studies() -> dict[str, list[Contender]]:
+    """Every study by name; the default setting of `gated` is among the contenders of each."""
+    default = Contender("gated", "gated")
+    return {
+        "two_by_two": two_by_two(),
+        "tau": values("tau", "--tau", 0.05, 0.1, 0.25, 0.5, 1.0, 2.0),
+        "alpha": [default, *values("alpha", "--alpha", 1, 4, 16, 64, agent="soft")],
+        "gate": [
+            default,
+            Contender("soft", "soft"),
+            Contender("step mean", "gated", ("--over-step", "mean")),
+            Contender("step max", "gated", ("--over-step", "max")),
+            Contender("step sum", "gated", ("--over-step", "sum")),
+            Contender("teacher entropy", "gated", ("--score", "teacher_entropy")),
+            Contender("forward KL", "gated", ("--score", "forward_kl")),
+            Contender("budget", "budget"),
+            Contender("cumulative", "cumulative"),
+        ],
+        "draw": values("rewrite", "--rewrite", "sample", "nucleus", "argmax"),
+        "truncation": [default, *values("top-k", "--top-k", 2, 4, 8), *values("top-p", "--top-p", 0.9, 0.99)],
+        "score": [
+            default,
+            *values("score clip", "--score-clip", 1.0, 2.0),
+            *values("loss clip", "--loss-clip", 1.0, 3.0),
+            *values("smoothing", "--smoothing", 0.5, 0.9),
+        ],
+        "span": values("span", "--rewrite-span", "token", "step"),
+    }
+
+
+@dataclass(frozen=True)
+class Config:
+    """Vary one part of the method at a time."""
+
+    studies: tuple[str, ...] = ("two_by_two",)
+    """Which: two_by_two, tau, alpha, gate, draw, truncation, score, span; or all."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Seeds."""
+    envs: tuple[str, ...] = ("sums",)
+    """Environments."""
+    warm: tuple[str, ...] = ("weak",)
+    """Where the warm start ends: weak, strong or none, as in compare.py."""
+    out: Path = Path("runs/ablate")
+    """Folder of the runs, of results.csv and of summary.md."""
+    jobs: int = max(1, os.cpu_count() or 1)
+    """Runs at a time, each with one torch thread."""
+
+
+def main() -> None:
+    arguments, flags = split_flags(sys.argv[1:])
+    config = tyro.cli(Config, args=arguments, description=__doc__)
+    console = Console()
+    known = studies()
+    names = list(known) if config.studies == ("all",) else list(config.studies)
+    for name in names:
+        if name not in known:
+            sys.exit(f"error studies: {name!r} is unknown; accepted: all, {', '.join(known)}")
+    for name in names:
+        jobs = [
+            Job(name, env, warm, contender, seed)
+            for seed, env, warm, contender in itertools.product(config.seeds, config.envs, config.warm, known[name])
+        ]
+        rows = run_grid(jobs, config.out, flags, config.jobs, console)
+        labels = [contender.label for contender in known[name]]
+        reference = "student prefix, reverse" if name == "two_by_two" else labels[0]
+        summarise(rows, labels, reference, config.out, console)
+
+
+if __name__ == "__main__":
+    main()
