@@ -20,29 +20,29 @@ from rich.console import Console
 from experiments.compare import summarise
 from experiments.grid import Contender, Job, run_grid, split_flags
 
-PREFIXES = {"student": "never", "gated": "hard", "random": "matched"}
-OBJECTIVES = {"reverse": "reverse", "gated": "weighted", "forward": "forward"}
+# who writes the prefix, and which objective is descended at its states
+CELLS = {
+    ("student", "reverse"): "rkl",
+    ("student", "gated"): "gate_only",
+    ("student", "forward"): "rkl --loss forward",
+    ("gated", "reverse"): "rewrite_only",
+    ("gated", "gated"): "gated",
+    ("gated", "forward"): "gated --loss forward",
+    ("random", "reverse"): "random_rewrite --loss reverse",
+    ("random", "gated"): "random_rewrite --weighting hard",
+}
 
 
 def two_by_two() -> list[Contender]:
-    """{student, gated, random} prefix x {reverse, gated, forward} objective.
-
-    The gated objective weighs by the hard gate on `D_t`, whoever wrote; so on a gated prefix it is the method `gated`,
-    on the student's own prefix `gate_only`.
+    """{student, gated} prefix x {reverse, gated, forward} objective, and as control a prefix of which as many steps are
+    rewritten, but random ones. The gated objective weighs by the hard gate on `D_t`, whoever wrote.
     """
-    return [
-        Contender(
-            f"{prefix} prefix, {objective}",
-            "gated",
-            ("--writer", PREFIXES[prefix], "--loss", OBJECTIVES[objective], "--weighting", "hard"),
-        )
-        for prefix, objective in itertools.product(PREFIXES, OBJECTIVES)
-    ]
+    return [Contender.read(f"{prefix} prefix, {objective}={agent}") for (prefix, objective), agent in CELLS.items()]
 
 
 def values(label: str, flag: str, *settings: object, agent: str = "gated") -> list[Contender]:
     """One flag at several settings."""
-    return [Contender(f"{label} {value}", agent, (flag, str(value))) for value in settings]
+    return [Contender(f"{label} {setting}", agent, (flag, str(setting))) for setting in settings]
 
 
 def studies() -> dict[str, list[Contender]]:

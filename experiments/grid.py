@@ -58,8 +58,8 @@ class Job:
 
     @property
     def name(self) -> str:
-        """The run's folder."""
-        slug = re.sub(r"[^A-Za-z0-9_.]+", "-", self.contender.label).strip("-")
+        """The run's folder: what is run, whatever a study calls it, so that studies share runs."""
+        slug = re.sub(r"[^A-Za-z0-9_.]+", "-", " ".join([self.contender.agent, *self.contender.flags]))
         return f"{self.env}-{self.warm}-{slug}-s{self.seed}"
 
     def arguments(self, out: Path, flags: Sequence[str]) -> list[str]:
@@ -77,10 +77,14 @@ def check_jobs(jobs: Sequence[Job], out: Path, flags: Sequence[str]) -> None:
         ValueError: in one line.
     """
     names: dict[str, Job] = {}
+    labels_of: dict[tuple[str, str, str, int], Job] = {}
     for job in jobs:
         if job.warm not in WARM:
             raise ValueError(f"warm: {job.warm!r} is unknown; accepted: {', '.join(WARM)}")
         if names.setdefault(job.name, job) != job:
+            labels = f"{names[job.name].contender.label!r} and {job.contender.label!r}"
+            raise ValueError(f"agents: {labels} are the same run; leave one out")
+        if labels_of.setdefault((job.contender.label, job.env, job.warm, job.seed), job) != job:
             raise ValueError(f"agents: two contenders of the name {job.contender.label!r}; give one another LABEL=")
         try:
             wanted = to_dict(parse(job.arguments(out, flags)))
