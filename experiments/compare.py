@@ -94,7 +94,7 @@ def metrics_table(rows: Sequence[Row], labels: Sequence[str]) -> list[list[str]]
     lines = [["", "before", *labels]]
     for key, label, form in (*TABLE_ROWS, *COST_ROWS):
         name = key.format(k=samples)
-        cells = [label.format(k=samples), cell(estimate(rows, f"before/{name}"), form)]
+        cells = [label.format(k=samples or "k"), cell(estimate(rows, f"before/{name}"), form)]
         cells += [cell(estimate([r for r in rows if r["label"] == contender], name), form) for contender in labels]
         if any(cells[1:]):
             lines.append(cells)
