@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.grid import Contender, Job, Row, run_grid, split_flags
-from experiments.statistics import Estimate, bootstrap, holm, paired_difference, probability_of_improvement
+from experiments.inference import Estimate, bootstrap, holm, paired_difference, probability_of_improvement
 from experiments.tracking import TABLE_ROWS
 
 COST_ROWS = (

@@ -214,6 +214,7 @@ def summarise_training(rows: list[dict[str, float]]) -> dict[str, float]:
         "hard_share_last": mean("rollout/hard_share", rows[-tenth:]),
         "loss_oscillation": sum(jumps) / len(jumps) if jumps else float("nan"),
         "grad_norm": mean("train/grad_norm", rows),
+        "validation_correct_chains": mean("validation/correct_chains", rows[-len(rows) // 3 :]),
         "seconds": total("time/seconds"),
     }
 
