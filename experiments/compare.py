@@ -5,7 +5,7 @@
 Every run is a folder of its own made by `experiments/run.py`; finished ones are not run again, interrupted ones go on.
 Runs of one seed share their warm start, prompts and evaluation. A contender may have flags and a name of its own:
 `"loose=gated --tau 1"`. Further flags of `run.py` for all stand after `--`: `... -- --iterations 400 --tau 0.3`; with
-`-- --budget 50000 --budget-of teacher_positions` all runs end at equal cost instead of equal updates.
+`-- --limit 50000 --limit-of teacher_positions` all runs end at equal cost instead of equal updates.
 """
 
 from __future__ import annotations

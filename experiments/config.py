@@ -58,9 +58,9 @@ class RunConfig:
     """Go on with the run of this name from its last checkpoint."""
     iterations: int = 400
     """Iterations: one batch of answers and one optimiser step each."""
-    budget: float = 0.0
-    """End the training once so much of --budget-of is spent, if that is before the last iteration; 0 sets no limit."""
-    budget_of: Literal["student_tokens", "teacher_positions", "teacher_tokens"] = "student_tokens"
+    limit: float = 0.0
+    """End the training once so much of --limit-of is used, if that is before the last iteration; 0 sets no limit."""
+    limit_of: Literal["student_tokens", "teacher_positions", "teacher_tokens"] = "student_tokens"
     """What is counted: tokens the student wrote, positions the teacher scored, or tokens the teacher wrote."""
     warm_start: float = 1 / 3
     """Before training, sft until the validation accuracy is this share of the teacher's (sums, coins); 0 for none."""

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from agents.base import Agent, Metrics
     from distill_env.env import DistillVectorEnv
 
-BUDGETS = {
+LIMITS = {
     "student_tokens": "rollout/student_tokens",
     "teacher_positions": "cost/teacher_positions",
     "teacher_tokens": "cost/teacher_tokens",
@@ -127,7 +127,7 @@ def train(config: AnyRun, agent: Agent, env: DistillVectorEnv, folder: Path, con
     bar = progress.add_task(f"{config.agent} on {config.env}", total=config.iterations, completed=done)
     live: dict[str, float] = {}
     clock, written = time.perf_counter(), env.teacher_use.tokens
-    spent = sum(row.get(BUDGETS[config.budget_of], 0.0) for row in tracker.rows)
+    spent = sum(row.get(LIMITS[config.limit_of], 0.0) for row in tracker.rows)
 
     def callback(iteration: int, metrics: Metrics) -> None:
         nonlocal clock, written, spent
@@ -135,8 +135,8 @@ def train(config: AnyRun, agent: Agent, env: DistillVectorEnv, folder: Path, con
         metrics.setdefault("time/seconds", time.perf_counter() - clock)
         metrics.setdefault("cost/teacher_tokens", env.teacher_use.tokens - written)
         clock, written = time.perf_counter(), env.teacher_use.tokens
-        spent += metrics.get(BUDGETS[config.budget_of], 0.0)
-        broke = 0 < config.budget <= spent
+        spent += metrics.get(LIMITS[config.limit_of], 0.0)
+        broke = 0 < config.limit <= spent
         last = iteration >= config.iterations or broke
         if iteration == 1 or iteration % config.validate_every == 0 or last:
             measured = answer_metrics(write_answers(agent, validation, prompts, EVALUATION_SEED), tau_of(config))
@@ -149,14 +149,14 @@ def train(config: AnyRun, agent: Agent, env: DistillVectorEnv, folder: Path, con
         if iteration % config.checkpoint_every == 0 or last:
             agent.save(folder / "checkpoint")
         if broke:
-            raise BudgetSpent
+            raise LimitReached
 
     with Live(progress, console=console, refresh_per_second=4, transient=False) as view:
         try:
-            if done < config.iterations and not 0 < config.budget <= spent:
+            if done < config.iterations and not 0 < config.limit <= spent:
                 agent.learn(env, config.iterations - done, callback)
-        except BudgetSpent:
-            console.print(f"ended after iteration {getattr(agent, 'iteration', '?')}: {spent:,.0f} {config.budget_of}")
+        except LimitReached:
+            console.print(f"ended after iteration {getattr(agent, 'iteration', '?')}: {spent:,.0f} {config.limit_of}")
         except KeyboardInterrupt:
             agent.save(folder / "checkpoint")
             at = getattr(agent, "iteration", "?")
@@ -166,7 +166,7 @@ def train(config: AnyRun, agent: Agent, env: DistillVectorEnv, folder: Path, con
             tracker.close()
 
 
-class BudgetSpent(Exception):
+class LimitReached(Exception):
     """The training has used what it may."""
 
 

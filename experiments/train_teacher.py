@@ -19,6 +19,7 @@ import numpy as np
 import torch
 import tyro
 from rich.progress import track
+from transformers import LlamaForCausalLM
 
 from distill_env.models.causal_lm import CausalLM
 from distill_env.models.small import TEACHERS, small_teacher, small_tokenizer
@@ -57,6 +58,8 @@ class Config:
     """Which."""
     out: Path | None = None
     """Folder to write; by default the one that ships with the project."""
+    init: Path | None = None
+    """Folder of a teacher to go on from, its shape instead of a new one's."""
     width: int = 96
     """Hidden width."""
     layers: int = 3
@@ -116,7 +119,10 @@ def main(config: Config) -> None:
     out = config.out or TEACHERS[config.task]
     task: Any = make_task(config.task)
     lengths = task.lengths + task.ood_lengths
-    model = small_teacher(config.task, config.width, config.layers)
+    if config.init:
+        model = LlamaForCausalLM.from_pretrained(str(config.init))
+    else:
+        model = small_teacher(config.task, config.width, config.layers)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, config.learning_rate, total_steps=config.steps, pct_start=0.1
