@@ -72,7 +72,8 @@ def warm_start(config: AnyRun, console: Console) -> tuple[Any, Path]:
         method=METHODS["sft"], batch_size=64, learning_rate=1e-2, warmup_iterations=100, seed=config.options.seed
     )
     shape = [config.env, config.student_width, config.student_layers, config.student_mlp, config.max_new_tokens]
-    key = json.dumps([*shape, config.warm_start, DATA_SET, DATA_SEED, dataclasses.asdict(options)])
+    how = [options.batch_size, options.learning_rate, options.warmup_iterations, options.seed]
+    key = json.dumps([*shape, config.warm_start, DATA_SET, DATA_SEED, *how])
     folder = config.out / "warm_start" / hashlib.sha256(key.encode()).hexdigest()[:12]
     if (folder / "student").exists():
         return build_model(folder / "student"), folder
