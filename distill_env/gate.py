@@ -281,7 +281,9 @@ def follow_quantile(threshold: float, share: float, budget: float) -> float:
     """The threshold after a rollout that rewrote `share` of its steps, on its way to rewriting `budget` of them.
 
     Stochastic approximation of a quantile (Robbins & Monro 1951) on a logarithmic scale, so that no score's unit
-    matters; the fixed point is the score's (1 - budget)-quantile. A change is at most a factor sqrt(e).
+    matters; the fixed point is the score's (1 - budget)-quantile. The threshold's logarithm adds up the errors, so
+    their mean goes to 0 also where scores have atoms and no threshold meets the budget. A rise is at most a factor
+    e^2, and the threshold does not fall under 1e-6, where scores are 0 for long.
     """
     error = (share - budget) / (budget * (1 - budget))
-    return threshold * math.exp(0.5 * min(max(error, -1.0), 1.0))
+    return max(threshold * math.exp(0.2 * min(error, 10.0)), 1e-6)
