@@ -216,7 +216,7 @@ METHODS: dict[str, Method] = {
         GATED, writer="never", loss="reverse_plus_forward", weighting="hard", score="teacher_entropy", tau=0.8
     ),
     # tokens outside the teacher's first K (tau) replaced: Xu et al. 2025, "Speculative KD" (2410.11325); K is 25 there,
-    # of vocabularies ten thousand times ours
+    # of a language model's vocabulary
     "skd": replace(GATED, score="rank", tau=4.0, loss="forward"),
     # one hand-over an answer, where the divergence is tau times its average so far: Peng et al. 2025, "AdaSwitch"
     # (2510.07842); there the average is over a window
