@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 EnvName = Literal["sums", "coins", "categorical", "lm"]
 SMALL_TASKS = ("sums", "coins")  # with a trained teacher that ships with the project
 SB3_AGENTS: dict[str, Literal["ppo", "a2c"]] = {"ppo": "ppo", "a2c": "a2c"}
+AGENT_HELP = f"A method ({', '.join(METHODS)}), ppo or a2c from Stable-Baselines3, or package.module:Class."
 CATEGORICAL_VOCABULARY = 6
 
 
@@ -37,9 +38,7 @@ CATEGORICAL_VOCABULARY = 6
 class RunConfig:
     """Train a student with its teacher in the environment."""
 
-    agent: str = "gated"
-    """A method (sft, fkl, rkl, gkd, gated, soft, gate_only, rewrite_only, random_rewrite), ppo or a2c from
-    Stable-Baselines3, or package.module:Class."""
+    agent: Annotated[str, tyro.conf.arg(help=AGENT_HELP)] = "gated"
     env: EnvName = "sums"
     """Sums or coins with their shipped teachers, a categorical table, or any pair of causal language models."""
     teacher: str = ""

@@ -345,7 +345,7 @@ def show_samples(config: AnyRun, agent: Any, folder: Path, console: Console) -> 
 
     env = make_env(config, "test", 3, purpose="train")
     prompts = [env.prompts[i] for i in np.linspace(0, len(env.prompts) - 1, 3).astype(int)]
-    method = config.options.method  # type: ignore[union-attr]
+    method = agent.method  # with the tau in force
     keys = episode_keys(EVALUATION_SEED, np.arange(3))
     rollout = collect(env, agent.student, prompts, keys, method.gate(), 1, method.top_k, method.top_p)
     console.print("\nthree answers with the teacher on call ([red]red[/]: hard steps that it wrote)")
