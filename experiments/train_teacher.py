@@ -1,9 +1,11 @@
 """Train the teacher of a small task from scratch and write the folder that ships with the project.
 
     python experiments/train_teacher.py --task sums
-    python experiments/train_teacher.py --task coins --steps 6000
+    python experiments/train_teacher.py --task coins --steps 6000 --out runs/coins_teacher
+    python experiments/train_teacher.py --task coins --steps 4000 --learning-rate 1.5e-3 --seed 1 \\
+        --init runs/coins_teacher --sharpen 1.5
 
-Supervised learning on random right answers to the training problems, all lengths, twelve (sums) or twenty (coins)
+Supervised learning on random right answers to the training problems, all lengths, twelve (sums) or thirty (coins)
 minutes on one core. Ends with the share of correct chains at temperature 1 on held-out problems of every length.
 """
 
@@ -32,6 +34,11 @@ ABOUT = {
     "coins": "`2 5 7 > 9` is answered `7 2 ; 2 0` or `2 7 ; 7 0`: each step takes a coin from the purse and writes the "
     "amount that remains to be paid",
 }
+HOW = {
+    "sums": "`python experiments/train_teacher.py --task sums`",
+    "coins": "the two commands for Coins at the head of `experiments/train_teacher.py`; in the end its logits are "
+    "multiplied by 1.5",
+}
 MODEL_CARD = """---
 license: apache-2.0
 library_name: transformers
@@ -39,8 +46,7 @@ library_name: transformers
 # The teacher of {title}
 
 A Llama-type model of {parameters:,} weights ({layers} layers, width {width}), trained from scratch by
-`python experiments/train_teacher.py --task {task} --steps {steps}`: {batch} problems a step, of lengths {shortest} to
-{longest}, from the training split. {about}.
+{how}: {batch} problems a step, of lengths {shortest} to {longest}, from the training split. {about}.
 
 Correct chains at temperature 1 on held-out problems, {samples} samples a problem:
 
@@ -70,6 +76,8 @@ class Config:
     """Problems a step."""
     learning_rate: float = 2e-3
     """Peak of the one-cycle schedule."""
+    sharpen: float = 1.0
+    """Multiply the logits by this in the end, by the weights of the last norm: fewer wrong answers at temperature 1."""
     seed: int = 0
     """Seed of the weights and of the problems."""
 
@@ -125,7 +133,7 @@ def main(config: Config) -> None:
         model = small_teacher(config.task, config.width, config.layers)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, config.learning_rate, total_steps=config.steps, pct_start=0.1
+        optimizer, config.learning_rate, total_steps=max(config.steps, 1), pct_start=0.1
     )
     started = time.time()
     for step in track(range(config.steps), description="teacher"):
@@ -140,19 +148,20 @@ def main(config: Config) -> None:
         if (step + 1) % 200 == 0:
             print(f"step {step + 1}: loss {loss.item():.4f} nats a token, {time.time() - started:.0f} s", flush=True)
 
+    with torch.no_grad():
+        model.model.norm.weight *= config.sharpen
     wrapped = CausalLM(model, eos_token_id=task.eos_token_id)
     results = {n: correct_chains(config.task, wrapped, n, samples=8) for n in lengths}
     rows = "\n".join(f"| {n} | {r['correct']:.2%} | {r['problems']} | {r['ways']:.1%} |" for n, r in results.items())
     wrapped.save_pretrained(out)
     small_tokenizer(config.task).save_pretrained(out)
     card = MODEL_CARD.format(
-        task=config.task,
+        how=HOW[config.task],
         title=config.task.capitalize(),
         about=ABOUT[config.task],
         parameters=sum(p.numel() for p in model.parameters()),
         layers=config.layers,
         width=config.width,
-        steps=config.steps,
         batch=config.batch,
         shortest=min(lengths),
         longest=max(lengths),
