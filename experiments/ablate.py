@@ -32,6 +32,25 @@ CELLS = {
     ("random", "gated"): "random_rewrite --weighting hard",
 }
 
+# the number that a method has to be given, and three values of it, tried on development seeds for all alike
+TUNED: dict[str, tuple[str, float, float, float]] = {
+    "gated": ("--tau", 0.25, 0.5, 1.0),
+    "soft": ("--tau", 0.25, 0.5, 1.0),
+    "rewrite_only": ("--tau", 0.25, 0.5, 1.0),
+    "gate_only": ("--tau", 0.25, 0.5, 1.0),
+    "budget": ("--budget", 0.05, 0.1, 0.2),
+    "cumulative": ("--tau", 0.5, 1.0, 2.0),
+    "step_sum": ("--tau", 0.25, 0.5, 1.0),
+    "skd": ("--tau", 2.0, 4.0, 6.0),
+    "adaswitch": ("--tau", 2.0, 3.0, 6.0),
+    "eopd": ("--tau", 0.4, 0.8, 1.2),
+    "minillm": ("--rate", 0.1, 0.2, 0.4),
+    "gkd": ("--rate", 0.25, 0.5, 0.75),
+    "dagger": ("--anneal-iterations", 25, 50, 75),
+}
+UNTUNED = ("skew_fkl", "skew_rkl", "akl", "todi", "negative")
+CHOSEN: dict[str, float] = {}  # by docs/results/tuning.md; the table's own value if not given
+
 
 def two_by_two() -> list[Contender]:
     """{student, gated} prefix x {reverse, gated, forward} objective, and as control a prefix of which as many steps are
@@ -45,11 +64,19 @@ def values(label: str, flag: str, *settings: object, agent: str = "gated") -> li
     return [Contender(f"{label} {setting}", agent, (flag, str(setting))) for setting in settings]
 
 
+def rivals() -> list[Contender]:
+    """The published rivals, the new gates and the controls, each at the value that the tuning chose for it."""
+    tuned = [Contender(name, name, (TUNED[name][0], str(value))) for name, value in CHOSEN.items()]
+    return [*tuned, *(Contender(name, name) for name in (*TUNED, *UNTUNED) if name not in CHOSEN)]
+
+
 def studies() -> dict[str, list[Contender]]:
     """Every study by name; the default setting of `gated` is among the contenders of each."""
     default = Contender("gated", "gated")
     return {
         "two_by_two": two_by_two(),
+        "tuning": [c for name, (flag, *settings) in TUNED.items() for c in values(name, flag, *settings, agent=name)],
+        "rivals": rivals(),
         "tau": values("tau", "--tau", 0.05, 0.1, 0.25, 0.5, 1.0, 2.0),
         "alpha": [default, *values("alpha", "--alpha", 1, 4, 16, 64, agent="soft")],
         "gate": [
@@ -80,7 +107,7 @@ class Config:
     """Vary one part of the method at a time."""
 
     studies: tuple[str, ...] = ("two_by_two",)
-    """Which: two_by_two, tau, alpha, gate, draw, truncation, score, span; or all."""
+    """Which: two_by_two, tuning, rivals, tau, alpha, gate, draw, truncation, score, span; or all."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds."""
     envs: tuple[str, ...] = ("sums",)
