@@ -210,7 +210,8 @@ class DistillAgent:
             _add(sums, "rollout/hard_share", (divergence >= method.tau).double())
             _add(sums, "train/reverse_weight", reverse_weight)
         if method.estimator == "exact":
-            loss = exact_loss(method, student, teacher, token_log_prob, reverse_weight)
+            cooled = 1 - method.forward_part(self.iteration) * (1 - reverse_weight)
+            loss = exact_loss(method, student, teacher, token_log_prob, cooled)
         elif method.loss in ("weighted", "forward", "nll"):
             loss = imitation_loss(token_log_prob, ~own)
         _add(sums, "train/local_loss", loss)

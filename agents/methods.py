@@ -45,6 +45,9 @@ class Method:
     weighting: Weighting = "written"
     """Weight of the reverse KL in a loss that the gate weighs: 1 on own and 0 on rewritten steps (written), by the hard
     gate, or by lambda = sigmoid(alpha (tau - score)) (soft)."""
+    forward_iterations: int = 0
+    """Iterations over which the forward KL's part of a weighted loss falls linearly to 0, to the reverse KL's gain:
+    first cover what the teacher does, then drop what it does not; 0 keeps the parts."""
     score: Score = "divergence"
     """What the gate reads: D_t = KL(student || teacher), the forward KL, the teacher's entropy, or the rank of the
     drafted token under the teacher."""
@@ -101,8 +104,11 @@ class Method:
             raise ValueError(f"gamma: {self.gamma} is not in [0, 1]")
         if not self.loss_clip > 0:
             raise ValueError(f"loss_clip: {self.loss_clip} is not positive")
-        if self.anneal_iterations < 0:
-            raise ValueError(f"anneal_iterations: {self.anneal_iterations} is negative")
+        for name in ("anneal_iterations", "forward_iterations"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}: {getattr(self, name)} is negative")
+        if self.forward_iterations and self.loss != "weighted":
+            raise ValueError(f"forward_iterations: with loss {self.loss!r}; accepted: weighted")
         if self.top_k < 0 or not 0 < self.top_p <= 1:
             raise ValueError(f"top_k, top_p: {self.top_k}, {self.top_p}; accepted: at least 0, and in (0, 1]")
         if self.score == "rank" and self.truncates:
@@ -149,7 +155,7 @@ class Method:
         """The score function sees one token a step: its writer has to be the one that the KL's expectation is over."""
         own_only = self.writer == "never" and self.loss == "reverse"
         teacher_only = self.writer == "always" and self.loss in ("forward", "nll")
-        each_its_own = self.loss == "weighted" and self.weighting == "written"
+        each_its_own = self.loss == "weighted" and self.weighting == "written" and not self.forward_iterations
         if not (own_only or teacher_only or each_its_own):
             raise ValueError(
                 f"estimator: sampled does not go with writer {self.writer!r} and loss {self.loss!r}: a reverse KL "
@@ -182,6 +188,10 @@ class Method:
         if self.writer == "matched":
             return random_gate(matched_rate)
         return NEVER if self.writer == "never" else ALWAYS
+
+    def forward_part(self, iteration: int) -> float:
+        """What is left of the forward KL in an iteration (from 0), in [0, 1]."""
+        return max(1 - iteration / self.forward_iterations, 0.0) if self.forward_iterations else 1.0
 
     def weighting_gate(self) -> Gate | None:
         """The gate whose reverse weight weighs the loss; None where the weight follows from who wrote."""
@@ -233,6 +243,8 @@ METHODS: dict[str, Method] = {
     "step_mean": replace(GATED, over_step="mean"),
     "step_max": replace(GATED, over_step="max"),
     "step_sum": replace(GATED, over_step="sum"),
+    # the same, but the forward KL fades: cover first, seek later
+    "cooled": replace(GATED, forward_iterations=200),
     # and its parts: the KLs of the gate without the rewriting, the rewriting without the forward KL, and the rewriting
     # of as many steps as are hard, but of random ones
     "gate_only": replace(GATED, writer="never", weighting="hard"),

@@ -17,7 +17,7 @@ from tables import NO_PROMPT, Answer, argmax, at, gated_law, perturbed, rollout_
 from torch import Tensor
 
 from agents.config import DistillConfig
-from agents.distill import DistillAgent
+from agents.distill import DistillAgent, PromptStream
 from agents.methods import METHODS, Method, method
 from agents.rollout import Rollout, collect
 from distill_env.divergence import forward_kl, reverse_kl
@@ -541,6 +541,25 @@ def train(
 LEARNING = [(name, seed) for name in METHODS for seed in range(3 if name in ("fkl", "rkl", "gated") else 1)]
 
 
+def test_a_cooled_gate_is_the_gate_at_first_and_the_reverse_kl_in_the_end() -> None:
+    """One step from the same student on the same answers: equal to `gated`, to `rewrite_only`, and between the two."""
+    stepped = {}
+    for name, iteration in (("gated", 0), ("cooled", 0), ("cooled", 100), ("cooled", 200), ("rewrite_only", 0)):
+        agent, env = start(name)
+        rollout = agent.rollout(env, PromptStream(env.prompts, 3))
+        assert bool(rollout.rewritten.any())
+        agent.iteration = iteration
+        agent.backward(rollout)
+        (table,) = agent.student.parameters()
+        assert table.grad is not None
+        stepped[name, iteration] = table.grad.clone()
+    gated, reverse = stepped["gated", 0], stepped["rewrite_only", 0]
+    assert not torch.equal(gated, reverse)
+    torch.testing.assert_close(stepped["cooled", 0], gated)
+    torch.testing.assert_close(stepped["cooled", 200], reverse)
+    torch.testing.assert_close(stepped["cooled", 100], (gated + reverse) / 2)
+
+
 @pytest.mark.parametrize(("name", "seed"), LEARNING)
 def test_every_method_learns(name: str, seed: int) -> None:
     """The teacher is among the student's possibilities, so every method's optimum is the teacher wherever it goes.
@@ -721,6 +740,8 @@ def test_what_is_not_a_number_stops_the_run_and_changes_nothing(name: str, whose
         ({"budget": 0.1, "writer": "random"}, r"budget: 0\.1 with writer 'random'"),
         ({"budget": 0.1, "tau": math.inf}, r"budget: 0\.1 with writer 'hard' and tau inf"),
         ({"anneal_iterations": -1}, "anneal_iterations: -1 is negative"),
+        ({"forward_iterations": -1}, "forward_iterations: -1 is negative"),
+        ({"forward_iterations": 5, "loss": "reverse"}, "forward_iterations: with loss 'reverse'"),
         ({"importance": True}, "importance: with writer 'hard', rate"),
         ({"importance": True, "writer": "random", "top_k": 3}, "importance: needs all of the teacher's"),
     ],
