@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import track
 
 from agents.config import DistillConfig
+from agents.disk import lock
 from agents.distill import DistillAgent, PromptStream
 from agents.evaluation import answer_metrics, write_answers
 from agents.methods import METHODS
@@ -61,9 +62,14 @@ def warm_start(config: AnyRun, console: Console) -> Any:
     shape = [config.env, config.student_width, config.student_layers, config.student_mlp, config.max_new_tokens]
     key = json.dumps([*shape, config.warm_start, DATA_SET, dataclasses.asdict(options)])
     folder = config.out / "warm_start" / hashlib.sha256(key.encode()).hexdigest()[:12]
-    if (folder / "student").exists():
-        return build_model(folder / "student")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with lock(folder.with_suffix(".lock"), wait=True):  # runs that need the same one wait for the first
+        if not (folder / "student").exists():
+            _fine_tune(config, options, console).save(folder)
+    return build_model(folder / "student")
 
+
+def _fine_tune(config: AnyRun, options: DistillConfig, console: Console) -> DistillAgent:
     shared = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name != "options"}
     sft = DistillRun(**{**shared, "agent": "sft", "options": options})
     env = make_env(sft, "train", options.batch_size, purpose="train")
@@ -91,5 +97,4 @@ def warm_start(config: AnyRun, console: Console) -> Any:
         f"warm start: {agent.iteration:,} updates on {DATA_SET * options.batch_size:,} answers of the teacher, "
         f"{reached:.1%} correct chains in validation"
     )
-    agent.save(folder)
-    return agent.student
+    return agent
