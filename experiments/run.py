@@ -134,7 +134,7 @@ def run_alone(
     write_json(folder / "evaluation.json", finite(evaluation))
     for line in alarms:
         console.print(f"[bold yellow]alarm[/] {escape(line)}", highlight=False)
-    console.print(f"\n{folder}/: metrics.csv, curves.png, evaluation.json, student/, checkpoints/, TensorBoard events")
+    console.print(f"\n{folder}/: metrics.csv, curves.png, evaluation.json, samples.txt, student/, checkpoints/")
     if config.push_to_hub:
         console.print(f"pushed to {push(folder / 'student', config.push_to_hub)}")
     return evaluation
