@@ -20,11 +20,13 @@ import numpy as np
 import torch
 import torch.utils.tensorboard
 
+import agents.sb3  # noqa: F401
+import distill_env.models.causal_lm  # noqa: F401
 import experiments.warm_start  # noqa: F401
 from experiments import run
-from experiments.tracking import draw_curves
 
 CHANGES = {"os.rename", "os.mkdir", "os.remove", "os.rmdir"}
+WRITING = os.O_WRONLY | os.O_RDWR
 
 
 def forked(work: Callable[[], int]) -> int:
@@ -45,8 +47,9 @@ def watched(folder: Path, arguments: list[str], die_at: int | None) -> int:
 
     def hook(event: str, values: tuple[Any, ...]) -> None:
         nonlocal seen
-        writes = event == "open" and str(values[0]).startswith(str(folder)) and values[2] & (os.O_WRONLY | os.O_RDWR)
-        if running and (event in CHANGES or writes):
+        if not running or not (event in CHANGES or (event == "open" and values[2] & WRITING)):
+            return
+        if str(values[0]).startswith(str(folder)) or (event in ("os.remove", "os.rmdir") and values[1] >= 0):
             if seen == die_at:
                 os.write(1, f"{die_at} {event} {Path(str(values[0])).name}\n".encode())
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -61,6 +64,7 @@ def watched(folder: Path, arguments: list[str], die_at: int | None) -> int:
 
 def main(out: Path, points: int, flags: list[str]) -> None:
     torch.set_num_threads(1)
+    run.draw_curves = lambda *_: None  # most of a short run's time, and nothing goes on from a picture
 
     def arguments(name: str) -> list[str]:
         return [*flags, "--out", str(out), "--name", name]
@@ -73,7 +77,6 @@ def main(out: Path, points: int, flags: list[str]) -> None:
         return forked(work)
 
     assert quiet("whole", None) == 0
-    draw_curves(out / "whole", "fonts are found once, here, and not in every fork")
     count = int((out / "count").read_text())
     for k in np.unique(np.linspace(0, count - 1, points).astype(int)).tolist():
         status = quiet(str(k), k)
