@@ -253,8 +253,10 @@ def is_gated(config: AnyRun) -> bool:
 
 
 def refuse_damaged(agent: Any, iteration: int) -> None:
-    """Raises:
-    FloatingPointError: if the student's weights are not all numbers: no checkpoint is made of them.
+    """No checkpoint is made of a student whose weights are not all numbers.
+
+    Raises:
+        FloatingPointError: if so.
     """
     if hasattr(agent, "student") and not all(bool(p.isfinite().all()) for p in agent.student.parameters()):
         raise FloatingPointError(f"iteration {iteration}: weights of the student are not numbers")

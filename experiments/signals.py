@@ -24,8 +24,10 @@ class Request:
     number = 0
 
     def obey(self) -> None:
-        """Raises:
-        Stopped: if one has.
+        """End here if so.
+
+        Raises:
+            Stopped: if one has.
         """
         if self.number:
             raise Stopped(self.number)

@@ -120,8 +120,10 @@ class Service:
 
 
 def check_track(track: Track) -> None:
-    """Raises:
-    ValueError: if the package that the metrics should go to is not installed.
+    """Whether whom the metrics should go to is there.
+
+    Raises:
+        ValueError: if the package is not installed.
     """
     if track in ("wandb", "trackio") and importlib.util.find_spec(track) is None:
         raise ValueError(
@@ -173,7 +175,9 @@ def draw_curves(folder: Path, title: str) -> None:
         if second is not None:
             axis.legend(fontsize=8, frameon=False)
     figure.suptitle(title, fontsize=11)
-    figure.savefig(folder / "curves.png", dpi=130)
+    aside = folder / "curves.png.new"
+    figure.savefig(aside, dpi=130, format="png")
+    aside.replace(folder / "curves.png")
     plt.close(figure)
 
 

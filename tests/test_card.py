@@ -44,7 +44,22 @@ def run(out: Path, *flags: str) -> int:
 def sums(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs")
     assert (
-        run(out, "--env", "sums", "--warm-start", "0", "--agent", "soft", "--tau", "2.5", "--max-new-tokens", "6") == 0
+        run(
+            out,
+            "--env",
+            "sums",
+            "--warm-start",
+            "0",
+            "--agent",
+            "soft",
+            "--writer",
+            "random",
+            "--tau",
+            "2.5",
+            "--max-new-tokens",
+            "6",
+        )
+        == 0
     )
     return out / "r"
 
