@@ -91,14 +91,25 @@ class RunConfig:
     """Iterations between validations of the student alone."""
     checkpoint_every: int = 50
     """Iterations between checkpoints."""
+    keep_checkpoints: int = 2
+    """The last checkpoints that stay on disk."""
     eval_prompts: int = 200
     """Prompts in the final evaluation, per split."""
     eval_samples: int = 8
     """Answers to each of them."""
     threads: int = 0
     """Torch threads; 0 leaves the default."""
+    track: Literal["tensorboard", "wandb", "trackio", "none"] = "tensorboard"
+    """Who is told the metrics besides metrics.csv; wandb and trackio are extras to be installed."""
+    push_to_hub: str = ""
+    """Hub repository, user/name, that the student is pushed to at the end; the token is $HF_TOKEN or the stored one."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Weights of a teacher that is a language model; the student's are float32."""
+
+    def __post_init__(self) -> None:
+        for name in ("validate_every", "checkpoint_every", "keep_checkpoints"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: {getattr(self, name)} is not at least 1")
 
 
 # what differs from the fields above, by environment
@@ -106,7 +117,14 @@ ENV_DEFAULTS: dict[str, dict[str, Any]] = {
     "sums": {},
     "coins": {"student_width": 24, "student_mlp": 48},
     "categorical": {"iterations": 150, "warm_start": 0.0, "eval_samples": 32},
-    "lm": {"iterations": 20, "warm_start": 0.0, "max_new_tokens": 48, "eval_prompts": 32, "eval_samples": 2},
+    "lm": {
+        "iterations": 20,
+        "warm_start": 0.0,
+        "max_new_tokens": 48,
+        "eval_prompts": 32,
+        "eval_samples": 2,
+        "checkpoint_every": 5,
+    },
 }
 OPTION_DEFAULTS: dict[str, dict[str, Any]] = {
     "sums": {"batch_size": 64, "learning_rate": 2e-3},
@@ -157,6 +175,7 @@ AnyRun = DistillRun | SB3Run | PluginRun
 RUN_CLASSES: dict[type, type[AnyRun]] = {DistillConfig: DistillRun, SB3Config: SB3Run, PluginConfig: PluginRun}
 # what a resumed run may change
 RESUMABLE = {"resume", "iterations", "validate_every", "checkpoint_every", "eval_prompts", "eval_samples", "threads"}
+RESUMABLE |= {"keep_checkpoints", "track", "push_to_hub"}
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ folder share their warm starts.
 from __future__ import annotations
 
 import csv
+import io
 import json
 import multiprocessing
 import os
@@ -23,6 +24,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
+from agents.disk import write_text
 from experiments.config import load_config, parse, to_dict
 
 WARM = {"none": 0.0, "weak": 1 / 3, "strong": 2 / 3}  # share of the teacher's correct chains at which a warm start ends
@@ -243,12 +245,11 @@ def write_results(rows: Sequence[Row], path: Path) -> None:
     """`results.csv`, the union of what is there already and these rows, by run and study."""
     merged = {(row["study"], row["run"]): row for row in [*read_results(path), *rows]}
     columns = list(dict.fromkeys(key for row in merged.values() for key in row))
-    aside = path.with_suffix(".new")
-    with aside.open("w", newline="") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(merged.values())
-    os.replace(aside, path)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns)
+    writer.writeheader()
+    writer.writerows(merged.values())
+    write_text(path, text.getvalue())
 
 
 def read_results(path: Path) -> list[Row]:

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import track
 
 from agents.config import DistillConfig
+from agents.disk import lock
 from agents.distill import DistillAgent, PromptStream
 from agents.evaluation import answer_metrics, write_answers
 from agents.methods import METHODS
@@ -75,9 +76,14 @@ def warm_start(config: AnyRun, console: Console) -> tuple[Any, Path]:
     how = [options.batch_size, options.learning_rate, options.warmup_iterations, options.seed]
     key = json.dumps([*shape, config.warm_start, DATA_SET, DATA_SEED, *how])
     folder = config.out / "warm_start" / hashlib.sha256(key.encode()).hexdigest()[:12]
-    if (folder / "student").exists():
-        return build_model(folder / "student"), folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with lock(folder.with_suffix(".lock"), wait=True):  # runs that need the same one wait for the first
+        if not (folder / "student").exists():
+            _fine_tune(config, options, console).save(folder)
+    return build_model(folder / "student"), folder
 
+
+def _fine_tune(config: AnyRun, options: DistillConfig, console: Console) -> DistillAgent:
     writer = dataclasses.replace(options, seed=DATA_SEED)
     sft = DistillRun(
         agent="sft", env=config.env, max_new_tokens=config.max_new_tokens, dtype=config.dtype, options=writer
@@ -106,5 +112,4 @@ def warm_start(config: AnyRun, console: Console) -> tuple[Any, Path]:
         f"warm start: {agent.iteration:,} updates on {DATA_SET * options.batch_size:,} answers of the teacher, "
         f"{reached:.1%} correct chains in validation"
     )
-    agent.save(folder)
-    return agent.student, folder
+    return agent
