@@ -108,7 +108,7 @@ def correct_chains(model: CausalLM, length: int, samples: int, limit: int = 200)
             task.grade(prompt, a[: list(a).index(EOS) + 1] if EOS in a else a)
             for a in answers[i * samples : (i + 1) * samples]
         ]
-        right += sum(g.chain_correct for g in grades)
+        right += sum(bool(g.chain_correct) for g in grades)
         digits = [t for t in prompt.ids if t < 10]
         found += len({g.way for g in grades if g.way}) / min(samples, number_of_ways(digits))
     return {"correct": right / len(rows), "problems": len(prompts), "ways": found / len(prompts)}

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
+from distill_env.models.sums import TEACHER_PATH
 from experiments import run as run_module
 from experiments.config import load_config, parse
 
@@ -119,6 +120,7 @@ def test_help_imports_no_torch() -> None:
     assert "--tau" in output.stdout
 
 
+SUMS_AS_LM = ["--env", "lm", "--teacher", str(TEACHER_PATH), "--student", str(TEACHER_PATH)]
 BAD = {
     "unknown agent": (["--agent", "gatedd"], "'gatedd'", "gated"),
     "unknown environment": (["--env", "sum"], "'sum'", "sums"),
@@ -131,11 +133,22 @@ BAD = {
     "sampled against its direction": (["--agent", "gate_only", "--estimator", "sampled"], "estimator", "exact"),
     "rank on a truncated support": (["--score", "rank", "--top-k", "3"], "rank", "top_k"),
     "task reward without a future": (["--env", "sums", "--task-reward", "1"], "task_reward", "gamma"),
-    "no teacher": (["--env", "lm", "--student", "x", "--prompts", "y"], "teacher", "--teacher"),
+    "no teacher": (["--env", "lm", "--student", "x", "--task-path", "y"], "teacher", "--teacher"),
     "missing teacher": (
-        ["--env", "lm", "--teacher", "/nowhere", "--student", "/nowhere", "--prompts", "y"],
+        ["--env", "lm", "--teacher", "/nowhere", "--student", "/nowhere", "--task-path", "y"],
         "/nowhere",
         "",
+    ),
+    "unknown task": (["--env", "lm", "--task", "gsm9k"], "gsm9k", "gsm8k"),
+    "no task path": (
+        SUMS_AS_LM,
+        "task_path",
+        ".jsonl",
+    ),
+    "few shots of a text": (
+        [*SUMS_AS_LM, "--task", "text", "--few-shot", "2"],
+        "few_shot",
+        "0",
     ),
     "missing student": (["--env", "sums", "--student", "/nowhere"], "/nowhere", "folder"),
     "nothing to resume": (["--resume", "--name", "nothing"], "nothing", "config.json"),
