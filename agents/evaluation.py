@@ -13,8 +13,11 @@ import torch
 from agents.base import Agent, Metrics
 from distill_env.divergence import entropy, reverse_kl
 from distill_env.env import PAD, DistillVectorEnv
+from distill_env.models import TrainableModel
 from distill_env.randomness import episode_keys
 from distill_env.tasks import Grade, Prompt
+
+HEAD_POSITIONS = 256  # positions of the vocabulary's logits in memory at a time
 
 
 @dataclass
@@ -118,6 +121,48 @@ def perplexity(answers: Sequence[Answer]) -> float:
     return math.exp(min(-float(np.mean(log_probs)), 700.0)) if log_probs else math.nan
 
 
+def corpus_perplexity(
+    model: TrainableModel,
+    ids: Sequence[int],
+    window: int,
+    stride: int,
+    progress: Callable[[int], None] | None = None,
+) -> float:
+    """exp of the mean negative log-likelihood of a text's tokens, each counted once, without the first, of no context.
+
+    Args:
+        model: any model with `features` and `head`.
+        ids: the text, at least two tokens.
+        window: tokens that a forward pass reads.
+        stride: tokens that it scores (the first pass: all it reads); so each has at least `window - stride` before it,
+            if the text has.
+        progress: is told how many tokens each pass has scored.
+
+    Raises:
+        ValueError: for a window that the model cannot read, a stride that it does not hold, or a text too short.
+    """
+    longest = getattr(model, "max_length", None)
+    if window < 2 or (longest is not None and window > longest):
+        raise ValueError(f"window: {window}; accepted: at least 2, and at most the model's context of {longest} tokens")
+    if not 1 <= stride < window:
+        raise ValueError(f"stride: {stride}; accepted: 1 to {window - 1}, less than the window")
+    if len(ids) < 2:
+        raise ValueError(f"ids: {len(ids)} tokens; accepted: at least 2")
+    total, scored, end = 0.0, 1, min(window, len(ids))
+    while scored < len(ids):
+        begin = max(0, end - window)
+        answer = torch.tensor([ids[scored:end]])  # [1, T]
+        with torch.no_grad():
+            features = model.features([ids[begin:scored]], answer, torch.ones_like(answer, dtype=torch.bool))
+            for part, tokens in zip(features.split(HEAD_POSITIONS), answer[0].split(HEAD_POSITIONS), strict=True):
+                log_probs = model.head(part)  # [m, V]
+                total -= float(log_probs.gather(1, tokens.to(part.device)[:, None]).double().sum())
+        if progress is not None:
+            progress(end - scored)
+        scored, end = end, min(end + stride, len(ids))
+    return math.exp(min(total / (len(ids) - 1), 700.0))
+
+
 def by_prompt(answers: Sequence[Answer]) -> list[list[Answer]]:
     """Answers grouped by prompt, in order."""
     groups: dict[tuple[int, ...], list[Answer]] = defaultdict(list)
@@ -129,10 +174,11 @@ def by_prompt(answers: Sequence[Answer]) -> list[list[Answer]]:
 def answer_metrics(answers: Sequence[Answer], tau: float) -> Metrics:
     """What the agent's own answers show; several answers to a prompt make diversity and pass@k visible.
 
-    Keys: `accuracy` (final value), `correct_chains`, `pass@k` with k the number of answers to a prompt, `entropy`
+    Keys: `accuracy` (final value), `correct_chains` if the task checks steps, `undecided` if grading gave some answers
+    up, `pass@k` (of chains, else of final values) with k the number of answers to a prompt, `entropy`
     (nats a token), `distinct_ways` (right ones, per prompt), `collapse` (share of prompts all of whose answers are the
     same), `distinct_2`, `divergence` (mean D_t, nats), `hard_share` (D_t >= tau), `teacher_log_prob` (nats a token),
-    `length`, `ended`; `correct_chains/<difficulty>`.
+    `length`, `ended`; `correct_chains/<difficulty>` or `accuracy/<difficulty>`.
     """
     groups = by_prompt(answers)
     samples = min(len(g) for g in groups)
@@ -140,15 +186,23 @@ def answer_metrics(answers: Sequence[Answer], tau: float) -> Metrics:
     grades = [a.grade for a in answers if a.grade is not None]
     if grades:
         metrics["accuracy"] = float(np.mean([g.correct for g in grades]))
-        metrics["correct_chains"] = float(np.mean([g.chain_correct for g in grades]))
-        right = [sum(a.grade is not None and a.grade.chain_correct for a in g) for g in groups]
+        chains = all(g.chain_correct is not None for g in grades)
+        if chains:
+            metrics["correct_chains"] = float(np.mean([g.chain_correct for g in grades]))
+        if any(g.undecided for g in grades):
+            metrics["undecided"] = float(np.mean([g.undecided for g in grades]))
+
+        def is_right(grade: Grade | None) -> bool:
+            return grade is not None and bool(grade.chain_correct if chains else grade.correct)
+
+        right = [sum(is_right(a.grade) for a in g) for g in groups]
         rates = [pass_at_k(len(g), c, samples) for g, c in zip(groups, right, strict=True)]
         metrics[f"pass@{samples}"] = float(np.mean(rates))
         ways = [len({a.grade.way for a in g if a.grade is not None and a.grade.way}) for g in groups]
         metrics["distinct_ways"] = float(np.mean(ways))
         for difficulty in sorted({a.prompt.difficulty for a in answers}):
-            chosen = [a.grade for a in answers if a.prompt.difficulty == difficulty and a.grade is not None]
-            metrics[f"correct_chains/{difficulty}"] = float(np.mean([g.chain_correct for g in chosen]))
+            chosen = [is_right(a.grade) for a in answers if a.prompt.difficulty == difficulty]
+            metrics[f"{'correct_chains' if chains else 'accuracy'}/{difficulty}"] = float(np.mean(chosen))
     if samples > 1:
         metrics["collapse"] = float(np.mean([len({tuple(a.tokens) for a in g}) == 1 for g in groups]))
     metrics["distinct_2"] = distinct_n([a.tokens for a in answers], 2)

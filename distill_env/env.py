@@ -75,7 +75,7 @@ class DistillVectorEnv(VectorEnv):
     ## Arguments
     Args:
         num_envs: n, the number of rows.
-        task: `categorical`, `sums`, `prompts`, or a `Task`.
+        task: `categorical`, `sums`, `instruct`, `gsm8k`, `math`, `aime`, `svamp`, `text`, or a `Task`.
         teacher: a name or path for `load_model`, or a `TokenModel` (not with `gym.make`, which copies its arguments).
         split: which of the task's prompts are drawn: train, validation, test or ood.
         task_kwargs: arguments of the task.

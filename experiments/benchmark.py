@@ -1,7 +1,7 @@
 """What does the gate cost? Every row measured side by side in one run, with alternating repetitions.
 
     python experiments/benchmark.py
-    python experiments/benchmark.py --teacher PATH_OR_ID --student PATH_OR_ID --prompts FILE --parts rollout peers
+    python experiments/benchmark.py --teacher PATH_OR_ID --student PATH_OR_ID --task-path FILE --parts rollout peers
 
 Without a pair it takes that of Sums, with an untrained student. Writes tables (Markdown) and all numbers (JSON), from
 which `experiments/cost_model.py` draws.
@@ -46,8 +46,8 @@ class Config:
     """Folder or hub id; the pair of Sums if empty."""
     student: str = ""
     """Folder or hub id."""
-    prompts: Path | None = None
-    """Prompts of a pair of language models."""
+    task_path: str = ""
+    """Instructions for a pair of language models, as for --task instruct of run.py."""
     parts: tuple[Part, ...] = ("rollout", "iteration", "environment", "precision")
     """What is measured; `memory` and `peers` (TRL's trainers, extra `trl`) need a pair of language models."""
     rows: tuple[int, ...] = (8, 64)
@@ -99,7 +99,7 @@ def run_config(config: Config, rows: int, agent: str = "gated", dtype: Dtype = "
     flags = ["--dtype", dtype, "--agent", agent, "--batch-size", str(rows), "--rows", str(rows), "--seed", "0"]
     if config.teacher:
         flags += ["--env", "lm", "--teacher", config.teacher, "--student", config.student]
-        flags += ["--prompts", str(config.prompts), "--max-new-tokens", str(config.new_tokens)]
+        flags += ["--task-path", config.task_path, "--max-new-tokens", str(config.new_tokens)]
         flags += ["--draft-limit", str(config.new_tokens), "--max-prompt-tokens", "128"]
     else:
         flags += ["--draft-limit", "21"]
@@ -441,7 +441,7 @@ def ppo_share() -> float:
 def child(config: Config, name: str, *arguments: object) -> dict[str, Any]:
     """One measurement in a fresh process, whose peak memory is its own."""
     command = [sys.executable, "-m", "experiments.peers", name, "--teacher", config.teacher]
-    command += ["--student", config.student, "--prompts", str(config.prompts)]
+    command += ["--student", config.student, "--task-path", config.task_path]
     command += ["--threads", str(torch.get_num_threads()), *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
@@ -484,7 +484,7 @@ def main(config: Config) -> None:
     }
     needs_pair = {"memory", "peers"} & set(config.parts)
     if needs_pair and not config.teacher:
-        raise SystemExit(f"parts: {', '.join(sorted(needs_pair))}: need --teacher, --student and --prompts")
+        raise SystemExit(f"parts: {', '.join(sorted(needs_pair))}: need --teacher, --student and --task-path")
     measures: dict[Part, Callable[[], Any]] = {
         "rollout": lambda: [measure_rollouts(config, rows) for rows in config.rows],
         "iteration": lambda: measure_iterations(config),

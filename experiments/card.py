@@ -11,7 +11,7 @@ from typing import Any
 
 import distill_env
 from agents.config import DistillConfig, SB3Config
-from experiments.config import ENV_DEFAULTS, RUN_CLASSES, AnyRun, default_options, to_dict
+from experiments.config import ENV_DEFAULTS, RUN_CLASSES, SMALL_TASKS, AnyRun, default_options, to_dict
 from experiments.tracking import cell, table_rows
 
 GATE_ROWS = (
@@ -104,16 +104,21 @@ def licence_of(config: AnyRun) -> str | None:
 def teacher_of(config: AnyRun) -> str:
     if config.env == "lm":
         return f"`{config.teacher}`"
-    return "the teacher of Sums that ships with distill_env" if config.env == "sums" else "a Markov table"
+    if config.env in SMALL_TASKS:
+        return f"the teacher of {config.env.capitalize()} that ships with distill_env"
+    return "a Markov table"
 
 
 def data_of(config: AnyRun) -> str:
     if config.env == "lm":
-        return f"The prompts of `{config.prompts}`; answers are written in training, by student and teacher."
-    if config.env == "sums":
+        where = f" (`{config.task_path}`)" if config.task_path else ""
+        return f"The prompts of {config.task}{where}; answers are written in training, by student and teacher."
+    if config.env in SMALL_TASKS:
         warm = f", after a warm start by sft up to {config.warm_start:.0%} of its correct chains"
         return (
-            "Problems of Sums, answered in training by student and teacher" + (warm if config.warm_start else "") + "."
+            f"Problems of {config.env.capitalize()}, answered in training by student and teacher"
+            + (warm if config.warm_start else "")
+            + "."
         )
     return "None: the empty prompt."
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from distill_env.env import DistillVectorEnv
     from distill_env.models import TrainableModel
 
+LanguageTaskName = Literal["instruct", "gsm8k", "math", "aime", "svamp", "text"]
 EnvName = Literal["sums", "coins", "categorical", "lm"]
 SMALL_TASKS = ("sums", "coins")  # with a trained teacher that ships with the project
 SB3_AGENTS: dict[str, Literal["ppo", "a2c"]] = {"ppo": "ppo", "a2c": "a2c"}
@@ -45,8 +46,17 @@ class RunConfig:
     """Teacher of --env lm: a folder or hub id."""
     student: str = ""
     """Student to begin with: a folder or hub id; for the other environments a fresh one if empty."""
-    prompts: Path | None = None
-    """Prompts of --env lm: a text file (a prompt a line), .jsonl or .json."""
+    task: LanguageTaskName = "instruct"
+    """Task of --env lm."""
+    task_path: str = ""
+    """Its data: a file (.jsonl, .json, .csv, .parquet, .txt), a folder with train, validation or test in the names of
+    such, or a hub id; by default the data set of that name on the hub (not for instruct)."""
+    few_shot: int = 0
+    """So many solved examples of its train split before each question."""
+    chat: Literal["auto", "yes", "no"] = "auto"
+    """Whether prompts are put into the tokenizer's chat template; auto: if it has one."""
+    step_pattern: str = ""
+    """A token whose own text this regular expression matches ends a reasoning step; by default a newline does."""
     max_prompt_tokens: int = 256
     """Prompts of --env lm that are longer are left out."""
     name: str = ""
@@ -271,7 +281,6 @@ def load_config(folder: Path) -> AnyRun:
         if isinstance(options, DistillConfig):
             fields["options"]["method"] = Method(**fields["options"]["method"])
         fields["options"] = type(options)(**fields["options"])
-        fields["prompts"] = None if fields["prompts"] is None else Path(fields["prompts"])
         fields["out"], fields["name"] = folder.parent, folder.name  # it may have been moved
         return RUN_CLASSES[type(options)](**fields)
     except FileNotFoundError:
@@ -315,21 +324,32 @@ def make_env(config: AnyRun, split: Split, rows: int, *, purpose: Literal["train
             "teacher_kwargs": {"vocab_size": CATEGORICAL_VOCABULARY},
         }
     else:
-        for flag in ("teacher", "student", "prompts"):
+        for flag in ("teacher", "student"):
             if not getattr(config, flag):
                 raise ValueError(f"{flag}: --env lm needs --{flag}")
         arguments |= {
-            "task": "prompts",
+            "task": config.task,
             "teacher": config.teacher,
-            "task_kwargs": {
-                "path": str(config.prompts),
-                "tokenizer": config.teacher,
-                "max_prompt_tokens": config.max_prompt_tokens,
-                "drop_long": True,
-            },
+            "task_kwargs": task_arguments(config),
             "teacher_kwargs": {**shared_ids(config), "dtype": config.dtype},
         }
     return DistillVectorEnv(rows, **arguments)
+
+
+def task_arguments(config: AnyRun) -> dict[str, Any]:
+    """The arguments of the task of --env lm. Raises ValueError for a flag that the task does not know."""
+    arguments: dict[str, Any] = {
+        "path": config.task_path,
+        "tokenizer": config.teacher,
+        "max_prompt_tokens": config.max_prompt_tokens,
+        "step_pattern": config.step_pattern,
+    }
+    if config.task != "text":
+        chat = {"auto": None, "yes": True, "no": False}[config.chat]
+        return arguments | {"chat": chat, "few_shot": config.few_shot}
+    if config.few_shot or config.chat == "yes":
+        raise ValueError("few_shot, chat: not with --task text, which has no questions; accepted: 0, auto or no")
+    return arguments | ({"max_new_tokens": config.max_new_tokens} if config.max_new_tokens else {})
 
 
 def shared_ids(config: AnyRun) -> dict[str, int]:

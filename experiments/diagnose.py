@@ -130,7 +130,7 @@ def diagnose(folder: Path, count: int, samples: int) -> dict[str, float]:
         model = student if temperature == 1 else Tempered(student, temperature)
         own = collect(env, model, repeated, keys, NEVER, 16)
         right = [
-            env.task.grade(p, t[m].tolist()).chain_correct
+            bool(env.task.grade(p, t[m].tolist()).chain_correct)
             for p, t, m in zip(repeated, own.tokens, own.mask, strict=True)
         ]
         found[f"chains@{temperature}"] = float(np.mean(right))

@@ -1,27 +1,31 @@
-"""Repeat the evaluation of a finished run.
+"""Repeat the evaluation of a finished run, or measure the perplexity of a corpus.
 
 python experiments/evaluate.py runs/gated-sums-s0
+python experiments/evaluate.py runs/gated-lm-s0 --corpus wikitext2/test.txt
 """
 
 from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import tyro
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from experiments.config import agent_class, load_config
+from agents.base import Metrics
+from experiments.config import AnyRun, agent_class, load_config, shared_ids
 from experiments.run import evaluate_all
-from experiments.tracking import finite, table_rows, write_json
+from experiments.tracking import finite, progress_bar, table_rows, write_json
 
 
 @dataclass(frozen=True)
 class Config:
-    """Repeat the evaluation of a run."""
+    """Repeat the evaluation of a run, or measure the perplexity of a corpus."""
 
     folder: tyro.conf.Positional[Path]
     """The run's folder."""
@@ -29,6 +33,15 @@ class Config:
     """Prompts per split; as in the run if not given."""
     eval_samples: int | None = None
     """Answers to each; as in the run if not given."""
+    corpus: str = ""
+    """Instead, the perplexity of this text (a file, or the test split of a folder or hub id) under the student
+    before and after a run of --env lm, and under its teacher."""
+    corpus_tokens: int = 0
+    """Only the first so many tokens of it; 0 for all."""
+    window: int = 512
+    """Tokens that a model reads at a time."""
+    stride: int = 256
+    """Tokens by which the window moves on; each has at least window - stride before it, but at the beginning."""
     out: Path | None = None
     """Write the metrics into this JSON file as well."""
 
@@ -48,19 +61,58 @@ def main() -> int:
         agent, _, damaged = load_checkpoint(config.folder / "checkpoints", agent_class(run).load)
         for reason in damaged.values():
             console.print(f"[bold yellow]warning[/] {escape(reason)}: taking the one before", soft_wrap=True)
-        metrics = evaluate_all(run, agent, console, "again")
+        if config.corpus:
+            metrics = corpus_perplexities(config, run, agent, console)
+        else:
+            metrics = evaluate_all(run, agent, console, "again")
     except (ValueError, OSError) as error:
         Console(stderr=True).print(f"[red]error[/] {escape(str(error))}", soft_wrap=True, highlight=False)
         return 1
     table = Table(title=str(config.folder), title_justify="left")
-    table.add_column("student alone, test split")
-    table.add_column("now", justify="right")
-    for label, cells in table_rows(run.eval_samples, [dict(metrics)]):
-        table.add_row(label, *cells)
+    if config.corpus:
+        table.add_column(f"perplexity of {config.corpus}, {metrics['tokens']:,.0f} tokens")
+        table.add_column("", justify="right")
+        for label in ("before", "after", "teacher"):
+            table.add_row(label, f"{metrics[label]:.2f}")
+    else:
+        table.add_column("student alone, test split")
+        table.add_column("now", justify="right")
+        for label, cells in table_rows(run.eval_samples, [dict(metrics)]):
+            table.add_row(label, *cells)
     console.print(table)
     if config.out:
         write_json(config.out, finite(metrics))
     return 0
+
+
+def corpus_perplexities(config: Config, run: AnyRun, agent: Any, console: Console) -> Metrics:
+    """`before`, `after` and `teacher`, in the tokens of their common tokenizer, and the number of `tokens`.
+
+    Raises:
+        ValueError: for a run without language models, or an agent without a student.
+    """
+    from agents.evaluation import corpus_perplexity
+    from distill_env.models.load import build_model, load_model, load_tokenizer
+    from distill_env.tasks.text import read_corpus
+
+    if run.env != "lm" or not hasattr(agent, "student"):
+        raise ValueError(f"corpus: {str(config.folder)!r} is a run of --env {run.env}; accepted: --env lm, a student")
+    splits = read_corpus(config.corpus)
+    text = splits.get("test") or next(iter(splits.values()))
+    ids = load_tokenizer(run.teacher)(text, add_special_tokens=False, verbose=False)["input_ids"]
+    ids = ids[: config.corpus_tokens or None]
+    models = {
+        "before": lambda: build_model(run.student, **shared_ids(run)),
+        "after": lambda: agent.student,
+        "teacher": lambda: load_model(run.teacher, **shared_ids(run), dtype=run.dtype),
+    }
+    metrics: Metrics = {"tokens": float(len(ids))}
+    with progress_bar(console) as progress:
+        for name, load in models.items():
+            bar = progress.add_task(f"perplexity, {name}", total=max(1, len(ids) - 1))
+            advance = partial(progress.advance, bar)
+            metrics[name] = corpus_perplexity(load(), ids, config.window, config.stride, advance)
+    return metrics
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from agents.distill import DistillAgent
 from agents.methods import METHODS
 from agents.rollout import Rollout
 from distill_env.models.load import build_model, load_tokenizer
-from distill_env.tasks.prompts import PromptsTask
+from distill_env.tasks.instruct import InstructTask
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Config:
     """A method of ours, a trainer of TRL, or `update`: the backward pass and the optimiser's step alone."""
     teacher: str
     student: str
-    prompts: Path
+    task_path: str
     rows: int = 8
     """Batch size."""
     new_tokens: int = 64
@@ -63,7 +63,7 @@ def ours(config: Config) -> dict[str, Any]:
     from experiments.benchmark import Rollouts, run_config, with_tau
     from experiments.config import make_env, make_student
 
-    benchmark = Benchmark(config.teacher, config.student, config.prompts, new_tokens=config.new_tokens)
+    benchmark = Benchmark(config.teacher, config.student, config.task_path, new_tokens=config.new_tokens)
     tau = Rollouts(benchmark, config.rows).tau_for(0.05) if config.name == "gated" else 1.0
     run = run_config(benchmark, config.rows, config.name)
     env = make_env(run, "train", config.rows, purpose="train")
@@ -83,7 +83,7 @@ def update(config: Config) -> dict[str, Any]:
     """One update on answers of random tokens, with the teacher's full distributions kept."""
     student = build_model(config.student)
     vocabulary = student.vocab_size
-    task = PromptsTask(config.prompts, config.teacher, max_prompt_tokens=128, drop_long=True)
+    task = InstructTask(config.task_path, config.teacher, max_prompt_tokens=128)
     n, t = config.rows, config.new_tokens
     prompts = [p for p in task.prompts("train") if len(p.ids) >= 40][:n]
     tokens = torch.randint(0, vocabulary, (n, t), generator=torch.Generator().manual_seed(0))
@@ -116,7 +116,7 @@ def trl(config: Config) -> dict[str, Any]:
     from transformers import AutoModelForCausalLM, TrainerCallback
 
     tokenizer = load_tokenizer(config.teacher)
-    task = PromptsTask(config.prompts, config.teacher, max_prompt_tokens=128, drop_long=True)
+    task = InstructTask(config.task_path, config.teacher, max_prompt_tokens=128)
     texts = [p.text for p in task.prompts("train")]
     student: Any = AutoModelForCausalLM.from_pretrained(config.student, dtype=torch.float32)
     teacher: Any = AutoModelForCausalLM.from_pretrained(config.teacher, dtype=torch.float32)

@@ -94,6 +94,9 @@ def run(config: AnyRun, console: Console) -> dict[str, Any]:
     folder = config.out / config.name
     refuse_taken(config, folder)
     env = make_env(config, "train", config.rows or config.options.batch_size, purpose="train")
+    dropped = getattr(env.task, "dropped", 0)
+    if dropped:
+        console.print(f"{dropped:,} prompts have more than {config.max_prompt_tokens} tokens and are left out")
     student = None if checkpoints(folder / "checkpoints") else make_student(config, env)
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -422,9 +425,9 @@ def report(config: AnyRun, evaluation: dict[str, Any], folder: Path, console: Co
 def verdict(config: AnyRun, evaluation: dict[str, Any]) -> str:
     """An honest sentence or two on what happened."""
     before, after, training = evaluation["before"], evaluation["after"], evaluation["training"]
-    measure = "correct_chains" if "correct_chains" in after else "divergence"
-    shown = "{:.1%}" if measure == "correct_chains" else "{:.3f} nats"
-    words = "correct chains" if measure == "correct_chains" else "divergence from the teacher on own answers"
+    measure = next(k for k in ("correct_chains", "accuracy", "divergence") if k in after)
+    shown = "{:.3f} nats" if measure == "divergence" else "{:.1%}"
+    words = measure.replace("_", " ") if measure != "divergence" else "divergence from the teacher on own answers"
     change = f"{words}: {cell(shown, before[measure])} before, {cell(shown, after[measure])} after"
     first, last = training["rewritten_share_first"], training["rewritten_share_last"]
     if first == 0 and last == 0:

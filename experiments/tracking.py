@@ -153,12 +153,14 @@ def draw_curves(folder: Path, title: str) -> None:
     rows = read_metrics(folder)
     panels = [
         ("validation/correct_chains", "correct chains, student alone", None),
+        ("validation/accuracy", "accuracy, student alone", None),
         ("rollout/divergence", "mean $D_t$, nats", "train/loss"),
         ("rollout/rewritten_share", "share of steps", "rollout/hard_share"),
         ("train/entropy", "entropy, nats", None),
         ("train/grad_norm", "gradient norm", None),
     ]
     panels = [p for p in panels if any(p[0] in row for row in rows)]
+    panels = [p for p in panels if p[0] != "validation/accuracy" or p == panels[0]]  # chains say more
     if not panels:
         return  # an agent that reports nothing of this
     figure, axes = plt.subplots(1, len(panels), figsize=(3.4 * len(panels), 2.9), squeeze=False, layout="constrained")
@@ -208,6 +210,7 @@ def finite(value: Any) -> Any:
 TABLE_ROWS = (
     # key, label, format; "ood/" keys come from the out-of-distribution split
     ("accuracy", "accuracy (final value)", "{:.1%}"),
+    ("undecided", "grading gave up", "{:.1%}"),
     ("correct_chains", "correct chains", "{:.1%}"),
     ("pass@{k}", "pass@{k}", "{:.1%}"),
     ("perplexity", "perplexity of the teacher's answers", "{:.3f}"),
@@ -231,7 +234,15 @@ def table_rows(samples: int, columns: Sequence[dict[str, float | None]]) -> list
         if any(name in column for column in columns):
             cells = [cell(form, column.get(name)) for column in columns]
             lines.append((label.format(k=samples), cells))
+        if key == "accuracy":
+            for name in sorted({k for column in columns for k in column if k.startswith("accuracy/")}, key=_number):
+                cells = [cell(form, column.get(name)) for column in columns]
+                lines.append((f"  of difficulty {name.partition('/')[2]}", cells))
     return lines
+
+
+def _number(name: str) -> int:
+    return int(name.partition("/")[2])
 
 
 def cell(form: str, value: float | None) -> str:

@@ -116,7 +116,7 @@ def correct_chains(task_name: str, model: CausalLM, length: int, samples: int, l
             task.grade(prompt, a[: list(a).index(eos) + 1] if eos in a else a)
             for a in answers[i * samples : (i + 1) * samples]
         ]
-        right += sum(g.chain_correct for g in grades)
+        right += sum(bool(g.chain_correct) for g in grades)
         found += len({g.way for g in grades if g.way}) / min(samples, task.number_of_ways(prompt))
     return {"correct": right / len(rows), "problems": len(prompts), "ways": found / len(prompts)}
 

@@ -719,7 +719,7 @@ def test_ansi_shows_who_wrote() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"task": "poetry"}, "task: unknown task 'poetry'; accepted: categorical, sums, prompts"),
+        ({"task": "poetry"}, "task: unknown task 'poetry'; accepted: categorical, sums, instruct, gsm8k, math"),
         ({"split": "dev"}, "split: 'dev'; accepted: train, validation, test, ood"),
         ({"task": "sums"}, "teacher: 'markov' has 6 token ids, the task has 14; they have to share one vocabulary"),
         ({"rewrite": "beam"}, "rewrite: 'beam'; accepted: sample, nucleus, argmax"),
@@ -732,14 +732,14 @@ def test_ansi_shows_who_wrote() -> None:
         ({"chunk": 0}, "chunk and num_envs: 0 and 2; both have to be at least 1"),
         ({"render_mode": "human"}, "render_mode: 'human'; accepted: ansi"),
         ({"autoreset_mode": "Later"}, "autoreset_mode: 'Later'; accepted: NextStep, SameStep, Disabled"),
-        ({"task": "prompts", "teacher": "sums", "split": "ood"}, "split: the task has no prompts in 'ood'"),
+        ({"task": "instruct", "teacher": "sums", "split": "ood"}, "split: the task has no prompts in 'ood'"),
         (
             {"task": "sums", "teacher": "sums", "max_new_tokens": 60, "teacher_kwargs": None},
             "max_new_tokens: a prompt of 14 tokens and 60 new ones do not fit into the teacher's context of 64",
         ),
         (
-            {"task": "prompts", "teacher": "sums", "task_kwargs": {"path": "nowhere.txt"}},
-            "prompts: 'nowhere.txt' is not a file; accepted: a text file, .jsonl or .json",
+            {"task": "instruct", "teacher": "sums", "task_kwargs": {"path": "nowhere.txt"}},
+            "task_path: 'nowhere.txt' is not there; accepted: a file",
         ),
     ],
 )

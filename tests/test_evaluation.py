@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,20 @@ from tables import at
 
 from agents.config import DistillConfig
 from agents.distill import DistillAgent
-from agents.evaluation import Answer, answer_metrics, distinct_n, evaluate, pass_at_k, perplexity, write_answers
+from agents.evaluation import (
+    Answer,
+    answer_metrics,
+    corpus_perplexity,
+    distinct_n,
+    evaluate,
+    pass_at_k,
+    perplexity,
+    write_answers,
+)
 from agents.methods import METHODS
 from distill_env.divergence import entropy, reverse_kl
 from distill_env.env import DistillVectorEnv
+from distill_env.models.load import build_model
 from distill_env.models.tabular import markov
 from distill_env.tasks import Grade, Prompt
 from experiments.compare import interval
@@ -72,6 +83,56 @@ def test_metrics_of_answers_that_one_can_count() -> None:
     assert metrics["divergence"] == 0.125
     assert metrics["length"] == 2
     assert perplexity(answers) == pytest.approx(math.e)
+
+
+def test_metrics_of_a_task_that_cannot_check_steps() -> None:
+    """Final values take the place of chains; what the grader gave up is told."""
+    answers = [graded(0, [1], True), graded(0, [2], False), graded(7, [3], False, difficulty=2), graded(7, [3], True)]
+    for answer in answers:
+        assert answer.grade is not None
+        answer.grade = replace(answer.grade, chain_correct=None, undecided=answer is answers[1])
+    metrics = answer_metrics(answers, tau=0.25)
+    assert metrics["accuracy"] == 0.5
+    assert metrics["pass@2"] == 1
+    assert metrics["accuracy/1"] == pytest.approx(2 / 3)
+    assert metrics["accuracy/2"] == 0
+    assert metrics["undecided"] == 0.25
+    assert not {k for k in metrics if k.startswith("correct_chains")}
+
+
+@pytest.mark.parametrize(("window", "stride"), [(2, 1), (5, 1), (5, 3), (5, 4), (11, 10), (20, 1), (40, 7)])
+def test_the_perplexity_of_a_corpus_counts_every_token_once(window: int, stride: int) -> None:
+    """On a table that sees one token back every window has the context it needs: all agree with a walk by hand."""
+    model, ids = markov(5, seed=1), np.random.default_rng(0).integers(0, 4, 20).tolist()
+    scored: list[int] = []
+    value = corpus_perplexity(model, ids, window, stride, scored.append)
+    expected = -np.mean([float(at(model, [a]).detach()[b]) for a, b in itertools.pairwise(ids)])
+    assert math.log(value) == pytest.approx(expected, rel=1e-6)
+    assert sum(scored) == 19
+
+
+def test_the_perplexity_of_a_corpus_is_transformers_loss() -> None:
+    """One window over all, and windows whose contexts are cut as they say."""
+    model = build_model("sums")
+    ids = [7, 10, 2, 11, 7, 7, 12, 2, 9, 13, 1, 10, 4, 11, 4, 4]
+    with torch.no_grad():
+        whole = model.model(input_ids=torch.tensor([ids]), labels=torch.tensor([ids])).loss
+        losses = [
+            model.model(input_ids=torch.tensor([ids[max(0, t - 7) : t]])).logits[0, -1].log_softmax(-1)[ids[t]]
+            for t in range(1, 16)
+        ]
+    assert math.log(corpus_perplexity(model, ids, 16, 8)) == pytest.approx(float(whole), rel=1e-4)
+    assert math.log(corpus_perplexity(model, ids, 8, 1)) == pytest.approx(-float(torch.stack(losses).mean()), rel=1e-4)
+
+
+def test_windows_that_cannot_be_are_named() -> None:
+    model = build_model("sums")
+    with pytest.raises(ValueError, match="window: 65; accepted: at least 2, and at most the model's context of 64"):
+        corpus_perplexity(model, [1, 2, 3], 65, 8)
+    with pytest.raises(ValueError, match="stride: 8; accepted: 1 to 7, less than the window"):
+        corpus_perplexity(model, [1, 2, 3], 8, 8)
+    with pytest.raises(ValueError, match="ids: 1 tokens; accepted: at least 2"):
+        corpus_perplexity(model, [1], 8, 4)
 
 
 def agent_like(student: Any) -> DistillAgent:

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from agents.checkpoint import checkpoints
 from agents.disk import lock
 from agents.distill import DistillAgent
+from distill_env.models.small import TEACHERS
 from experiments import run as run_module
 from experiments.config import load_config, parse
 
@@ -183,6 +184,7 @@ def test_help_imports_no_torch() -> None:
     assert "--tau" in output.stdout
 
 
+SUMS_AS_LM = ["--env", "lm", "--teacher", str(TEACHERS["sums"]), "--student", str(TEACHERS["sums"])]
 BAD = {
     "unknown agent": (["--agent", "gatedd"], "'gatedd'", "gated"),
     "unknown environment": (["--env", "sum"], "'sum'", "sums"),
@@ -195,11 +197,22 @@ BAD = {
     "sampled against its direction": (["--agent", "gate_only", "--estimator", "sampled"], "estimator", "exact"),
     "rank on a truncated support": (["--score", "rank", "--top-k", "3"], "rank", "top_k"),
     "task reward without a future": (["--env", "sums", "--task-reward", "1"], "task_reward", "gamma"),
-    "no teacher": (["--env", "lm", "--student", "x", "--prompts", "y"], "teacher", "--teacher"),
+    "no teacher": (["--env", "lm", "--student", "x", "--task-path", "y"], "teacher", "--teacher"),
     "missing teacher": (
-        ["--env", "lm", "--teacher", "/nowhere", "--student", "/nowhere", "--prompts", "y"],
+        ["--env", "lm", "--teacher", "/nowhere", "--student", "/nowhere", "--task-path", "y"],
         "/nowhere",
         "",
+    ),
+    "unknown task": (["--env", "lm", "--task", "gsm9k"], "gsm9k", "gsm8k"),
+    "no task path": (
+        SUMS_AS_LM,
+        "task_path",
+        ".jsonl",
+    ),
+    "few shots of a text": (
+        [*SUMS_AS_LM, "--task", "text", "--few-shot", "2"],
+        "few_shot",
+        "0",
     ),
     "missing student": (["--env", "sums", "--student", "/nowhere"], "/nowhere", "folder"),
     "no checkpoints": (["--keep-checkpoints", "0"], "keep_checkpoints", "at least 1"),

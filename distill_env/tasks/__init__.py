@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal, Protocol
 
 Split = Literal["train", "validation", "test", "ood"]
@@ -17,7 +18,8 @@ class Prompt:
     ids: tuple[int, ...]
     text: str
     difficulty: int = 0
-    reference: tuple[int, ...] | None = None  # a reference answer with its end token, if the data has one
+    reference: tuple[int, ...] | None = None  # a reference answer, with its end token if it ends
+    answer: str | None = None  # the right final value, if the data has one
 
 
 @dataclass(frozen=True)
@@ -26,8 +28,9 @@ class Grade:
 
     score: float
     correct: bool  # the final value is right
-    chain_correct: bool  # every step is right, too
+    chain_correct: bool | None  # every step is right, too; None if the task cannot tell
     way: str | None = None  # names the right way that was taken, if there are several
+    undecided: bool = False  # grading ran into its limit of time or memory, which counts as wrong
 
 
 class Task(Protocol):
@@ -46,8 +49,12 @@ class Task(Protocol):
     def decode(self, tokens: Sequence[int]) -> str: ...
 
 
+MATH_TASKS = ("gsm8k", "math", "aime", "svamp")
+LANGUAGE_TASKS = ("instruct", *MATH_TASKS, "text")
+
+
 def make_task(name: str, **kwargs: Any) -> Task:
-    """Build the task of that name.
+    """The task of that name. Those that read data are made once a process and shared; nothing changes them.
 
     Raises:
         ValueError: for a name that is not a task.
@@ -64,8 +71,22 @@ def make_task(name: str, **kwargs: Any) -> Task:
         from distill_env.tasks.categorical import CategoricalTask
 
         return CategoricalTask(**kwargs)
-    if name == "prompts":
-        from distill_env.tasks.prompts import PromptsTask
+    if name in LANGUAGE_TASKS:
+        return _language_task(name, tuple(sorted(kwargs.items())))
+    raise ValueError(f"task: unknown task {name!r}; accepted: categorical, sums, coins, {', '.join(LANGUAGE_TASKS)}")
 
-        return PromptsTask(**kwargs)
-    raise ValueError(f"task: unknown task {name!r}; accepted: categorical, sums, coins, prompts")
+
+@lru_cache(maxsize=4)
+def _language_task(name: str, arguments: tuple[tuple[str, Any], ...]) -> Task:
+    kwargs = dict(arguments)
+    if name == "instruct":
+        from distill_env.tasks.instruct import InstructTask
+
+        return InstructTask(**kwargs)
+    if name == "text":
+        from distill_env.tasks.text import TextTask
+
+        return TextTask(**kwargs)
+    from distill_env.tasks.math_word import MathTask
+
+    return MathTask(name, **kwargs)

@@ -1,0 +1,87 @@
+"""Instructions for any causal language model, in the forms in which such data come."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from distill_env.models.small import TEACHERS
+from distill_env.tasks.language import Example, LanguageTask, Wording, complete_splits
+from distill_env.tasks.sources import read_rows
+
+QUESTION_KEYS = ("prompt", "instruction", "question", "text")
+SOLUTION_KEYS = ("completion", "output", "answer", "response")
+ROLES = ("system", "user", "assistant")
+ACCEPTED = f"{', '.join(QUESTION_KEYS)} (with input, instances, {', '.join(SOLUTION_KEYS)}), messages or turns"
+EXAMPLE_PATH = Path(__file__).parents[1] / "data" / "example_prompts.txt"
+
+
+class InstructTask(LanguageTask):
+    """Instructions, of which nothing is graded.
+
+    A row has an `instruction` (or `prompt`, `question`, `text`), maybe with an `input` or `instances` of input and
+    output, and maybe an `output` (or `completion`, `answer`, `response`); or `messages` with role and content, of which
+    the last of the assistant is the reference answer; or `turns`, of which the first is the prompt. A line of a text
+    file is a prompt.
+
+    Args:
+        path: see `sources.read_rows`; validation and test are split off if they are not there.
+        tokenizer, max_new_tokens, max_prompt_tokens, step_pattern: see `LanguageTask`.
+        chat, few_shot, seed: see `Wording`.
+    """
+
+    def __init__(
+        self,
+        path: str | Path = EXAMPLE_PATH,
+        tokenizer: str | Path = TEACHERS["sums"],
+        chat: bool | None = None,
+        few_shot: int = 0,
+        seed: int = 0,
+        max_new_tokens: int = 48,
+        max_prompt_tokens: int | None = None,
+        step_pattern: str = "",
+    ) -> None:
+        super().__init__(tokenizer, max_new_tokens, max_prompt_tokens, step_pattern)
+        examples = {split: [read_row(w, row) for w, row in rows] for split, rows in read_rows(path).items()}
+        plain = "{}\n" if few_shot else "{}"
+        wording = Wording(chat, few_shot, seed, plain)
+        self._keep(wording.encode(complete_splits(examples), self.tokenizer))
+
+
+def read_row(where: str, row: dict[str, Any]) -> Example:
+    """A row as an example.
+
+    Raises:
+        ValueError: for columns of another form, or an empty prompt.
+    """
+    if isinstance(row.get("messages"), list):
+        return _read_messages(where, row["messages"])
+    if isinstance(row.get("turns"), list) and row["turns"]:
+        row = {"prompt": row["turns"][0]}
+    key = next((k for k in QUESTION_KEYS if isinstance(row.get(k), str)), None)
+    if key is None:
+        found = ", ".join(map(str, row)) or "none"
+        raise ValueError(f"task_path: {where}: the columns are {found}; accepted: {ACCEPTED}")
+    if not row[key].strip():
+        raise ValueError(f"task_path: {where}: {key} is empty; accepted: a text")
+    instances = row.get("instances")
+    if isinstance(instances, list) and instances and isinstance(instances[0], dict):
+        row = row | instances[0]
+    given = row.get("input")
+    question = f"{row[key]}\n\n{given}" if isinstance(given, str) and given else row[key]
+    solution = next((row[k] for k in SOLUTION_KEYS if isinstance(row.get(k), str)), None)
+    return Example(question, solution or None)
+
+
+def _read_messages(where: str, messages: list[Any]) -> Example:
+    turns: list[tuple[str, str]] = [
+        (m["role"], m["content"])
+        for m in messages
+        if isinstance(m, dict) and m.get("role") in ROLES and isinstance(m.get("content"), str)
+    ]
+    if len(turns) < len(messages):
+        raise ValueError(f"task_path: {where}: messages need a role ({', '.join(ROLES)}) and a content each")
+    solution = turns.pop()[1] if turns and turns[-1][0] == "assistant" else None
+    if not turns or turns[-1][0] != "user" or not turns[-1][1].strip():
+        raise ValueError(f"task_path: {where}: messages have no text of the user before the answer")
+    return Example(turns[-1][1], solution or None, before=tuple(turns[:-1]))

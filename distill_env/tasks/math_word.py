@@ -1,0 +1,129 @@
+"""Mathematical problems with a right final answer: GSM8K, MATH, AIME, SVAMP, and what has the same columns."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from distill_env.tasks import Grade, Prompt
+from distill_env.tasks.grading import grade, last_boxed, number, require_math_verify
+from distill_env.tasks.language import Example, LanguageTask, Wording, complete_splits
+from distill_env.tasks.sources import HubTable, read_rows
+
+HUB: dict[str, HubTable] = {
+    "gsm8k": {
+        "train": ("openai/gsm8k", "main", "train"),
+        "test": ("openai/gsm8k", "main", "test"),
+        "ood": ("ChilleD/SVAMP", None, "test"),
+    },
+    "math": {
+        "train": ("DigitalLearningGmbH/MATH-lighteval", None, "train"),
+        "test": ("HuggingFaceH4/MATH-500", None, "test"),
+    },
+    "aime": {"test": ("HuggingFaceH4/aime_2024", None, "train")},
+    "svamp": {"train": ("ChilleD/SVAMP", None, "train"), "test": ("ChilleD/SVAMP", None, "test")},
+}
+ACCEPTED = (
+    "question and answer (GSM8K), problem with answer or a solution with \\boxed{} (MATH, AIME), "
+    "Body, Question and Answer (SVAMP)"
+)
+REQUEST = "\n\nReason step by step, and put the final answer into \\boxed{}."
+
+
+class MathTask(LanguageTask):
+    r"""Problems whose answers are graded by value: see `grading`.
+
+    A row has `question` and `answer`, where the value may follow `####` (GSM8K); or `problem` and `answer`, or a
+    `solution` with the value in `\boxed{}`, and maybe a `level` (MATH, AIME); or `Body`, `Question`, `Answer` and maybe
+    `Equation` (SVAMP). Upper and lower case are the same. The difficulty is the level, else the number of lines of the
+    solution (of operations of the equation); 0 if there is neither.
+
+    Args:
+        name: gsm8k, math, aime or svamp; says where the data are on the hub.
+        path: see `sources.read_rows`; validation and test are split off if they are not there.
+        tokenizer, max_new_tokens, max_prompt_tokens, step_pattern: see `LanguageTask`.
+        chat, few_shot, seed: see `Wording`; without a chat a prompt is `Question: ...\nAnswer:`.
+
+    Raises:
+        ValueError: also if an answer is no plain number and math-verify is not installed.
+    """
+
+    graded = True
+
+    def __init__(
+        self,
+        name: str,
+        tokenizer: str | Path,
+        path: str | Path = "",
+        chat: bool | None = None,
+        few_shot: int = 0,
+        seed: int = 0,
+        max_new_tokens: int = 256,
+        max_prompt_tokens: int | None = None,
+        step_pattern: str = "",
+    ) -> None:
+        super().__init__(tokenizer, max_new_tokens, max_prompt_tokens, step_pattern)
+        rows = read_rows(path, HUB[name])
+        examples = {split: [read_row(where, row) for where, row in part] for split, part in rows.items()}
+        self.symbolic = any(number(str(e.answer)) is None for part in examples.values() for e in part)
+        if self.symbolic:
+            require_math_verify(name)
+        wording = Wording(chat, few_shot, seed, "Question: {}\nAnswer:", " {}", REQUEST)
+        self._keep(wording.encode(complete_splits(examples), self.tokenizer))
+
+    def grade(self, prompt: Prompt, tokens: Sequence[int]) -> Grade:
+        """`correct`: the final value is right; in an answer that was cut off, only if it is marked as such. Steps are
+        not checked."""
+        if prompt.answer is None:
+            return Grade(0.0, False, None)
+        completion, asks_on, _ = self.decode(tokens).partition("\nQuestion:")  # as after a plain prompt it may
+        ended = bool(asks_on) or (len(tokens) > 0 and tokens[-1] == self.eos_token_id)
+        verdict = grade(prompt.answer, completion, self.symbolic, ended)
+        return Grade(float(verdict.correct), verdict.correct, None, undecided=verdict.undecided)
+
+
+def read_row(where: str, row: dict[str, Any]) -> Example:
+    """A row as an example.
+
+    Raises:
+        ValueError: for other columns, an empty problem, or no final answer.
+    """
+    columns = {str(k).lower(): v for k, v in row.items() if v is not None}
+    if {"body", "question", "answer"} <= columns.keys():
+        example = _read_svamp(columns)
+    elif {"question", "answer"} <= columns.keys():
+        solution, marked, answer = str(columns["answer"]).rpartition("####")
+        lines = [s for s in re.sub(r"<<[^<>]*>>", "", solution).splitlines() if s.strip()]
+        example = _example(str(columns["question"]), "\n".join(lines), answer, len(lines) if marked else 0)
+    elif "problem" in columns and ("answer" in columns or last_boxed(str(columns.get("solution", "")))):
+        solution = str(columns.get("solution", ""))
+        answer = str(columns.get("answer", last_boxed(solution)))
+        level = re.search(r"\d+", str(columns.get("level", "")))
+        example = _example(str(columns["problem"]), solution, answer, int(level[0]) if level else 0)
+    else:
+        raise ValueError(
+            f"task_path: {where}: the columns are {', '.join(map(str, row)) or 'none'}; accepted: {ACCEPTED}"
+        )
+    if not example.question.strip() or not example.answer:
+        missing = "answer" if example.question.strip() else "problem"
+        raise ValueError(f"task_path: {where}: the {missing} is empty; accepted: a text")
+    return example
+
+
+def _example(question: str, solution: str, answer: str, difficulty: int) -> Example:
+    """The solution ends as `REQUEST` asks for it, if the data's own ends in another way."""
+    answer = answer.strip()
+    if last_boxed(solution) is None:
+        solution = f"{solution}\nThe answer is \\boxed{{{answer}}}.".lstrip()
+    return Example(question, solution, answer, difficulty)
+
+
+def _read_svamp(columns: dict[str, Any]) -> Example:
+    body, asked = str(columns["body"]).strip(), str(columns["question"]).strip()
+    answer = re.sub(r"\.0$", "", str(columns["answer"]).strip())
+    equation = re.sub(r"\.0\b|^\( | \)$", "", str(columns.get("equation", "")).strip())
+    question = " ".join(s for s in (body if body.endswith((".", "?", "!")) else f"{body}.", asked) if s != ".")
+    solution = f"{equation} = {answer}" if equation else ""
+    return _example(question, solution, answer, len(re.findall(r" [-+*/] ", equation)))

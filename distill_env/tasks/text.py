@@ -1,0 +1,86 @@
+"""Open text: the student goes on with passages of a corpus. The corpus' perplexity: `agents.evaluation`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from distill_env.tasks import Prompt, Split
+from distill_env.tasks.language import LanguageTask
+from distill_env.tasks.sources import HubTable, find_files, read_file, read_rows, read_text
+
+HUB: HubTable = {
+    split: ("Salesforce/wikitext", "wikitext-2-raw-v1", split) for split in ("train", "validation", "test")
+}
+
+
+class TextTask(LanguageTask):
+    """Passages of a corpus, one after the other: the first tokens are the prompt, the next ones the reference answer.
+
+    Nothing is graded. Where validation and test are missing, the last two tenths of train are these.
+
+    Args:
+        path: see `sources.read_rows`; a text file is one text, other rows have a `text`. Empty: WikiText-2 of the hub.
+        prompt_tokens: length of a prompt.
+        tokenizer, max_new_tokens, max_prompt_tokens, step_pattern: see `LanguageTask`; max_new_tokens is the length of
+            the reference answers.
+    """
+
+    def __init__(
+        self,
+        tokenizer: str | Path,
+        path: str | Path = "",
+        prompt_tokens: int = 32,
+        max_new_tokens: int = 48,
+        max_prompt_tokens: int | None = None,
+        step_pattern: str = "",
+    ) -> None:
+        super().__init__(tokenizer, max_new_tokens, max_prompt_tokens, step_pattern)
+        if prompt_tokens < 1:
+            raise ValueError(f"prompt_tokens: {prompt_tokens}; accepted: at least 1")
+        passage = prompt_tokens + max_new_tokens
+        prompts: dict[Split, list[Prompt]] = {}
+        for split, text in read_corpus(path).items():
+            ids = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+            cut = [ids[i : i + passage] for i in range(0, len(ids) - passage + 1, passage)]
+            if not cut:
+                raise ValueError(f"task_path: the {split} text has {len(ids)} tokens; accepted: at least {passage}")
+            prompts[split] = [
+                Prompt(tuple(p[:prompt_tokens]), self.decode(p[:prompt_tokens]), reference=tuple(p[prompt_tokens:]))
+                for p in cut
+            ]
+        self._keep(_complete(prompts))
+
+
+def read_corpus(path: str | Path) -> dict[Split, str]:
+    """The text of each split. Raises ValueError as `sources.read_rows`, and for rows without a `text`."""
+    if not path or not Path(path).exists():
+        parts = {s: [_text_of(*row) for row in rows] for s, rows in read_rows(path, HUB).items()}
+    else:
+        parts = {s: [t for f in files for t in _texts(f)] for s, files in find_files(path).items()}
+    return {split: "\n\n".join(texts) for split, texts in parts.items()}
+
+
+def _texts(file: Path) -> list[str]:
+    return [read_text(file)] if file.suffix == ".txt" else [_text_of(*row) for row in read_file(file)]
+
+
+def _text_of(where: str, row: dict[str, object]) -> str:
+    text = row.get("text")
+    if not isinstance(text, str):
+        raise ValueError(f"task_path: {where}: the columns are {', '.join(map(str, row)) or 'none'}; accepted: text")
+    return text
+
+
+def _complete(prompts: dict[Split, list[Prompt]]) -> dict[Split, list[Prompt]]:
+    train = prompts.get("train", [])
+    missing: list[Split] = [s for s in ("validation", "test") if s not in prompts]
+    tenth = len(train) // 10
+    if not train or not missing:
+        return prompts
+    if tenth == 0:
+        return prompts | dict.fromkeys(missing, train)
+    parts: dict[Split, list[Prompt]] = {"train": train[: len(train) - tenth * len(missing)]}
+    for i, split in enumerate(missing):
+        begin = len(parts["train"]) + i * tenth
+        parts[split] = train[begin : begin + tenth]
+    return prompts | parts
