@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from experiments.results import OURS, Line
 from experiments.statistics import Estimate
 
 INK, MUTED, RULE, HEAT = "#22262d", "#6a717c", "#dde1e7", "#e4572e"
@@ -90,13 +91,6 @@ class Point(NamedTuple):
     y: Estimate
 
 
-class Line(NamedTuple):
-    x: NDArray[np.float64]
-    middle: NDArray[np.float64]
-    low: NDArray[np.float64]
-    high: NDArray[np.float64]
-
-
 def scatter(
     axes: Any, points: Sequence[Point], style: Style, x_label: str, y_label: str, diagonals: Sequence[float] = ()
 ) -> Callable[[], None]:
@@ -104,7 +98,7 @@ def scatter(
     for point in points:
         colour, marker = style[point.label]
         bars = {"xerr": whisker(point.x), "yerr": whisker(point.y)}
-        size = 8 if point.label == "gated" else 6.5
+        size = 8 if point.label == OURS else 6.5
         axes.errorbar(
             point.x.value, point.y.value, **bars, color=colour, marker=marker, markersize=size, elinewidth=1.1,
             markeredgewidth=0, zorder=3,
@@ -117,8 +111,8 @@ def scatter(
         (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
         left, bottom = max(0.0, left), max(0.0, bottom)
         for share in diagonals:
-            if share * right <= bottom:
-                continue
+            if share * right <= bottom or share * left >= top:
+                continue  # not in sight
             axes.plot([0, right], [0, share * right], color=MUTED, linewidth=0.7, linestyle=(0, (3, 3)), zorder=1)
             inside = share * right <= top  # leaves at the right, or at the top
             where = (right, share * right) if inside else (top / share, top)
@@ -160,8 +154,12 @@ def _place_names(axes: Any, points: Sequence[Point], style: Style) -> None:
                 taken.append((left - 2 * scale, bottom - 2 * scale, right + 2 * scale, top + 2 * scale))
     for point in points:
         x, y = axes.transData.transform((point.x.value, point.y.value))
-        text = axes.annotate(point.label, (0, 0), color=style[point.label][0], in_layout=False, zorder=4)
-        text.set_fontweight("bold" if point.label == "gated" else "normal")
+        # a place in the axes stays true whatever the picture is saved at
+        text = axes.text(
+            0, 0, point.label, transform=axes.transAxes, va="bottom", color=style[point.label][0], zorder=4
+        )
+        text.set_in_layout(False)
+        text.set_fontweight("bold" if point.label == OURS else "normal")
         box = text.get_window_extent(renderer)
         best, where = math.inf, (x, y)
         for distance in range(4, 44, 4):
@@ -174,11 +172,7 @@ def _place_names(axes: Any, points: Sequence[Point], style: Style) -> None:
                 cost = (covered + 3 * outside) / (box.width * box.height) + 0.01 * distance + 0.004 * i
                 if cost < best:
                     best, where = cost, (left, bottom)
-        # a place in the axes stays true whatever the picture is saved at
-        text.xycoords = text.anncoords = "axes fraction"
-        text.xy = axes.transAxes.inverted().transform(where)
-        text.set_position(text.xy)
-        text.set_verticalalignment("bottom")
+        text.set_position(axes.transAxes.inverted().transform(where))
         taken.append((*where, where[0] + box.width, where[1] + box.height))
 
 
@@ -195,7 +189,7 @@ def curves(axes: Any, lines: Mapping[str, Line], style: Style, x_label: str, y_l
             colour = style[label][0]
             axes.fill_between(line.x, line.low, line.high, color=colour, alpha=0.14, linewidth=0)
             few = "o" if len(line.x) <= FEW else None
-            wide = 2.0 if label == "gated" else 1.5
+            wide = 2.0 if label == OURS else 1.5
             axes.plot(line.x, line.middle, color=colour, linewidth=wide, marker=few, markersize=3.5, markeredgewidth=0)
         else:
             axes.plot(line.x, line.middle, color=MUTED, linewidth=0.8, alpha=0.55)
@@ -268,7 +262,7 @@ def written(axes: Any, answers: Sequence[Mapping[str, Any]], scale: float, colum
     row = 0
     for answer in answers:
         axes.text(-0.6, row, answer["label"], ha="right", va="center", color=MUTED)
-        at = 0
+        at = 0.0
         for token in answer["tokens"]:
             text = token["text"] if len(token["text"]) <= columns else token["text"][: columns - 1] + "…"
             wide = len(text) * 0.62 + 0.5
@@ -300,7 +294,7 @@ def heat(d: float, scale: float) -> float:
 def _drawing(salt: str) -> Iterator[None]:
     import matplotlib
 
-    settings: dict[str, Any] = {
+    settings: Any = {
         "axes.edgecolor": MUTED,
         "axes.labelcolor": MUTED,
         "axes.labelsize": 9,
@@ -335,12 +329,12 @@ def _drawing(salt: str) -> Iterator[None]:
 def _figure(panels: Sequence[Panel], columns: int, titles: bool) -> Any:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     rows = -(-len(panels) // columns)
     heights = [max(p.height for p in panels[i * columns : (i + 1) * columns]) for i in range(rows)]
-    figure = Figure(figsize=(WIDTH * columns, sum(heights)), layout="constrained")
+    figure = Figure(figsize=(WIDTH * columns, sum(heights)), layout=ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.06))
     FigureCanvasAgg(figure)
-    figure.set_constrained_layout_pads(w_pad=0.06, h_pad=0.06)
     grid = figure.subplots(rows, columns, squeeze=False, gridspec_kw={"height_ratios": heights})
     late = []
     for axes, panel in zip(grid.flat, panels, strict=False):
@@ -368,9 +362,7 @@ def svg(panel: Panel, name: str) -> str:
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', text)
     text = re.sub(r'(url\(|href=")#', rf"\1#{name}-", text)
-    text = re.sub(
-        r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1), count=1
-    )
+    text = re.sub(r' (?:width|height)="[\d.]+pt"', "", text, count=2)  # the page decides
     for colour, variable in CSS_VARIABLES.items():
         text = text.replace(colour, variable)
     return text

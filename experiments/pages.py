@@ -70,6 +70,8 @@ Block = str | Table | Picture | Viewer
 
 @dataclass(frozen=True)
 class Section:
+    """`name` is its address and, with spaces, its name in the list of sections."""
+
     name: str
     title: str
     blocks: Sequence[Block]
@@ -98,7 +100,7 @@ def to_html(page: Page) -> str:
         "question": inline(page.question),
         "answer": "".join(f"<p>{inline(sentence)}</p>" for sentence in page.answer),
         "facts": "".join(f"<li>{inline(fact)}</li>" for fact in page.facts),
-        "links": "".join(f'<a href="#{s.name}">{inline(s.title)}</a>' for s in page.sections),
+        "links": "".join(f'<a href="#{s.name}">{s.name.replace("-", " ")}</a>' for s in page.sections),
         "sections": "\n".join(_section(s, page.style) for s in page.sections),
         "data": script_json(viewers[0].data if viewers else None),
     }
