@@ -82,6 +82,11 @@ class Style:
         return len(among) <= CROWD or label in HIGHLIGHTED
 
 
+def short(label: str, longest: int = 26) -> str:
+    """A name that leaves room for the picture."""
+    return label if len(label) <= longest else label[: longest - 1] + "\u2026"
+
+
 # ---------------------------------------------------------------------- panels
 
 
@@ -111,8 +116,8 @@ def scatter(
         (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
         left, bottom = max(0.0, left), max(0.0, bottom)
         for share in diagonals:
-            if share * right <= bottom or share * left >= top:
-                continue  # not in sight
+            if share * right <= bottom or share * (0.9 * left + 0.1 * right) >= top:
+                continue  # hardly in sight
             axes.plot([0, right], [0, share * right], color=MUTED, linewidth=0.7, linestyle=(0, (3, 3)), zorder=1)
             inside = share * right <= top  # leaves at the right, or at the top
             where = (right, share * right) if inside else (top / share, top)
@@ -141,22 +146,22 @@ def _place_names(axes: Any, points: Sequence[Point], style: Style) -> None:
     renderer = axes.figure.canvas.get_renderer()
     scale = axes.figure.dpi / 72
     frame = axes.get_window_extent(renderer).extents
-    taken: list[tuple[float, float, float, float]] = []  # left, bottom, right, top
+    taken: list[tuple[float, float, float, float, int]] = []  # left, bottom, right, top, how much it counts
     for point in points:
         x, y = axes.transData.transform((point.x.value, point.y.value))
-        taken.append((x - 4 * scale, y - 4 * scale, x + 4 * scale, y + 4 * scale))
+        taken.append((x - 4 * scale, y - 4 * scale, x + 4 * scale, y + 4 * scale, 3))
         for ends in (
             [(point.x.low, point.y.value), (point.x.high, point.y.value)],
             [(point.x.value, point.y.low), (point.x.value, point.y.high)],
         ):
             if not np.isnan(ends).any():
                 (left, bottom), (right, top) = axes.transData.transform(ends)
-                taken.append((left - 2 * scale, bottom - 2 * scale, right + 2 * scale, top + 2 * scale))
+                taken.append((left - 2 * scale, bottom - 2 * scale, right + 2 * scale, top + 2 * scale, 1))
     for point in points:
         x, y = axes.transData.transform((point.x.value, point.y.value))
         # a place in the axes stays true whatever the picture is saved at
         text = axes.text(
-            0, 0, point.label, transform=axes.transAxes, va="bottom", color=style[point.label][0], zorder=4
+            0, 0, short(point.label), transform=axes.transAxes, va="bottom", color=style[point.label][0], zorder=4
         )
         text.set_in_layout(False)
         text.set_fontweight("bold" if point.label == OURS else "normal")
@@ -167,13 +172,13 @@ def _place_names(axes: Any, points: Sequence[Point], style: Style) -> None:
                 left = x + dx * distance * scale - box.width * (1 - np.sign(dx)) / 2
                 bottom = y + dy * distance * scale - box.height * (1 - np.sign(dy)) / 2
                 mine = (left, bottom, left + box.width, bottom + box.height)
-                covered = sum(_overlap(mine, other) for other in taken)
+                covered = sum(counts * _overlap(mine, other) for *other, counts in taken)
                 outside = box.width * box.height - _overlap(mine, frame)
                 cost = (covered + 3 * outside) / (box.width * box.height) + 0.01 * distance + 0.004 * i
                 if cost < best:
                     best, where = cost, (left, bottom)
         text.set_position(axes.transAxes.inverted().transform(where))
-        taken.append((*where, where[0] + box.width, where[1] + box.height))
+        taken.append((*where, where[0] + box.width, where[1] + box.height, 50))
 
 
 def _overlap(a: Sequence[float], b: Sequence[float]) -> float:
@@ -241,7 +246,7 @@ def dots(axes: Any, values: Mapping[str, Estimate], style: Style, x_label: str) 
             estimate.value, row, xerr=whisker(estimate), color=colour, marker=marker, markersize=6.5, elinewidth=1.3,
             markeredgewidth=0,
         )  # fmt: skip
-    axes.set_yticks(range(len(values)), list(values))
+    axes.set_yticks(range(len(values)), [short(label) for label in values])
     axes.set_ylim(len(values) - 0.4, -0.6)
     axes.set_xlim(left=min(0.0, axes.get_xlim()[0]))
     axes.set_xlabel(x_label)
@@ -261,10 +266,10 @@ def written(axes: Any, answers: Sequence[Mapping[str, Any]], scale: float, colum
 
     row = 0
     for answer in answers:
-        axes.text(-0.6, row, answer["label"], ha="right", va="center", color=MUTED)
+        axes.text(-0.6, row, short(answer["label"]), ha="right", va="center", color=MUTED)
         at = 0.0
         for token in answer["tokens"]:
-            text = token["text"] if len(token["text"]) <= columns else token["text"][: columns - 1] + "…"
+            text = short(token["text"].replace("\n", "\u21b5"), columns)
             wide = len(text) * 0.62 + 0.5
             if at and at + wide > columns:
                 row, at = row + 1, 0
@@ -381,5 +386,11 @@ def png(panels: Sequence[Panel], path: Path, style: Style, legend: Sequence[str]
             if len(names) < len(legend):
                 marks.append(Line2D([], [], color=MUTED, linewidth=0.8, alpha=0.55))
                 names.append(f"{len(legend) - len(names)} others")
-            figure.legend(marks, names, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=min(len(names), 7))
+            figure.legend(
+                marks,
+                [short(name) for name in names],
+                loc="upper center",
+                bbox_to_anchor=(0.5, 0),
+                ncols=min(len(names), 7),
+            )
         figure.savefig(path, dpi=150, bbox_inches="tight", pad_inches=0.08, metadata={"Software": None})

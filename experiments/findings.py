@@ -115,7 +115,7 @@ def findings(results: Results, setting: Setting) -> list[Finding]:
 
 def answer(results: Results) -> list[str]:
     """Three sentences: who is best, whether the gate is as good as both its halves, and what it does at which cost."""
-    settings = [s for s in results.primary() if results.estimate(s, results.labels(s)[0], ENDPOINT)]
+    settings = [s for s in results.primary() if any(results.by_seed(s, k, ENDPOINT) for k in results.labels(s))]
     if not settings:
         return ["No finished run of the main study was graded, so there is no answer yet."]
     return [_best(results, settings), _as_good(results, settings), _where(results, settings)]
@@ -226,6 +226,7 @@ class Crossed:
     """Runs by who wrote the prefix and what was descended there: `runs[prefix, objective][seed]` is the endpoint."""
 
     setting: Setting
+    study: bool  # or methods of the main study
     prefixes: tuple[str, ...]
     objectives: tuple[str, ...]
     runs: dict[tuple[str, str], dict[int, float]]
@@ -251,12 +252,12 @@ def crossed(results: Results, setting: Setting) -> Crossed | None:
     for prefix in prefixes[1:]:
         pairs = [((prefix, o), (prefixes[0], o)) for o in objectives]
         if effect := _main_effect(results, runs, pairs):
-            effects[f"prefix: {prefix} instead of {prefixes[0]}"] = effect
+            effects[f"the {prefix} prefix instead of the {prefixes[0]} prefix"] = effect
     for objective in objectives[1:]:
         pairs = [((p, objective), (p, objectives[0])) for p in prefixes]
         if effect := _main_effect(results, runs, pairs):
-            effects[f"objective: {objective} instead of {objectives[0]}"] = effect
-    return Crossed(setting, prefixes, objectives, runs, effects) if runs else None
+            effects[f"the {objective} objective instead of the {objectives[0]} one"] = effect
+    return Crossed(setting, study != "main", prefixes, objectives, runs, effects) if runs else None
 
 
 def _ordered(names: Iterable[str], known: Sequence[str]) -> tuple[str, ...]:
@@ -283,12 +284,16 @@ def effects_sentence(found: Crossed) -> str:
     m = MEASURES[ENDPOINT]
     parts = []
     for name, effect in found.effects.items():
-        kind, _, what = name.partition(": ")
-        told = judge([effect.estimate]), judge([negative(effect.estimate)])
-        verb = "adds" if told[0] == "holds" else "costs" if told[1] == "holds" else "does not resolvably change it:"
-        parts.append(f"the {kind} {what} {verb} {m.change(effect.estimate)} points")
-    n = {e.n for e in found.effects.values()}
-    seeds = f"{min(n)} to {max(n)} seeds" if len(n) > 1 else f"{max(n, default=0)} seed{'s' if n != {1} else ''}"
+        if judge([effect.estimate]) == "holds":
+            said = f"adds {m.change(effect.estimate)}"
+        elif judge([negative(effect.estimate)]) == "holds":
+            said = f"costs {m.change(effect.estimate)}"
+        else:
+            said = f"makes no resolved difference, {m.change(effect.estimate)}"
+        parts.append(f"{name} {said} points")
     if not parts:
         return f"On {found.setting} no two cells share a seed."
-    return f"On {found.setting}, on average over the other factor and paired over {seeds}: {'; '.join(parts)}."
+    n = sorted({e.n for e in found.effects.values()})
+    seeds = f"{n[0]} to {n[-1]} seeds" if len(n) > 1 else f"{n[0]} seed{'s' if n[0] > 1 else ''}"
+    cells = "" if found.study else f" (its cells are {', '.join(f'`{k}`' for k in CELLS.values())})"
+    return f"On {found.setting}{cells}, on average over the other factor and paired over {seeds}: {'; '.join(parts)}."

@@ -110,7 +110,7 @@ def to_html(page: Page) -> str:
 
 def inline(text: str) -> str:
     """Escaped, `code` in backticks marked, numbers kept together with what belongs to them."""
-    text = re.sub(r"\[[^\[\]`]*\]", lambda match: match[0].replace(" ", NO_BREAK), text).replace(" %", f"{NO_BREAK}%")
+    text = re.sub(r" ?\[[^\[\]`]*\]| %", lambda match: match[0].replace(" ", NO_BREAK), text)
     return re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text))
 
 

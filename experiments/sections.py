@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -261,8 +260,8 @@ def differences(results: Results) -> Section | None:
     note = (
         f"The primary endpoint: correct chains in distribution. {start_of(settings)} Mean differences of runs that "
         "share a seed, and so a warm start, with bootstrap intervals over pairs; two-sided sign-flip tests; p-values "
-        f"adjusted over the tasks by Holm's method. With {largest} pair{'s' if largest > 1 else ''} no p-value can be below "
-        f"{p_text(smallest)}."
+        f"adjusted over the tasks by Holm's method. With {largest} pair{'s' if largest > 1 else ''} no p-value can be "
+        f"below {p_text(smallest)}."
     )
     return Section("differences", "Paired differences", [note, *blocks])
 
@@ -449,7 +448,7 @@ def gate_viewer(seen: dict[str, dict[str, Any]], style: Style) -> Section | None
         return None
     first = next(iter(seen.values()))
     tau = first["tau"]
-    scale = 2 * tau if 0 < tau < math.inf else 1.0
+    scale = 2 * tau if tau else 1.0
     data = {
         "prompts": first["prompts"],
         "scale": scale,
@@ -487,8 +486,9 @@ def how(results: Results) -> Section:
             "the same student in each setting, so that contenders are compared run by run.",
             "Estimates are interquartile means over runs with 95 % percentile-bootstrap intervals, runs resampled "
             "within each setting (Agarwal et al. 2021, arXiv 2108.13264); up to three runs the interquartile mean is "
-            "the mean. Differences are means over pairs of runs that share a seed, with the bootstrap over pairs and exact "
-            f"sign-flip tests. The primary endpoint is correct chains in distribution{warm}; all else is description.",
+            "the mean. Differences are means over pairs of runs that share a seed, with the bootstrap over pairs and "
+            f"exact sign-flip tests. The primary endpoint is correct chains in distribution{warm}; all else is "
+            "description.",
             "The share kept is accuracy out of distribution over accuracy in distribution, of each run: who is bad at "
             "both drops little and keeps little.",
         ],

@@ -5,6 +5,7 @@ The data are plain lists and numbers, ready for JSON; text in them is what model
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from distill_env.models import TrainableModel
     from distill_env.tasks import Prompt, Task
 
-SEED = 1_000_003  # as the final evaluation
 END = "\u25a0"  # a black square: the end token has no text
 
 
@@ -32,8 +32,9 @@ def see_run(folder: Path, prompts: int = 4, positions_from: int = 100, top: int 
     """What a run's student writes, with the teacher on call and alone, and where its steps are hard.
 
     Returns:
-        `tau`; `prompts`, their texts; `on_call` and `alone`, an answer each (see `describe`); `hard_by_position`, the
-        share of hard steps at each position of `positions_from` answers that the student writes alone.
+        `tau` (None if it is not finite); `prompts`, their texts; `on_call` and `alone`, an answer to each (see
+        `describe`); `hard_by_position`, the share of hard steps at each position of `positions_from` answers that the
+        student writes alone.
 
     Raises:
         ValueError: if the folder holds no run, or no student.
@@ -55,7 +56,7 @@ def see_run(folder: Path, prompts: int = 4, positions_from: int = 100, top: int 
     wide = make_env(config, "test", rows, purpose="evaluate")
     many = write(wide, student, spread(wide.prompts, max(positions_from, rows)), NEVER)
     return {
-        "tau": tau,
+        "tau": tau if math.isfinite(tau) else None,
         "prompts": [p.text for p in chosen],
         "on_call": describe(env, student, on_call, tau, top),
         "alone": describe(env, student, alone, tau, top),
@@ -79,8 +80,9 @@ def write(
     """One answer to each prompt, token by token; the same keys whoever writes, so that answers part where they must."""
     from agents.rollout import collect
     from distill_env.randomness import episode_keys
+    from experiments.run import EVALUATION_SEED
 
-    keys = episode_keys(SEED, np.arange(len(prompts)))
+    keys = episode_keys(EVALUATION_SEED, np.arange(len(prompts)))
     return collect(env, student, prompts, keys, writer, 1, top_k, top_p, keep_teacher=False)
 
 
