@@ -160,10 +160,8 @@ def _place_names(axes: Any, points: Sequence[Point], style: Style) -> None:
     for point in points:
         x, y = axes.transData.transform((point.x.value, point.y.value))
         # a place in the axes stays true whatever the picture is saved at
-        text = axes.text(
-            0, 0, short(point.label), transform=axes.transAxes, va="bottom", color=style[point.label][0], zorder=4
-        )
-        text.set_in_layout(False)
+        text = axes.text(0, 0, short(point.label), transform=axes.transAxes, va="bottom", zorder=4)
+        text.set(in_layout=False, color=style[point.label][0])
         text.set_fontweight("bold" if point.label == OURS else "normal")
         box = text.get_window_extent(renderer)
         best, where = math.inf, (x, y)
@@ -264,7 +262,7 @@ def written(axes: Any, answers: Sequence[Mapping[str, Any]], scale: float, colum
     """
     from matplotlib.patches import Rectangle
 
-    row = 0
+    row, widest = 0, 24.0
     for answer in answers:
         axes.text(-0.6, row, short(answer["label"]), ha="right", va="center", color=MUTED)
         at = 0.0
@@ -281,8 +279,9 @@ def written(axes: Any, answers: Sequence[Mapping[str, Any]], scale: float, colum
                 axes.plot([at + 0.12, at + wide - 0.12], [row + 0.27] * 2, color=INK, linewidth=1)
             axes.text(at + wide / 2, row, text, ha="center", va="center", color=INK, family="monospace")
             at += wide + 0.08
+            widest = max(widest, at)
         row += 1
-    axes.set_xlim(-7, columns)
+    axes.set_xlim(-7, widest)
     axes.set_ylim(row - 0.4, -0.6)
     axes.set_axis_off()
 

@@ -466,12 +466,17 @@ def gate_viewer(seen: dict[str, dict[str, Any]], style: Style) -> Section | None
     caption = (
         f"{common} Point at a token, or go to it with the Tab and arrow keys, for both distributions' likeliest tokens."
     )
-    chosen = [{"label": k, **found["on_call"][0]} for k, found in seen.items()]
+    rewrites = [
+        sum(t["rewritten"] for found in seen.values() for t in found["on_call"][i]["tokens"])
+        for i in range(len(first["prompts"]))
+    ]
+    at = int(np.argmax(rewrites))  # the prompt that shows most
+    chosen = [{"label": k, **found["on_call"][at]} for k, found in seen.items()]
 
     def draw(axes: Any) -> None:
         figures.written(axes, chosen, scale)
 
-    panel = Panel(f"{first['prompts'][0][:60]}, the teacher on call", draw, 0.5 + 0.36 * len(chosen))
+    panel = Panel(f"{first['prompts'][at][:60]}, the teacher on call", draw, 0.5 + 0.36 * len(chosen))
     picture = Picture("gate", [panel], f"Answers to one prompt with the teacher on call. {common}")
     return Section("gate-viewer", "Gate viewer", [Viewer(data, caption, picture)])
 
