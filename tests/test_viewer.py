@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from distill_env.divergence import reverse_kl
 from distill_env.models.load import build_model, load_model
@@ -93,7 +92,3 @@ def test_a_folder_without_a_student_is_refused(folder: Path, tmp_path: Path) -> 
     (tmp_path / "config.json").write_text((folder / "config.json").read_text())
     with pytest.raises(ValueError, match="holds no student"):
         see_run(tmp_path)
-
-
-def test_nothing_needs_gradients(seen: dict[str, Any]) -> None:
-    assert not any(torch.is_tensor(v) for v in seen.values())
