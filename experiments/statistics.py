@@ -17,7 +17,7 @@ EXACT_PAIRS = 16
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value with its 95 % interval; the bounds are nan where there is nothing to resample."""
+    """A value with its nominal 95 % interval; the bounds are nan where there is nothing to resample."""
 
     value: float
     low: float
@@ -50,6 +50,9 @@ def bootstrap(
     seed: int = 0,
 ) -> Estimate:
     """The statistic of all runs, with the stratified percentile bootstrap of Agarwal et al. 2021, 2108.13264.
+
+    Too narrow with few runs: of 1,000 simulations of two normal strata with 3, 5, 8, 16 runs each, the interval of
+    the mean held the true mean in 81, 89, 91, 93 %, that of the interquartile mean in 86, 90, 93, 95 %.
 
     Args:
         strata: arrays [runs], of any lengths; runs are resampled within each.
