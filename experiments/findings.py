@@ -9,8 +9,8 @@ from typing import Literal
 
 import numpy as np
 
+from experiments.inference import Estimate, PairedDifference, holm
 from experiments.results import ENDPOINT, MEASURES, OURS, PURE, Measure, Results, Setting, measure
-from experiments.statistics import Estimate, PairedDifference, holm
 
 Verdict = Literal["holds", "does not hold", "cannot be told"]
 

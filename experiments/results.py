@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.statistics import Estimate, PairedDifference, bootstrap, paired_difference
-from experiments.statistics import probability_of_improvement as improvement
+from experiments.inference import Estimate, PairedDifference, bootstrap, paired_difference
+from experiments.inference import probability_of_improvement as improvement
 from experiments.tracking import read_metrics
 
 ENDPOINT = "correct_chains"

@@ -24,6 +24,7 @@ from rich.text import Text
 
 from agents.config import DistillConfig
 from experiments.config import (
+    SMALL_TASKS,
     AnyRun,
     agent_class,
     make_agent,
@@ -40,6 +41,11 @@ if TYPE_CHECKING:
     from agents.base import Agent, Metrics
     from distill_env.env import DistillVectorEnv
 
+LIMITS = {
+    "student_tokens": "rollout/student_tokens",
+    "teacher_positions": "cost/teacher_positions",
+    "teacher_tokens": "cost/teacher_tokens",
+}
 EVALUATION_ROWS = 512
 EVALUATION_SEED = 1_000_003  # no training seed
 
@@ -76,14 +82,14 @@ def run(config: AnyRun, console: Console) -> dict[str, Any]:
         agent = agent_class(config).load(folder / "checkpoint")
         evaluation = json.loads((folder / "evaluation.json").read_text())
     else:
-        student = make_student(config, env)
+        student, warm_folder = make_student(config, env), None
         folder.mkdir(parents=True, exist_ok=True)
         if config.warm_start and env.task.graded and not config.student:
             from experiments.warm_start import warm_start
 
-            student = warm_start(config, console)
+            student, warm_folder = warm_start(config, console)
         agent = make_agent(config, student, env)
-        evaluation = {"before": evaluate_all(config, agent, console, "before training"), "seconds": 0.0}
+        evaluation = {"before": evaluate_before(config, agent, warm_folder, console), "seconds": 0.0}
         write_json(folder / "config.json", to_dict(config))
         write_json(folder / "evaluation.json", finite(evaluation))
         agent.save(folder / "checkpoint")
@@ -121,14 +127,17 @@ def train(config: AnyRun, agent: Agent, env: DistillVectorEnv, folder: Path, con
     bar = progress.add_task(f"{config.agent} on {config.env}", total=config.iterations, completed=done)
     live: dict[str, float] = {}
     clock, written = time.perf_counter(), env.teacher_use.tokens
+    spent = sum(row.get(LIMITS[config.limit_of], 0.0) for row in tracker.rows)
 
     def callback(iteration: int, metrics: Metrics) -> None:
-        nonlocal clock, written
+        nonlocal clock, written, spent
         # what an agent does not tell of itself
         metrics.setdefault("time/seconds", time.perf_counter() - clock)
         metrics.setdefault("cost/teacher_tokens", env.teacher_use.tokens - written)
         clock, written = time.perf_counter(), env.teacher_use.tokens
-        last = iteration >= config.iterations
+        spent += metrics.get(LIMITS[config.limit_of], 0.0)
+        broke = 0 < config.limit <= spent
+        last = iteration >= config.iterations or broke
         if iteration == 1 or iteration % config.validate_every == 0 or last:
             measured = answer_metrics(write_answers(agent, validation, prompts, EVALUATION_SEED), tau_of(config))
             wanted = ("accuracy", "correct_chains", "divergence", "entropy", "hard_share")
@@ -139,11 +148,15 @@ def train(config: AnyRun, agent: Agent, env: DistillVectorEnv, folder: Path, con
         view.update(Group(progress, live_line(live)))
         if iteration % config.checkpoint_every == 0 or last:
             agent.save(folder / "checkpoint")
+        if broke:
+            raise LimitReached
 
     with Live(progress, console=console, refresh_per_second=4, transient=False) as view:
         try:
-            if done < config.iterations:
+            if done < config.iterations and not 0 < config.limit <= spent:
                 agent.learn(env, config.iterations - done, callback)
+        except LimitReached:
+            console.print(f"ended after iteration {getattr(agent, 'iteration', '?')}: {spent:,.0f} {config.limit_of}")
         except KeyboardInterrupt:
             agent.save(folder / "checkpoint")
             at = getattr(agent, "iteration", "?")
@@ -151,6 +164,10 @@ def train(config: AnyRun, agent: Agent, env: DistillVectorEnv, folder: Path, con
             raise
         finally:
             tracker.close()
+
+
+class LimitReached(Exception):
+    """The training has used what it may."""
 
 
 def live_line(metrics: dict[str, float]) -> Text:
@@ -197,11 +214,23 @@ def summarise_training(rows: list[dict[str, float]]) -> dict[str, float]:
         "hard_share_last": mean("rollout/hard_share", rows[-tenth:]),
         "loss_oscillation": sum(jumps) / len(jumps) if jumps else float("nan"),
         "grad_norm": mean("train/grad_norm", rows),
+        "validation_correct_chains": mean("validation/correct_chains", rows[-len(rows) // 3 :]),
         "seconds": total("time/seconds"),
     }
 
 
 # ---------------------------------------------------------------------- after training
+
+
+def evaluate_before(config: AnyRun, agent: Agent, warm_folder: Path | None, console: Console) -> dict[str, float]:
+    """Of the student that a run begins with; runs that share a warm start share this, too."""
+    if warm_folder is None:
+        return evaluate_all(config, agent, console, "before training")
+    settings = [config.eval_prompts, config.eval_samples, f"{tau_of(config):g}"]
+    path = warm_folder.with_name("-".join(map(str, [f"{warm_folder.name}-evaluation", *settings])) + ".json")
+    if not path.exists():
+        write_json(path, finite(evaluate_all(config, agent, console, "before training")))
+    return json.loads(path.read_text())
 
 
 def evaluate_all(config: AnyRun, agent: Agent, console: Console, when: str) -> dict[str, float]:
@@ -247,10 +276,10 @@ def save_student(config: AnyRun, agent: Any, env: DistillVectorEnv, folder: Path
         agent.student.save_pretrained(path)
         if config.env == "lm":
             env.task.tokenizer.save_pretrained(path)  # type: ignore[attr-defined]
-        elif config.env == "sums":
-            from distill_env.models.sums import sums_tokenizer
+        elif config.env in SMALL_TASKS:
+            from distill_env.models.small import small_tokenizer
 
-            sums_tokenizer().save_pretrained(path)
+            small_tokenizer(config.env).save_pretrained(path)
 
     write_folder(folder / "student", write)
 
@@ -316,7 +345,7 @@ def show_samples(config: AnyRun, agent: Any, folder: Path, console: Console) -> 
 
     env = make_env(config, "test", 3, purpose="train")
     prompts = [env.prompts[i] for i in np.linspace(0, len(env.prompts) - 1, 3).astype(int)]
-    method = config.options.method  # type: ignore[union-attr]
+    method = agent.method  # with the tau in force
     keys = episode_keys(EVALUATION_SEED, np.arange(3))
     rollout = collect(env, agent.student, prompts, keys, method.gate(), 1, method.top_k, method.top_p)
     console.print("\nthree answers with the teacher on call ([red]red[/]: hard steps that it wrote)")

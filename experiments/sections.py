@@ -10,6 +10,7 @@ import numpy as np
 from experiments import figures
 from experiments.figures import Panel, Point, Style
 from experiments.findings import CLAIMS, Crossed, crossed, effects_sentence, findings, primary_tests
+from experiments.inference import Estimate, bootstrap
 from experiments.pages import Block, Cell, Picture, Section, Table, Viewer
 from experiments.results import (
     BASELINES,
@@ -27,7 +28,6 @@ from experiments.results import (
     Setting,
     measure,
 )
-from experiments.statistics import Estimate, bootstrap
 
 BINS = 40  # points of a curve over training
 PROBABLE = 0.05

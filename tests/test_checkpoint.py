@@ -26,7 +26,7 @@ from agents.distill import DistillAgent
 from agents.sb3 import SB3Agent
 from distill_env.env import DistillVectorEnv
 from distill_env.models.causal_lm import CausalLM
-from distill_env.models.sums import sums_llama
+from distill_env.models.small import small_teacher
 from distill_env.models.tabular import OneModeModel, TabularModel, markov, one_mode
 
 
@@ -255,7 +255,7 @@ def test_a_table_survives_the_disk(tmp_path: Path, model: TabularModel) -> None:
 def test_a_student_cut_to_the_shared_ids_comes_back_cut(kind: str, tmp_path: Path) -> None:
     """Its folder holds all rows of the head; which of them exist, and which one ends, are the agent's to remember."""
     torch.manual_seed(0)
-    student = CausalLM(sums_llama(8, 1), vocab_size=12, eos_token_id=11)
+    student = CausalLM(small_teacher("sums", 8, 1), vocab_size=12, eos_token_id=11)
     agent = DistillAgent(student, DistillConfig()) if kind == "distill" else SB3Agent(student, SB3Config())
     agent.save(tmp_path / "checkpoint")
     back = type(agent).load(tmp_path / "checkpoint").student
@@ -264,7 +264,7 @@ def test_a_student_cut_to_the_shared_ids_comes_back_cut(kind: str, tmp_path: Pat
 
 
 def test_a_damaged_student_of_ppo_is_one_line_too(tmp_path: Path) -> None:
-    agent = SB3Agent(CausalLM(sums_llama(8, 1), eos_token_id=13), SB3Config())
+    agent = SB3Agent(CausalLM(small_teacher("sums", 8, 1), eos_token_id=13), SB3Config())
     agent.save(tmp_path / "checkpoint")
     (tmp_path / "checkpoint/student/model.safetensors").unlink()
     with pytest.raises(ValueError, match=r"^checkpoint: .* is damaged") as error:

@@ -17,9 +17,9 @@ from comparisons import random_rows, write_comparison
 from experiments import report, sections
 from experiments.figures import INK, Panel, Point, Style, scatter, svg
 from experiments.findings import CLAIMS, answer, crossed, effects_sentence, findings, judge, primary_tests
+from experiments.inference import Estimate, bootstrap, holm, interquartile_mean, paired_difference
 from experiments.pages import Page, Viewer, inline, plain, script_json, to_html
 from experiments.results import BEFORE, ENDPOINT, MEASURES, Curves, Results, Setting, load_results
-from experiments.statistics import Estimate, bootstrap, holm, interquartile_mean, paired_difference
 
 SUMS = Setting("sums", "weak")
 HOSTILE = """</script><script>window.hacked = 1</script><img src=x onerror="window.hacked = 1">'"&`{{data}}"""

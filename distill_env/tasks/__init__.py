@@ -56,6 +56,10 @@ def make_task(name: str, **kwargs: Any) -> Task:
         from distill_env.tasks.sums import SumsTask
 
         return SumsTask(**kwargs)
+    if name == "coins":
+        from distill_env.tasks.coins import CoinsTask
+
+        return CoinsTask(**kwargs)
     if name == "categorical":
         from distill_env.tasks.categorical import CategoricalTask
 
@@ -64,4 +68,4 @@ def make_task(name: str, **kwargs: Any) -> Task:
         from distill_env.tasks.prompts import PromptsTask
 
         return PromptsTask(**kwargs)
-    raise ValueError(f"task: unknown task {name!r}; accepted: categorical, sums, prompts")
+    raise ValueError(f"task: unknown task {name!r}; accepted: categorical, sums, coins, prompts")

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from distill_env.models.sums import TEACHER_PATH
+from distill_env.models.small import TEACHERS
 from distill_env.tasks import Grade, Prompt, Split
 
 PROMPT_KEYS = ("prompt", "instruction", "question", "text")
@@ -73,7 +73,7 @@ class PromptsTask:
     def __init__(
         self,
         path: str | Path = EXAMPLE_PATH,
-        tokenizer: str | Path = TEACHER_PATH,
+        tokenizer: str | Path = TEACHERS["sums"],
         chat_template: bool | None = None,
         max_new_tokens: int = 48,
         max_prompt_tokens: int | None = None,
