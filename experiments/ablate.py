@@ -17,6 +17,7 @@ from pathlib import Path
 import tyro
 from rich.console import Console
 
+from agents.methods import METHODS
 from experiments.compare import summarise
 from experiments.grid import Contender, Job, run_grid, split_flags
 
@@ -66,8 +67,12 @@ def values(label: str, flag: str, *settings: object, agent: str = "gated") -> li
 
 def rivals() -> list[Contender]:
     """The published rivals, the new gates and the controls, each at the value that the tuning chose for it."""
-    tuned = [Contender(name, name, (TUNED[name][0], str(value))) for name, value in CHOSEN.items()]
-    return [*tuned, *(Contender(name, name) for name in (*TUNED, *UNTUNED) if name not in CHOSEN)]
+    contenders = []
+    for name in (*TUNED, *UNTUNED):
+        flag, value = TUNED[name][0] if name in TUNED else "", CHOSEN.get(name)
+        plain = value is None or value == getattr(METHODS[name], flag[2:].replace("-", "_"))
+        contenders.append(Contender(name, name, () if plain else (flag, str(value))))
+    return contenders
 
 
 def studies() -> dict[str, list[Contender]]:
