@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from agents.disk import write_text
-from experiments.config import load_config, parse, to_dict
+from experiments.config import load_config, make_agent, make_env, make_student, parse, to_dict
 
 WARM = {"none": 0.0, "weak": 1 / 3, "strong": 2 / 3}  # share of the teacher's correct chains at which a warm start ends
 NOT_COMPARED = {"name", "out", "resume", "threads"}  # flags that do not make another run
@@ -114,7 +114,9 @@ def run_jobs(
     warm = list({(j.env, j.warm, j.seed): j for j in todo if WARM[j.warm] > 0}.values())
     console.print(f"{len(jobs) - len(todo)} of {len(jobs)} runs are finished; {len(warm)} warm starts to look after")
     _in_pool(prepare_warm_start, warm, out, flags, workers, console)
-    console.print(f"{len(todo)} runs to go, {workers} at a time, each with one torch thread; {forecast(todo, out)}")
+    console.print(
+        f"{len(todo)} runs to go, {workers} at a time, each with one torch thread; {forecast(todo, out, flags)}"
+    )
     started = time.time()
     failed: list[Job] = []
 
@@ -202,17 +204,31 @@ def run_one(job: Job, out: Path, flags: Sequence[str]) -> None:
         run(parse(arguments), Console(file=log, width=120))
 
 
-def forecast(jobs: Sequence[Job], out: Path) -> str:
-    """How long these runs will take, by the finished ones of the folder."""
-    seconds = [
-        json.loads(path.read_text())["seconds"] for path in out.glob("*/evaluation.json") if is_finished(path.parent)
-    ]
-    if not seconds or not jobs:
-        return "how long they take is known after the first one"
-    mean = sum(seconds) / len(seconds)
-    return (
-        f"{len(seconds)} finished ones took {mean:.0f} s each, so these take {mean * len(jobs) / 60:.0f} core minutes"
-    )
+def forecast(jobs: Sequence[Job], out: Path, flags: Sequence[str]) -> str:
+    """How long these runs will take, by the finished ones of the folder, or by a few iterations of the first."""
+    paths = [path for path in out.glob("*/evaluation.json") if is_finished(path.parent)]
+    if not jobs:
+        return "nothing to wait for"
+    if paths:
+        mean = sum(json.loads(path.read_text())["seconds"] for path in paths) / len(paths)
+        told = f"{len(paths)} finished ones took"
+    elif ":" in jobs[0].contender.agent:
+        return "how long somebody else's agent takes is known after its first run"
+    else:
+        mean = probe(jobs[0], out, flags)
+        told = f"by three iterations of {jobs[0].contender.label} they take, evaluations aside,"
+    return f"{told} {mean:.0f} s each, so these need {mean * len(jobs) / 60:.0f} core minutes"
+
+
+def probe(job: Job, out: Path, flags: Sequence[str]) -> float:
+    """Seconds that all iterations of a run would take, from three on a fresh student. Leaves nothing behind."""
+    config = parse(job.arguments(out, flags))
+    env = make_env(config, "train", config.rows or config.options.batch_size, purpose="train")
+    agent = make_agent(config, make_student(config, env), env)
+    agent.learn(env, 1)  # what is done once
+    started = time.perf_counter()
+    agent.learn(env, 3)
+    return (time.perf_counter() - started) / 3 * config.iterations
 
 
 def is_finished(folder: Path) -> bool:
