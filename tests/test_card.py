@@ -23,7 +23,7 @@ COMMANDS = [
     [],
     ["--agent", "soft", "--env", "categorical", "--tau", "0.3", "--score", "rank", "--loss-clip", "2", "--seed", "3"],
     ["--agent", "ppo", "--gamma", "0.5", "--normalize-advantage", "--rewrite-span", "step", "--name", "mine"],
-    ["--env", "lm", "--teacher", "a/b", "--student", "c/d", "--prompts", "p.txt", "--max-new-tokens", "9"],
+    ["--env", "lm", "--teacher", "a/b", "--student", "c/d", "--task-path", "p.txt", "--max-new-tokens", "9"],
     ["--agent", "tests.plugin_agent:Frequencies", "--warm-start", "0", "--rewrite-cost", "1.5", "--track", "none"],
 ]
 
@@ -102,7 +102,9 @@ def test_the_card_says_what_was_done_and_measured(sums: Path) -> None:
 
 def test_base_model_and_licence_are_said_where_they_are_known(tmp_path: Path) -> None:
     def head(student: str) -> dict[str, Any]:
-        config = parse(["--env", "lm", "--teacher", "t/t", "--student", student, "--prompts", "p", "--agent", "a.b:C"])
+        config = parse(
+            ["--env", "lm", "--teacher", "t/t", "--student", student, "--task-path", "p", "--agent", "a.b:C"]
+        )
         return yaml.safe_load(front_matter(config).strip("-"))
 
     assert head("owner/model")["base_model"] == "owner/model"
