@@ -230,7 +230,8 @@ class Crossed:
     prefixes: tuple[str, ...]
     objectives: tuple[str, ...]
     runs: dict[tuple[str, str], dict[int, float]]
-    effects: dict[str, PairedDifference]  # by what is compared
+    effects: dict[str, PairedDifference]  # by what is compared, on average over the other factor
+    by_objective: dict[str, dict[str, PairedDifference]]  # of each prefix instead of the first, under each objective
 
 
 def crossed(results: Results, setting: Setting) -> Crossed | None:
@@ -257,7 +258,11 @@ def crossed(results: Results, setting: Setting) -> Crossed | None:
         pairs = [((p, objective), (p, objectives[0])) for p in prefixes]
         if effect := _main_effect(results, runs, pairs):
             effects[f"the {objective} objective instead of the {objectives[0]} one"] = effect
-    return Crossed(setting, study != "main", prefixes, objectives, runs, effects) if runs else None
+    by_objective: dict[str, dict[str, PairedDifference]] = {}
+    for prefix in prefixes[1:]:
+        alone = {o: _main_effect(results, runs, [((prefix, o), (prefixes[0], o))]) for o in objectives}
+        by_objective[prefix] = {o: effect for o, effect in alone.items() if effect}
+    return Crossed(setting, study != "main", prefixes, objectives, runs, effects, by_objective) if runs else None
 
 
 def _ordered(names: Iterable[str], known: Sequence[str]) -> tuple[str, ...]:
@@ -296,4 +301,14 @@ def effects_sentence(found: Crossed) -> str:
     n = sorted({e.n for e in found.effects.values()})
     seeds = f"{n[0]} to {n[-1]} seeds" if len(n) > 1 else f"{n[0]} seed{'s' if n[0] > 1 else ''}"
     cells = "" if found.study else f" (its cells are {', '.join(f'`{k}`' for k in CELLS.values())})"
-    return f"On {found.setting}{cells}, on average over the other factor and paired over {seeds}: {'; '.join(parts)}."
+    alone = [
+        f"the {prefix} prefix changes it by "
+        + ", ".join(f"{m.change(e.estimate)} under the {objective} objective" for objective, e in effects.items())
+        for prefix, effects in found.by_objective.items()
+        if len(effects) > 1
+    ]
+    apart = f" Objective by objective, {'; '.join(alone)}." if alone else ""
+    average = (
+        f"On {found.setting}{cells}, on average over the other factor and paired over {seeds}: {'; '.join(parts)}."
+    )
+    return average + apart

@@ -142,6 +142,7 @@ def test_main_effects_of_an_additive_table() -> None:
         "the forward objective instead of the reverse one": pytest.approx((-0.2, -0.2, -0.2)),
     }
     assert "the gated prefix instead of the student prefix adds +10.0 [+10.0, +10.0] points" in effects_sentence(found)
+    assert "the gated prefix changes it by +10.0 [+10.0, +10.0] under the reverse objective" in effects_sentence(found)
 
 
 def test_the_table_of_methods_stands_in_for_the_study() -> None:
