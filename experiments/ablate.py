@@ -11,15 +11,17 @@ from __future__ import annotations
 import itertools
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import tyro
 from rich.console import Console
 
 from agents.methods import METHODS
-from experiments.compare import summarise
-from experiments.grid import Contender, Job, run_grid, split_flags
+from experiments.compare import markdown, show, summarise, values_of
+from experiments.grid import Contender, Job, Row, run_grid, split_flags
 
 # who writes the prefix, and which objective is descended at its states
 CELLS = {
@@ -73,6 +75,23 @@ def rivals() -> list[Contender]:
         plain = value is None or value == getattr(METHODS[name], flag[2:].replace("-", "_"))
         contenders.append(Contender(name, name, () if plain else (flag, str(value))))
     return contenders
+
+
+def tuning_table(rows: Sequence[Row]) -> list[list[str]]:
+    """Correct chains in validation, mean of the last third of the training and over seeds, at each value; the best in
+    bold is the one to take into CHOSEN."""
+    lines = [["method", "flag", *(["value: correct chains in validation"] * 3)]]
+    for name, (flag, *settings) in TUNED.items():
+        found = {}
+        for setting in settings:
+            values = values_of([r for r in rows if r["label"] == f"{name} {setting}"], "validation_correct_chains")
+            if values:
+                found[setting] = float(np.mean(list(values.values())))
+        best = max(found, key=lambda k: found[k], default=None)
+        cells = [f"{k}: {v:.1%}" for k, v in found.items()]
+        cells = [f"**{c}**" if k == best else c for k, c in zip(found, cells, strict=True)]
+        lines.append([name, f"`{flag}`", *cells, *[""] * (3 - len(cells))])
+    return lines
 
 
 def studies() -> dict[str, list[Contender]]:
@@ -143,6 +162,10 @@ def main() -> None:
         labels = [contender.label for contender in known[name]]
         reference = "student prefix, reverse" if name == "two_by_two" else labels[0]
         summarise(rows, labels, reference, config.out, console)
+        if name == "tuning":
+            lines = tuning_table(rows)
+            show(lines, "tuning", console)
+            (config.out / "tuning.md").write_text(markdown(lines))
 
 
 if __name__ == "__main__":
