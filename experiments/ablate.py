@@ -52,7 +52,22 @@ TUNED: dict[str, tuple[str, float, float, float]] = {
     "dagger": ("--anneal-iterations", 25, 50, 75),
 }
 UNTUNED = ("skew_fkl", "skew_rkl", "akl", "todi", "negative")
-CHOSEN: dict[str, float] = {}  # by docs/results/tuning.md; the table's own value if not given
+# by docs/results/tuning.md
+CHOSEN: dict[str, float] = {
+    "gated": 1.0,
+    "soft": 1.0,
+    "rewrite_only": 0.25,
+    "gate_only": 1.0,
+    "budget": 0.05,
+    "cumulative": 0.5,
+    "step_sum": 0.5,
+    "skd": 2.0,
+    "adaswitch": 2.0,
+    "eopd": 1.2,
+    "minillm": 0.2,
+    "gkd": 0.5,
+    "dagger": 75,
+}
 
 
 def two_by_two() -> list[Contender]:
@@ -114,6 +129,11 @@ def studies() -> dict[str, list[Contender]]:
             Contender("budget", "budget"),
             Contender("cumulative", "cumulative"),
         ],
+        "equal_cost": [
+            Contender("token by token", "budget"),
+            *(Contender(f"step {how}", f"step_{how}", ("--budget", "0.1")) for how in ("mean", "max", "sum")),
+            Contender("cumulative", "cumulative", ("--budget", "0.1")),
+        ],
         "draw": values("rewrite", "--rewrite", "sample", "nucleus", "argmax"),
         "truncation": [default, *values("top-k", "--top-k", 2, 4, 8), *values("top-p", "--top-p", 0.9, 0.99)],
         "score": [
@@ -131,7 +151,7 @@ class Config:
     """Vary one part of the method at a time."""
 
     studies: tuple[str, ...] = ("two_by_two",)
-    """Which: two_by_two, tuning, rivals, tau, alpha, gate, draw, truncation, score, span; or all."""
+    """Which: two_by_two, tuning, rivals, tau, alpha, gate, equal_cost, draw, truncation, score, span; or all."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds."""
     envs: tuple[str, ...] = ("sums",)
