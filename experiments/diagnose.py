@@ -61,6 +61,8 @@ class Config:
     """Warm start."""
     labels: tuple[str, ...] = ()
     """Contenders; all if not given."""
+    seeds: tuple[int, ...] = ()
+    """Seeds; all if not given."""
     prompts: int = 60
     """Test prompts."""
     samples: int = 4
@@ -148,6 +150,8 @@ def main() -> int:
     config = tyro.cli(Config, description=__doc__)
     rows = [r for r in read_results(config.runs / "results.csv") if (r["env"], r["warm"]) == (config.env, config.warm)]
     rows = [r for r in rows if not config.labels or r["label"] in config.labels]
+    rows = [r for r in rows if not config.seeds or r["seed"] in config.seeds]
+    rows = list({(r["label"], r["run"]): r for r in rows}.values())  # a run may be in several studies
     if not rows:
         print(f"error runs: no finished run of {config.env}, {config.warm} in {str(config.runs)!r}", file=sys.stderr)
         return 1
