@@ -33,11 +33,16 @@ def save_checkpoint(root: Path, iteration: int, save: Callable[[Path], None], ke
         save(folder / "agent")
         save_state(folder, "random", *random_state())
 
-    for unfinished in root.glob("*.new"):
-        shutil.rmtree(unfinished, ignore_errors=True)
     write_folder(root / f"{iteration:06d}", write)
+    tidy(root, keep)
+
+
+def tidy(root: Path, keep: int) -> None:
+    """Delete all but the last checkpoints, and what is left of those that were being written or deleted at a kill."""
     for path in checkpoints(root)[keep:]:
         remove_folder(path)
+    for unfinished in root.glob("*.new"):
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def checkpoints(root: Path) -> list[Path]:

@@ -169,12 +169,13 @@ def begin(
 
 def go_on(config: AnyRun, folder: Path, console: Console) -> tuple[Agent, dict[str, Any]]:
     """The agent of the newest checkpoint that can be read, and what was evaluated before."""
-    from agents.checkpoint import load_checkpoint, load_state, restore_random_state, set_aside
+    from agents.checkpoint import load_checkpoint, load_state, restore_random_state, set_aside, tidy
 
     agent, path, damaged = load_checkpoint(folder / "checkpoints", agent_class(config).load)
     for bad, reason in damaged.items():
         set_aside(bad)
         console.print(f"[bold yellow]warning[/] {escape(reason)}: taking the one before", soft_wrap=True)
+    tidy(folder / "checkpoints", config.keep_checkpoints)
     console.print(f"resuming {folder} after iteration {iteration_of(path)}")
     evaluation = json.loads((folder / "evaluation.json").read_text())
     restore_random_state(*load_state(path, "random"))
