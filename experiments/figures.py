@@ -48,6 +48,7 @@ OTHERS = (
 BEFORE_STYLE = (MUTED, "o")
 HIGHLIGHTED = ("gated", "soft", "rkl", "fkl", "rewrite_only")
 FEW = 24  # points of a line that are shown as such
+NAMED = 14  # more points than this, and only the foremost are named
 CROWD = 7  # more lines than this, and those that are not highlighted go grey
 
 PLACES = ((0.8, 0.6), (0.8, -0.6), (-0.8, 0.6), (-0.8, -0.6), (1, 0), (-1, 0), (0, 1), (0, -1))  # of a name, by rank
@@ -76,7 +77,10 @@ class Style:
         if label in KNOWN:
             return KNOWN[label]
         strangers = [name for name in self.labels if name not in KNOWN]
-        return OTHERS[strangers.index(label) % len(OTHERS)] if label in strangers else BEFORE_STYLE
+        if label not in strangers:
+            return BEFORE_STYLE
+        round_, at = divmod(strangers.index(label), len(OTHERS))
+        return OTHERS[at][0], OTHERS[(at + round_) % len(OTHERS)][1]  # another marker every time round
 
     def stands_out(self, label: str, among: Sequence[str]) -> bool:
         return len(among) <= CROWD or label in HIGHLIGHTED
@@ -129,9 +133,18 @@ def scatter(
         axes.set_ylim(bottom, top)
 
     def name_them() -> None:
-        _place_names(axes, points, style)
+        _place_names(axes, points, style, foremost(points))
 
     return name_them
+
+
+def foremost(points: Sequence[Point]) -> set[str]:
+    """Who is named: all, or in a crowd those that are highlighted and the three highest others."""
+    names = {p.label for p in points}
+    if len(points) <= NAMED:
+        return names
+    others = sorted((p for p in points if p.label not in HIGHLIGHTED), key=lambda p: -p.y.value)
+    return names & set(HIGHLIGHTED) | {p.label for p in others[:3]}
 
 
 def whisker(estimate: Estimate) -> ArrayLike | None:
@@ -141,8 +154,8 @@ def whisker(estimate: Estimate) -> ArrayLike | None:
     return [[max(0.0, estimate.value - estimate.low)], [max(0.0, estimate.high - estimate.value)]]
 
 
-def _place_names(axes: Any, points: Sequence[Point], style: Style) -> None:
-    """Put each name where it covers least: points, whiskers and names that stand already."""
+def _place_names(axes: Any, points: Sequence[Point], style: Style, named: set[str]) -> None:
+    """Put each of these names where it covers least: points, whiskers and names that stand already."""
     renderer = axes.figure.canvas.get_renderer()
     scale = axes.figure.dpi / 72
     frame = axes.get_window_extent(renderer).extents
@@ -157,7 +170,7 @@ def _place_names(axes: Any, points: Sequence[Point], style: Style) -> None:
             if not np.isnan(ends).any():
                 (left, bottom), (right, top) = axes.transData.transform(ends)
                 taken.append((left - 2 * scale, bottom - 2 * scale, right + 2 * scale, top + 2 * scale, 1))
-    for point in points:
+    for point in [p for p in points if p.label in named]:
         x, y = axes.transData.transform((point.x.value, point.y.value))
         # a place in the axes stays true whatever the picture is saved at
         text = axes.text(0, 0, short(point.label), transform=axes.transAxes, va="bottom", zorder=4)

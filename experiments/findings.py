@@ -10,12 +10,36 @@ from typing import Literal
 import numpy as np
 
 from experiments.inference import Estimate, PairedDifference, holm
-from experiments.results import ENDPOINT, MEASURES, OURS, PURE, Measure, Results, Setting, measure
+from experiments.results import (
+    BASELINES,
+    ENDPOINT,
+    MEASURES,
+    METHOD_CELLS,
+    OURS,
+    PURE,
+    Measure,
+    Results,
+    Setting,
+    measure,
+)
 
 Verdict = Literal["holds", "does not hold", "cannot be told"]
 
 
-def primary_tests(results: Results, baseline: str) -> list[tuple[Setting, str, PairedDifference, float]]:
+def primary_comparisons(results: Results) -> list[tuple[Setting, str, PairedDifference, float]]:
+    """Ours against each baseline on each task, on the primary endpoint: setting, baseline, difference, and its p-value
+    adjusted over all of them by Holm's method."""
+    found = {
+        (setting, baseline): d
+        for setting in results.primary()
+        for baseline in BASELINES
+        if (d := results.difference(setting, OURS, baseline, ENDPOINT))
+    }
+    adjusted = holm({f"{s.env} {b}": d.p_value for (s, b), d in found.items()})
+    return [(s, b, d, adjusted[f"{s.env} {b}"]) for (s, b), d in found.items()]
+
+
+def secondary_comparisons(results: Results, baseline: str) -> list[tuple[Setting, str, PairedDifference, float]]:
     """Every contender against `baseline` on the primary endpoint: setting, contender, difference, and its p-value
     adjusted over the tasks by Holm's method."""
     tests = []
@@ -212,13 +236,6 @@ def _capital(text: str) -> str:
 
 PREFIXES = ("student", "gated", "random")
 OBJECTIVES = ("reverse", "gated", "forward")
-# methods of the table that are cells of the 2 x 2, for a comparison without the study
-CELLS = {
-    ("student", "reverse"): "rkl",
-    ("student", "gated"): "gate_only",
-    ("gated", "reverse"): "rewrite_only",
-    ("gated", "gated"): "gated",
-}
 
 
 @dataclass(frozen=True)
@@ -242,8 +259,8 @@ def crossed(results: Results, setting: Setting) -> Crossed | None:
         if match:
             cells[match[1], match[2]] = label
     if not cells:
-        study, cells = "main", {c: k for c, k in CELLS.items() if k in results.labels(setting)}
-        if len(cells) < len(CELLS):
+        study, cells = "main", {c: k for c, k in METHOD_CELLS.items() if k in results.labels(setting)}
+        if len(cells) < len(METHOD_CELLS):
             return None
     runs = {c: results.by_seed(setting, label, ENDPOINT, study) for c, label in cells.items()}
     runs = {c: values for c, values in runs.items() if values}
@@ -300,7 +317,7 @@ def effects_sentence(found: Crossed) -> str:
         return f"On {found.setting} no two cells share a seed."
     n = sorted({e.n for e in found.effects.values()})
     seeds = f"{n[0]} to {n[-1]} seeds" if len(n) > 1 else f"{n[0]} seed{'s' if n[0] > 1 else ''}"
-    cells = "" if found.study else f" (its cells are {', '.join(f'`{k}`' for k in CELLS.values())})"
+    cells = "" if found.study else f" (its cells are {', '.join(f'`{k}`' for k in METHOD_CELLS.values())})"
     alone = [
         f"the {prefix} prefix changes it by "
         + ", ".join(f"{m.change(e.estimate)} under the {objective} objective" for objective, e in effects.items())
@@ -308,7 +325,5 @@ def effects_sentence(found: Crossed) -> str:
         if len(effects) > 1
     ]
     apart = f" Objective by objective, {'; '.join(alone)}." if alone else ""
-    average = (
-        f"On {found.setting}{cells}, on average over the other factor and paired over {seeds}: {'; '.join(parts)}."
-    )
-    return average + apart
+    where = f"On {found.setting}{cells}, on average over the other factor and paired over {seeds}"
+    return f"{where}: {'; '.join(parts)}.{apart}"

@@ -95,7 +95,8 @@ def make_page(config: Config, results: Results, console: Console) -> Page:
 
 def facts(results: Results) -> list[str]:
     rows = results.rows
-    found = [f"{len(rows)} finished run{'s' if len(rows) > 1 else ''}"]
+    runs = {r["run"] or (r["study"], r["env"], r["warm"], r["label"], r["seed"]) for r in rows}
+    found = [f"{len(runs)} finished run{'s' if len(runs) > 1 else ''}"]
     for column, noun in (("env", "task"), ("warm", "warm start"), ("seed", "seed")):
         names = sorted({str(r[column]) for r in rows if r[column] != ""})
         if names:

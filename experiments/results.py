@@ -5,7 +5,6 @@ A *setting* is a task with a warm start, a *contender* is what is compared withi
 
 from __future__ import annotations
 
-import csv
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +15,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from agents.methods import METHODS
+from experiments.ablate import CELLS
+from experiments.grid import Row, read_results
 from experiments.inference import Estimate, PairedDifference, bootstrap, paired_difference
 from experiments.inference import probability_of_improvement as improvement
 from experiments.tracking import read_metrics
@@ -26,7 +28,9 @@ OURS = "gated"
 PURE = ("rkl", "fkl")
 BASELINES = (*PURE, "rewrite_only")
 BEFORE = "before training"
-TEXT_COLUMNS = ("env", "warm", "label", "run", "study")
+NEEDED = ("env", "warm", "label", "seed")
+# methods of the table that are cells of the study of prefix and objective
+METHOD_CELLS = {cell: agent for cell, agent in CELLS.items() if agent in METHODS}
 MINUS = "\u2212"
 
 
@@ -117,8 +121,11 @@ def measure(key: str) -> Measure:
 # ---------------------------------------------------------------------- what was measured
 
 
-def load_results(folder: Path) -> list[dict[str, Any]]:
-    """The finished runs of a comparison's folder, derived columns added. Cells that hold no number are left out.
+def load_results(folder: Path) -> list[Row]:
+    """The finished runs of a comparison's folder, with derived columns and without what is not finite.
+
+    Methods of the table that ran as cells of the study `two_by_two`, or in `rivals`, are in the main study as well
+    where it has no runs of them in that setting.
 
     Raises:
         ValueError: if there is no results.csv, it lacks columns, or no run has finished.
@@ -126,36 +133,31 @@ def load_results(folder: Path) -> list[dict[str, Any]]:
     path = folder / "results.csv"
     if not path.is_file():
         raise ValueError(f"runs: {str(folder)!r} has no results.csv; accepted: a folder of experiments/compare.py")
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        missing = [c for c in ("env", "warm", "label", "seed") if c not in (reader.fieldnames or ())]
-        if missing:
-            raise ValueError(f"runs: {str(path)!r} lacks the columns {', '.join(missing)}")
-        rows = [_row(row) for row in reader]
+    try:
+        rows = [_complete(row) for row in read_results(path)]
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"runs: {str(path)!r} cannot be read ({error}); needed: {', '.join(NEEDED)}") from None
     if not rows:
         raise ValueError(f"runs: no run in {str(path)!r} has finished")
+    there = {(r["env"], r["warm"], r["label"]) for r in rows if r["study"] == "main"}
+    names = {f"{prefix} prefix, {objective}": label for (prefix, objective), label in METHOD_CELLS.items()}
+    for row in list(rows):
+        label = names.get(row["label"]) if row["study"] == "two_by_two" else row["label"]
+        if row["study"] in ("two_by_two", "rivals") and label and (row["env"], row["warm"], label) not in there:
+            rows.append(row | {"study": "main", "label": label})
     return rows
 
 
-def _row(cells: dict[str, str]) -> dict[str, Any]:
-    row: dict[str, Any] = {c: cells.get(c) or "" for c in TEXT_COLUMNS}
-    row["study"] = row["study"] or "main"
-    row["seed"] = int(float(cells["seed"]))
-    for key, text in cells.items():
-        if key not in row and text:
-            try:
-                value = float(text)
-            except ValueError:
-                continue
-            if math.isfinite(value):
-                row[key] = value
+def _complete(row: Row) -> Row:
+    found = {key: row[key] for key in NEEDED} | {"run": row.get("run", ""), "study": row.get("study", "main")}
+    found |= {k: v for k, v in row.items() if isinstance(v, float) and math.isfinite(v)}
     for prefix in ("", "before/"):
-        inside, outside = row.get(f"{prefix}{ENDPOINT}"), row.get(f"{prefix}ood/{ENDPOINT}")
+        inside, outside = found.get(f"{prefix}{ENDPOINT}"), found.get(f"{prefix}ood/{ENDPOINT}")
         if inside and outside is not None:
-            row[f"{prefix}retention"] = outside / inside
-    if row.get("tokens") and "teacher_tokens" in row:
-        row["teacher_share"] = row["teacher_tokens"] / row["tokens"]
-    return row
+            found[f"{prefix}retention"] = outside / inside
+    if found.get("tokens") and "teacher_tokens" in found:
+        found["teacher_share"] = found["teacher_tokens"] / found["tokens"]
+    return found
 
 
 @dataclass
@@ -167,7 +169,7 @@ class Results:
         draws: resamples of every bootstrap.
     """
 
-    rows: Sequence[dict[str, Any]]
+    rows: Sequence[Row]
     draws: int = 2000
     _known: dict[Any, Any] = field(default_factory=dict, repr=False)
 

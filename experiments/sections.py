@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from experiments import figures
 from experiments.figures import Panel, Point, Style
-from experiments.findings import CLAIMS, Crossed, crossed, effects_sentence, findings, primary_tests
-from experiments.inference import Estimate, bootstrap
+from experiments.findings import (
+    CLAIMS,
+    Crossed,
+    crossed,
+    effects_sentence,
+    findings,
+    primary_comparisons,
+    secondary_comparisons,
+)
+from experiments.inference import Estimate, PairedDifference, bootstrap
 from experiments.pages import Block, Cell, Picture, Section, Table, Viewer
 from experiments.results import (
     BASELINES,
@@ -146,9 +154,16 @@ def diversity(results: Results, style: Style) -> Section | None:
     ):
         panels = scatter_panels(results, style, key, ENDPOINT)
         if panels:
-            caption = f"Accuracy against {why}. {INTERVALS}"
+            caption = f"Accuracy against {why}. {INTERVALS}{crowded(results)}"
             blocks.append(Picture(f"accuracy_{key}", panels, caption))
     return Section("diversity", "Accuracy against diversity", blocks) if blocks else None
+
+
+def crowded(results: Results) -> str:
+    """What a picture with many contenders leaves out."""
+    if all(len(results.labels(s)) <= figures.NAMED for s in results.settings()):
+        return ""
+    return " Of many contenders only the most accurate and those of our own are named; the table has all."
 
 
 INTERVALS = "Interquartile means over seeds with 95 % bootstrap intervals."
@@ -160,8 +175,8 @@ def cost(results: Results, style: Style) -> Section | None:
         return None
     caption = (
         "Accuracy against the share of the training's tokens that the teacher wrote: none for reverse KL on the "
-        f"student's own answers, all for forward KL on the teacher's. {INTERVALS} What the teacher scored is in the "
-        "table below."
+        f"student's own answers, all for forward KL on the teacher's. {INTERVALS}{crowded(results)} What the teacher "
+        "scored is in the table below."
     )
     return Section("cost", "Accuracy against teacher cost", [Picture("accuracy_cost", panels, caption)])
 
@@ -216,54 +231,57 @@ def pooled(results: Results, settings: Sequence[Setting]) -> Iterator[Table]:
 
 def differences(results: Results) -> Section | None:
     settings = results.primary()
-    m = MEASURES[ENDPOINT]
+    where = setting_columns(settings)
     blocks: list[Block] = []
+    first = primary_comparisons(results)
+    if first:
+        rows = [difference_row(results, OURS, b, s, settings, d, p, name_cell(b)) for s, b, d, p in first]
+        columns = [f"`{OURS}` less", *where, *DIFFERENCE, f"p, Holm over these {len(first)}", *CHANCE]
+        blocks.append(Table("primary", columns, rows, names=1 + len(where), title="Primary comparisons"))
     for baseline in BASELINES:
-        rows = []
-        for setting, label, d, adjusted in primary_tests(results, baseline):
-            better = results.improvement(label, baseline, ENDPOINT, [setting])
-            tone = ("good" if d.estimate.value > 0 else "bad") if adjusted < PROBABLE else ""
-            rows.append(
-                [
-                    name_cell(label),
-                    *setting_cells(setting, settings),
-                    change_cell(m, d.estimate),
-                    Cell(p_text(d.p_value), value=d.p_value),
-                    Cell(p_text(adjusted), value=adjusted, tone=tone),  # type: ignore[arg-type]
-                    number_cell("improvement", better) if better else Cell(EMPTY),
-                    Cell(str(d.n), value=d.n),
-                ]
-            )
-        if rows:
-            columns = [
-                "contender",
-                *setting_columns(settings),
-                "difference, points of correct chains",
-                "p",
-                "p, Holm over tasks",
-                "chance that a run is better, %",
-                "pairs",
-            ]
-            blocks.append(
-                Table(
-                    f"against-{baseline}",
-                    columns,
-                    rows,
-                    names=1 + len(setting_columns(settings)),
-                    title=f"Against `{baseline}`",
-                )
-            )
+        found = secondary_comparisons(results, baseline)
+        if found:
+            rows = [difference_row(results, k, baseline, s, settings, d, p, name_cell(k)) for s, k, d, p in found]
+            columns = ["contender", *where, *DIFFERENCE, "p, Holm over tasks", *CHANCE]
+            name, title = f"against-{baseline}", f"Every contender less `{baseline}`"
+            blocks.append(Table(name, columns, rows, names=1 + len(where), title=title))
     if not blocks:
         return None
-    largest = max(d.n for b in BASELINES for *_, d, _ in primary_tests(results, b))
-    smallest = 2.0 ** (1 - largest)
+    most = max(d.n for b in BASELINES for *_, d, _ in secondary_comparisons(results, b))
     note = (
         f"The primary endpoint: correct chains in distribution. {start_of(settings)} Mean differences of runs that "
-        "share a seed, and so a warm start, with bootstrap intervals over pairs; two-sided sign-flip tests; p-values "
-        f"adjusted over the tasks by Holm's method. With {largest} pair{'s' if largest > 1 else ''} no p-value can be "
-        f"below {p_text(smallest)}."
+        "share a seed, and so a warm start, with bootstrap intervals over pairs; two-sided exact sign-flip tests. With "
+        f"{most} pair{'s' if most > 1 else ''} no p-value can be below {p_text(2.0 ** (1 - most))}."
     )
     return Section("differences", "Paired differences", [note, *blocks])
+
+
+DIFFERENCE = ("difference, points of correct chains", "p")
+CHANCE = ("chance that a run is better, %", "pairs")
+
+
+def difference_row(
+    results: Results,
+    label: str,
+    baseline: str,
+    setting: Setting,
+    settings: Sequence[Setting],
+    difference: PairedDifference,
+    adjusted: float,
+    name: Cell,
+) -> list[Cell]:
+    """Name, setting, difference, both p-values, the probability of improvement and the number of pairs."""
+    more = difference.estimate.value > 0
+    tone: Literal["", "good", "bad"] = "" if adjusted >= PROBABLE else "good" if more else "bad"
+    return [
+        name,
+        *setting_cells(setting, settings),
+        change_cell(MEASURES[ENDPOINT], difference.estimate),
+        Cell(p_text(difference.p_value), value=difference.p_value),
+        Cell(p_text(adjusted), value=adjusted, tone=tone),
+        number_cell("improvement", results.improvement(label, baseline, ENDPOINT, [setting])),
+        Cell(str(difference.n), value=difference.n),
+    ]
 
 
 def p_text(p: float) -> str:
@@ -424,8 +442,8 @@ def ablations(results: Results) -> Section | None:
     keys = (ENDPOINT, f"ood/{ENDPOINT}", "distinct_ways", "entropy", "teacher_share")
     blocks: list[Block] = []
     for study in results.studies():
-        if study in ("main", "two_by_two"):
-            continue
+        if study in ("main", "two_by_two", "rivals"):
+            continue  # they have their places above
         settings = results.settings(study)
         shown = [k for k in keys if any(k in r for r in results.rows if r["study"] == study)]
         rows = []

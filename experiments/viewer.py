@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agents.config import DistillConfig
-from agents.methods import GATED
+from agents.methods import GATED, Method
 from distill_env.gate import NEVER, Gate
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from distill_env.env import DistillVectorEnv
     from distill_env.models import TrainableModel
     from distill_env.tasks import Prompt, Task
+    from experiments.config import AnyRun
 
 END = "\u25a0"  # a black square: the end token has no text
 
@@ -39,15 +41,11 @@ def see_run(folder: Path, prompts: int = 4, positions_from: int = 100, top: int 
     Raises:
         ValueError: if the folder holds no run, or no student.
     """
-    from distill_env.models.load import build_model
-    from experiments.config import load_config, make_env, shared_ids, tau_of
+    from experiments.config import load_config, make_env
 
     config = load_config(folder)
-    if not (folder / "student").is_dir():
-        raise ValueError(f"run: {str(folder)!r} holds no student")
-    student = build_model(folder / "student", **(shared_ids(config) if config.env == "lm" else {}))
-    method = config.options.method if isinstance(config.options, DistillConfig) else GATED
-    tau = tau_of(config)
+    student, method = load_student(folder, config)
+    tau = method.tau
     rows = min(positions_from, 16 if config.env == "lm" else 128)
     env = make_env(config, "test", prompts, purpose="evaluate")
     chosen = spread(env.prompts, prompts)
@@ -62,6 +60,25 @@ def see_run(folder: Path, prompts: int = 4, positions_from: int = 100, top: int 
         "alone": describe(env, student, alone, tau, top),
         "hard_by_position": hard_by_position(wide, student, many, tau),
     }
+
+
+def load_student(folder: Path, config: AnyRun) -> tuple[TrainableModel, Method]:
+    """The trained student, and the method with the tau in force at the end; of agents without one, our gate's.
+
+    Raises:
+        ValueError: if the folder holds no student.
+    """
+    from distill_env.models.load import build_model
+    from experiments.config import agent_class, shared_ids, tau_of
+
+    if isinstance(config.options, DistillConfig) and (folder / "checkpoint").is_dir():
+        agent = agent_class(config).load(folder / "checkpoint")
+        return agent.student, agent.method
+    if not (folder / "student").is_dir():
+        raise ValueError(f"run: {str(folder)!r} holds no student")
+    student = build_model(folder / "student", **(shared_ids(config) if config.env == "lm" else {}))
+    method = config.options.method if isinstance(config.options, DistillConfig) else replace(GATED, tau=tau_of(config))
+    return student, method
 
 
 def spread(prompts: Sequence[Prompt], count: int) -> list[Prompt]:
@@ -166,7 +183,5 @@ def hard_by_position(env: DistillVectorEnv, student: TrainableModel, rollout: Ro
 
 def slice_rows(rollout: Rollout, begin: int, end: int) -> Rollout:
     """Some of the answers, without what the teacher thought of them."""
-    from dataclasses import replace
-
     parts = ("prompts", "tokens", "rewritten", "rewards", "token_log_prob", "score", "grades")
     return replace(rollout, **{p: getattr(rollout, p)[begin:end] for p in parts}, teacher=None, support=None)

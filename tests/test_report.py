@@ -16,7 +16,16 @@ from comparisons import random_rows, write_comparison
 
 from experiments import report, sections
 from experiments.figures import INK, Panel, Point, Style, scatter, svg
-from experiments.findings import CLAIMS, answer, crossed, effects_sentence, findings, judge, primary_tests
+from experiments.findings import (
+    CLAIMS,
+    answer,
+    crossed,
+    effects_sentence,
+    findings,
+    judge,
+    primary_comparisons,
+    secondary_comparisons,
+)
 from experiments.inference import Estimate, bootstrap, holm, interquartile_mean, paired_difference
 from experiments.pages import Page, Viewer, inline, plain, script_json, to_html
 from experiments.results import BEFORE, ENDPOINT, MEASURES, Curves, Results, Setting, load_results
@@ -64,11 +73,35 @@ def test_seeds_are_paired_whatever_their_order_and_only_those_of_both() -> None:
 
 def test_holm_is_over_the_tasks_of_each_comparison(tmp_path: Path) -> None:
     results = results_of(tmp_path, settings=[("sums", "weak"), ("sums", "strong"), ("coins", "weak")], seeds=5)
-    tests = primary_tests(results, "rkl")
+    tests = secondary_comparisons(results, "rkl")
     assert {(s.env, s.warm) for s, *_ in tests} == {("sums", "weak"), ("coins", "weak")}  # the primary warm start
     for label in ("gated", "fkl", "rewrite_only"):
         mine = {s.env: (d.p_value, adjusted) for s, name, d, adjusted in tests if name == label}
         assert {env: p for env, (_, p) in mine.items()} == holm({env: p for env, (p, _) in mine.items()})
+
+
+def test_holm_is_over_all_primary_comparisons(tmp_path: Path) -> None:
+    results = results_of(tmp_path, settings=[("sums", "weak"), ("coins", "weak")], seeds=5)
+    tests = primary_comparisons(results)
+    assert [(s.env, baseline) for s, baseline, *_ in tests] == [
+        (env, baseline) for env in ("sums", "coins") for baseline in ("rkl", "fkl", "rewrite_only")
+    ]
+    p_values = {str(i): d.p_value for i, (*_, d, _) in enumerate(tests)}
+    assert [adjusted for *_, adjusted in tests] == list(holm(p_values).values())
+
+
+def test_methods_that_ran_as_cells_or_rivals_are_contenders(tmp_path: Path) -> None:
+    """Unless the main study has them itself."""
+    cells = random_rows(
+        labels=("gated prefix, gated", "student prefix, reverse", "random prefix, gated"), study="two_by_two"
+    )
+    rows = [*random_rows(labels=("rkl", "fkl")), *cells, *random_rows(labels=("gkd", "fkl"), study="rivals")]
+    results = Results(load_results(write_comparison(tmp_path, rows)))
+    assert results.labels() == ["gated", "rkl", "fkl", "gkd"]
+    ran = {r["seed"]: r[ENDPOINT] for r in cells if r["label"] == "gated prefix, gated"}
+    assert results.by_seed(SUMS, "gated", ENDPOINT) == pytest.approx(ran)
+    own = {r["seed"]: r[ENDPOINT] for r in rows if r["label"] == "rkl"}
+    assert results.by_seed(SUMS, "rkl", ENDPOINT) == pytest.approx(own)
 
 
 @pytest.mark.parametrize(
