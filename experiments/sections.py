@@ -163,7 +163,7 @@ def crowded(results: Results) -> str:
     """What a picture with many contenders leaves out."""
     if all(len(results.labels(s)) <= figures.NAMED for s in results.settings()):
         return ""
-    return " Of many contenders only the most accurate and those of our own are named; the table has all."
+    return " Of many contenders only the main methods and the most accurate others are named; the table has all."
 
 
 INTERVALS = "Interquartile means over seeds with 95 % bootstrap intervals."
