@@ -23,7 +23,10 @@ class Agent(Protocol):
     """
 
     def learn(self, env: Any, iterations: int, callback: Callback | None = None) -> Agent:
-        """Train for that many more iterations in a vector environment."""
+        """Train for that many more iterations in a vector environment.
+
+        A run calls it from checkpoint to checkpoint if the agent has an `iteration`, the number done, loaded ones too.
+        """
 
     def act(self, observation: NDArray[np.int64], info: dict[str, Any] | None = None) -> NDArray[np.int64]:
         """Tokens [n] for observations [n, T]; sampled, and never REWRITE: the teacher is not there when deployed."""

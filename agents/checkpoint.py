@@ -1,56 +1,115 @@
-"""Folders that are either the old state or the new one: tensors as safetensors, the rest as JSON, never pickles."""
+"""What a checkpoint holds, and which ones stay: tensors as safetensors, the rest as JSON, never pickles."""
 
 from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from agents.disk import existing_folder, remove_folder, write_folder
 
-def write_folder(path: str | Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a folder beside `path`, then put it in its place. If writing fails, what was there stays.
 
-    The folder that was there is kept as `<path>.old` until the new one stands, and `existing_folder` falls back on it.
+def save_checkpoint(root: Path, iteration: int, save: Callable[[Path], None], keep: int) -> None:
+    """Write `root/<iteration>/`: what an agent's `save` writes, and the state of the global random generators.
+
+    At any moment the newest checkpoint that was there is there, whole, or a newer one is; of older ones the last `keep`
+    stay.
 
     Raises:
-        OSError: if writing fails, for one because the disk is full.
+        OSError: if writing fails; the checkpoints that were there stay.
     """
-    path = Path(path)
-    new, old = path.with_name(path.name + ".new"), path.with_name(path.name + ".old")
-    shutil.rmtree(new, ignore_errors=True)
-    try:
-        new.mkdir(parents=True)
-        write(new)
-    except SafetensorError as error:  # what its writer makes of an OSError
-        shutil.rmtree(new, ignore_errors=True)
-        raise OSError(f"{str(path)!r} could not be written ({error}); what was saved before stands") from None
-    except BaseException:
-        shutil.rmtree(new, ignore_errors=True)
-        raise
-    if path.exists():  # otherwise the old one may be the only one
-        shutil.rmtree(old, ignore_errors=True)
-        os.replace(path, old)
-    os.replace(new, path)
-    shutil.rmtree(old, ignore_errors=True)
+
+    def write(folder: Path) -> None:
+        save(folder / "agent")
+        save_state(folder, "random", *random_state())
+
+    write_folder(root / f"{iteration:06d}", write)
+    tidy(root, keep)
 
 
-def existing_folder(path: str | Path) -> Path:
-    """`path`, or `<path>.old` if an interruption fell between the two renames."""
-    path = Path(path)
-    old = path.with_name(path.name + ".old")
-    if not path.exists() and old.exists():
-        return old
-    if not path.is_dir():
-        raise ValueError(f"checkpoint: {str(path)!r} is not a folder")
-    return path
+def tidy(root: Path, keep: int) -> None:
+    """Delete all but the last checkpoints, and what is left of those that were being written or deleted at a kill."""
+    for path in checkpoints(root)[keep:]:
+        remove_folder(path)
+    for unfinished in root.glob("*.new"):
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def checkpoints(root: Path) -> list[Path]:
+    """The checkpoints in a folder, the newest first."""
+    names = {path.name.removesuffix(".old") for path in root.glob("*")}
+    return [existing_folder(root / name) for name in sorted(filter(str.isdecimal, names), key=int, reverse=True)]
+
+
+def load_checkpoint(root: Path, load: Callable[[Path], Any]) -> tuple[Any, Path, dict[Path, str]]:
+    """The newest checkpoint that can be read.
+
+    Args:
+        root: the folder of the checkpoints.
+        load: an agent's.
+
+    Returns:
+        The agent, the checkpoint's folder, and what is wrong with newer ones.
+
+    Raises:
+        ValueError: in one line, if there is none that can be read.
+    """
+    damaged: dict[Path, ValueError] = {}
+    for path in checkpoints(root):
+        try:
+            with reading(path):
+                agent = load(path / "agent")
+                load_state(path, "random")
+        except ValueError as error:
+            damaged[path] = error
+            continue
+        return agent, path, {bad: str(error).partition("; ")[0] for bad, error in damaged.items()}
+    if not damaged:
+        raise ValueError(f"checkpoint: {str(root)!r} holds none")
+    raise next(iter(damaged.values()))
+
+
+def set_aside(path: Path) -> None:
+    """A damaged checkpoint stays for whoever wants to look at it, but counts no more."""
+    aside = path.with_name(path.name + ".damaged")
+    shutil.rmtree(aside, ignore_errors=True)
+    os.replace(path, aside)
+
+
+def random_state() -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """The states of the global generators of torch, its GPUs, numpy and Python, as `save_state` takes them."""
+    kind, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002
+    version, words, gauss = random.getstate()
+    tensors = {
+        "torch": torch.get_rng_state(),
+        "numpy": torch.from_numpy(np.asarray(keys, np.int64)),
+        "python": torch.tensor(words),
+    }
+    if torch.cuda.is_available():
+        tensors |= {f"cuda.{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
+    return tensors, {"numpy": [kind, *rest], "python": [version, gauss]}
+
+
+def restore_random_state(tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> None:
+    """Let the global generators go on from there."""
+    torch.set_rng_state(tensors["torch"])
+    for i in range(torch.cuda.device_count()):
+        if f"cuda.{i}" in tensors:
+            torch.cuda.set_rng_state(tensors[f"cuda.{i}"], i)
+    kind, *rest = state["numpy"]
+    np.random.set_state((kind, tensors["numpy"].numpy().astype(np.uint32), *rest))  # noqa: NPY002
+    version, gauss = state["python"]
+    random.setstate((version, tuple(tensors["python"].tolist()), gauss))
 
 
 @contextmanager
@@ -63,6 +122,8 @@ def reading(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        if str(error).startswith("checkpoint: "):
+            raise  # told already, further down
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise ValueError(
             f"checkpoint: {str(path)!r} is damaged ({reason}); restore it, or start again under another --name"

@@ -6,6 +6,7 @@
         loss = mean over steps of lambda_t RKL_t + (1 - lambda_t) FKL_t
                + log q(a_t) times the cost of what followed, if gamma > 0                    (policy gradient)
         one step of the optimiser
+        tau follows the share of hard steps, if it has a budget
 
 Every published method is a row of `agents/methods.py`: another writer, another loss, another weighting.
 """
@@ -37,10 +38,18 @@ from agents.checkpoint import (
 )
 from agents.config import DistillConfig
 from agents.methods import Method
-from agents.objectives import cost_to_go, exact_loss, imitation_loss, leave_one_out_baseline, policy_gradient_loss
+from agents.objectives import (
+    cost_to_go,
+    exact_loss,
+    imitation_loss,
+    importance_weight,
+    leave_one_out_baseline,
+    per_step_to_come,
+    policy_gradient_loss,
+)
 from agents.rollout import DraftLength, Rollout, collect, read_references
-from distill_env.divergence import entropy, project, reverse_kl
-from distill_env.gate import Carry, Draft, decide, raw_score, read_score
+from distill_env.divergence import entropy, finite, project, reverse_kl
+from distill_env.gate import Carry, Draft, follow_quantile, raw_score, read_and_decide
 from distill_env.models import TrainableModel
 from distill_env.models.load import build_model
 from distill_env.randomness import episode_keys
@@ -59,7 +68,7 @@ class DistillAgent:
     def __init__(self, student: TrainableModel, config: DistillConfig) -> None:
         self.student = student
         self.config = config
-        self.method = config.method
+        self.method = config.method  # whose tau is the one in force
         self.optimizer = torch.optim.AdamW(student.parameters(), lr=config.learning_rate, weight_decay=0.0)
         self.iteration = 0
         self.hard_share = 0.0  # in the last iteration; the rate of the matched random writer
@@ -76,7 +85,14 @@ class DistillAgent:
             iterations: number of optimiser steps.
             callback: is told of every iteration.
         """
-        stream = PromptStream(env.unwrapped.prompts, self.config.seed)
+        core = env.unwrapped
+        setting = (core.rewrite, core.rewrite_span, core.task_reward)
+        if self.method.importance and setting != ("sample", "token", 0):
+            raise ValueError(
+                f"importance: with rewrite, rewrite_span, task_reward = {setting}; accepted: "
+                "sample, token, 0, for only these make each token a draw of the mixture and log p its reward"
+            )
+        stream = PromptStream(core.prompts, self.config.seed)
         for _ in range(iterations):
             started = time.perf_counter()
             rollout = self.rollout(env, stream)
@@ -107,7 +123,7 @@ class DistillAgent:
             self.student,
             prompts,
             episode_keys(self.config.seed, episodes),
-            method.writer_gate(self.hard_share),
+            method.writer_gate(self.hard_share, self.iteration),
             length,
             method.top_k,
             method.top_p,
@@ -128,7 +144,18 @@ class DistillAgent:
             group["lr"] = self.learning_rate()
         self.optimizer.step()
         self.hard_share = totals.get("rollout/hard_share", 0.0)
-        return totals | {"train/grad_norm": float(norm)}
+        return totals | {"train/grad_norm": float(norm)} | self._follow_budget(rollout, totals)
+
+    def _follow_budget(self, rollout: Rollout, totals: Metrics) -> Metrics:
+        """Set tau for the next iteration; what it was in this one, and by how much its share missed the budget."""
+        method = self.method
+        if method.budget == 0:
+            return {}
+        share = 1 - totals["train/reverse_weight"]
+        if method.writer in ("hard", "soft"):
+            share = float(rollout.rewritten.sum()) / float(rollout.mask.sum())
+        self.method = dataclasses.replace(method, tau=follow_quantile(method.tau, share, method.budget))
+        return {"rollout/tau": method.tau, "rollout/budget_error": share - method.budget}
 
     def learning_rate(self) -> float:
         """The step size of the present iteration."""
@@ -142,7 +169,7 @@ class DistillAgent:
         mask = rollout.mask  # [N, T]
         count = int(mask.sum())
         offsets = torch.cat([torch.zeros(1, dtype=torch.long), mask.sum(1).cumsum(0)])
-        future = self._cost_to_go(rollout)  # [N, T]
+        future, weight = self._long_range(rollout)  # [N, T] each
         sums: dict[str, float] = {}
         micro = self.config.micro_batch or len(rollout.prompts)
         for begin in range(0, len(rollout.prompts), micro):
@@ -150,10 +177,10 @@ class DistillAgent:
             prompts = [p.ids for p in rollout.prompts[rows]]
             features = self.student.features(prompts, rollout.tokens[rows], mask[rows])  # [m, ...]
             leaf = features.detach().requires_grad_(features.requires_grad)
-            states = _States(rollout, rows, future, int(offsets[begin]))
-            weight = self._weight_with_memory(rollout, rows, leaf, states)
+            states = _States(rollout, rows, future, weight, int(offsets[begin]))
+            reverse_weight = self._weight_with_memory(rollout, rows, leaf, states)
             for chunk in _chunks(len(leaf), self.config.chunk_positions):
-                loss = self._chunk_loss(leaf[chunk], states, chunk, weight, sums)
+                loss = self._chunk_loss(leaf[chunk], states, chunk, reverse_weight, sums)
                 (loss / count).backward()
             if features.requires_grad and leaf.grad is not None:
                 features.backward(leaf.grad)
@@ -165,7 +192,7 @@ class DistillAgent:
         """The summed loss of some states; what is worth knowing about them is added to `sums`."""
         method = self.method
         log_probs = self.student.head(features)  # [m, V]
-        token_log_prob = log_probs.gather(-1, states.tokens[chunk, None])[:, 0]
+        token_log_prob = _of_tokens(log_probs, states.tokens[chunk])
         own = ~states.rewritten[chunk]
         loss = torch.zeros_like(token_log_prob)
         student = teacher = log_probs  # the likelihood of reference answers needs no teacher
@@ -183,12 +210,15 @@ class DistillAgent:
             _add(sums, "rollout/hard_share", (divergence >= method.tau).double())
             _add(sums, "train/reverse_weight", reverse_weight)
         if method.estimator == "exact":
-            loss = exact_loss(method, student, teacher, token_log_prob, reverse_weight)
+            cooled = 1 - method.forward_part(self.iteration) * (1 - reverse_weight)
+            loss = exact_loss(method, student, teacher, token_log_prob, cooled)
         elif method.loss in ("weighted", "forward", "nll"):
             loss = imitation_loss(token_log_prob, ~own)
         _add(sums, "train/local_loss", loss)
+        if method.importance:
+            loss = loss * states.weight[chunk].to(loss.dtype)
         if method.gamma > 0 or method.estimator == "sampled":
-            loss = loss + policy_gradient_loss(token_log_prob, states.future[chunk], own)
+            loss = loss + policy_gradient_loss(token_log_prob, states.future[chunk], states.weight[chunk])
         _add(sums, "train/loss", loss)
         _add(sums, "train/entropy", entropy(log_probs.detach()))
         return loss.sum()
@@ -199,14 +229,14 @@ class DistillAgent:
         if gate is None:
             return own.double()
         score = raw_score(gate, student[:, None], teacher[:, None], _lone_states(tokens))
-        score, _ = read_score(gate, score, torch.ones_like(score, dtype=torch.bool), Carry.start(len(score)))
-        return decide(gate, score, torch.zeros_like(score)).reverse_weight[:, 0]
+        starts, no_draws = torch.ones_like(score, dtype=torch.bool), torch.zeros_like(score)
+        return read_and_decide(gate, score, starts, no_draws, Carry.start(len(score)))[0].reverse_weight[:, 0]
 
     @torch.no_grad()
     def _weight_with_memory(self, rollout: Rollout, rows: slice, features: Tensor, states: _States) -> Tensor | None:
-        """lambda of all states [m] of some answers, for gates that smooth their score or read it over the step."""
+        """lambda of all states [m] of some answers, for gates that remember the states before."""
         gate = self.method.weighting_gate()
-        if gate is None or (gate.smoothing == 0 and gate.over_step == "none"):
+        if gate is None or not gate.remembers:
             return None
         scores = []
         for chunk in _chunks(len(features), self.config.chunk_positions):
@@ -218,17 +248,44 @@ class DistillAgent:
         score[mask] = torch.cat(scores)[:, 0]
         previous = torch.cat([torch.full((len(mask), 1), PAD), rollout.tokens[rows][:, :-1]], 1)
         step_start = torch.isin(previous, torch.tensor([PAD, *rollout.step_end_ids]))
-        score, _ = read_score(gate, score, step_start, Carry.start(len(mask)))
-        return decide(gate, score, torch.zeros_like(score)).reverse_weight[mask]
+        decision, _ = read_and_decide(gate, score, step_start, torch.zeros_like(score), Carry.start(len(mask)))
+        return decision.reverse_weight[mask]
 
-    def _cost_to_go(self, rollout: Rollout) -> Tensor:
-        """What the policy gradient multiplies log q with, [N, T]: the discounted cost of what followed less a baseline.
+    def _long_range(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
+        """What the policy gradient multiplies log q with, [N, T] each: the discounted cost of what followed less a
+        baseline, and a weight.
 
-        A step costs what the environment took, and log q (detached) if it was the student's own.
+        A step costs what the environment took, and log q (detached) if it was the student's own; the weight is 1 on
+        these. Under importance weighting all tokens are draws of one mixture, the teacher's as well: each costs
+        log q - log p and has its weight.
         """
-        cost = rollout.token_log_prob - rollout.rewards
-        future = cost_to_go(cost, self.method.gamma, include_present=self.method.estimator == "sampled")
-        return (future - leave_one_out_baseline(future, rollout.mask)) * rollout.mask
+        method, mask = self.method, rollout.mask
+        cost, weight = rollout.token_log_prob - rollout.rewards, (mask & ~rollout.rewritten).double()
+        if method.importance:
+            log_q, log_p = self._token_log_probs(rollout)
+            cost = log_q - log_p
+            weight = importance_weight(log_q, log_p, method.rate) * mask
+        future = cost_to_go(cost, method.gamma, include_present=method.estimator == "sampled")
+        if method.mean_to_go:
+            future = per_step_to_come(future, mask)
+        return (future - leave_one_out_baseline(future, mask)) * mask, weight
+
+    @torch.no_grad()
+    def _token_log_probs(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
+        """The student's and the teacher's log-probabilities of all tokens, whoever wrote them, float64 [N, T] each."""
+        mask, parts = rollout.mask, []
+        size = self.config.micro_batch or len(mask)
+        for rows in _chunks(len(mask), size):
+            prompts = [p.ids for p in rollout.prompts[rows]]
+            features = self.student.features(prompts, rollout.tokens[rows], mask[rows])
+            tokens = rollout.tokens[rows][mask[rows]]
+            for chunk in _chunks(len(tokens), self.config.chunk_positions):
+                parts.append(_of_tokens(finite(self.student.head(features[chunk])), tokens[chunk]))
+        assert rollout.teacher is not None
+        log_q, log_p = torch.zeros(2, *mask.shape, dtype=torch.float64)
+        log_q[mask] = torch.cat(parts).double()
+        log_p[mask] = _of_tokens(finite(rollout.teacher), rollout.tokens[mask]).double()
+        return log_q, log_p
 
     # ------------------------------------------------------------------ acting
 
@@ -259,6 +316,7 @@ class DistillAgent:
             "eos_token_id": self.student.eos_token_id,
             "iteration": self.iteration,
             "hard_share": self.hard_share,
+            "tau": self.method.tau,
             "param_groups": groups,
         }
         save_state(folder, "optimizer", tensors, state)
@@ -273,6 +331,7 @@ class DistillAgent:
             agent = cls(build_model(folder / "student", **ids), config)
             restore_optimizer(agent.optimizer, tensors, state["param_groups"])
             agent.iteration, agent.hard_share = state["iteration"], state["hard_share"]
+            agent.method = dataclasses.replace(config.method, tau=state.get("tau", config.method.tau))
         return agent
 
 
@@ -295,11 +354,11 @@ class PromptStream:
 class _States:
     """The valid states of some rows of a rollout, flattened row by row."""
 
-    def __init__(self, rollout: Rollout, rows: slice, future: Tensor, offset: int) -> None:
+    def __init__(self, rollout: Rollout, rows: slice, future: Tensor, weight: Tensor, offset: int) -> None:
         mask = rollout.mask[rows]
         self.tokens = rollout.tokens[rows][mask]  # [m]
         self.rewritten = rollout.rewritten[rows][mask]
-        self.future = future[rows][mask]
+        self.future, self.weight = future[rows][mask], weight[rows][mask]
         self.scored = rollout.teacher is not None
         self._rollout, self._offset = rollout, offset
 
@@ -309,6 +368,11 @@ class _States:
         where = slice(self._offset + chunk.start, self._offset + chunk.stop)
         ids = self._rollout.support
         return self._rollout.teacher[where], None if ids is None else ids[where]
+
+
+def _of_tokens(log_probs: Tensor, tokens: Tensor) -> Tensor:
+    """Log-probabilities [m, V] of the tokens [m]."""
+    return log_probs.gather(-1, tokens[:, None])[:, 0]
 
 
 def _lone_states(tokens: Tensor) -> Draft:
@@ -335,6 +399,7 @@ def rollout_metrics(rollout: Rollout) -> Metrics:
         "rollout/reward": float(rollout.rewards.sum()) / len(rollout.prompts),
         "rollout/grade": float(rollout.grades.mean()),
         "rollout/length": tokens / len(rollout.prompts),
+        "rollout/loops": float((repeated_share(rollout.tokens) > 0.5).double().mean()),
         "rollout/rewritten_share": written / tokens,
         "rollout/teacher_tokens_per_student_token": written / own,
         "rollout/tokens": tokens,
@@ -348,3 +413,20 @@ def rollout_metrics(rollout: Rollout) -> Metrics:
         "time/teacher_seconds": ledger.teacher_seconds,
         "time/rollout_seconds": ledger.seconds,
     }
+
+
+def repeated_share(tokens: Tensor, n: int = 4) -> Tensor:
+    """The share of an answer's n-grams that stand in it before, [N, T] padded with -1 -> [N]; 0 if it has none."""
+    if tokens.shape[1] < n:
+        return torch.zeros(len(tokens))
+    grams = tokens.unfold(1, n, 1)  # [N, T - n + 1, n]
+    names = torch.zeros_like(grams[..., 0])
+    for column in grams.unbind(-1):
+        names = names * 6364136223846793005 + column + 1  # modulo 2^64: two n-grams hardly ever share a name
+    whole = grams[..., -1] >= 0
+    names = names.masked_fill(~whole, torch.iinfo(torch.long).max).sort(1).values
+    count = whole.sum(1)
+    first = torch.ones_like(names, dtype=torch.bool)
+    first[:, 1:] = names[:, 1:] != names[:, :-1]
+    distinct = (first & (torch.arange(names.shape[1]) < count[:, None])).sum(1)
+    return torch.where(count > 0, 1 - distinct / count.clamp(min=1), 0.0)

@@ -291,6 +291,8 @@ class _Collector:
             draft = Draft(nothing, torch.zeros(n, length, dtype=torch.bool), gate_uniforms, episode_uniforms)
             decision, _ = gate(self.writer, None, None, draft, self.carry)
             known_first = np.where(decision.rewrite.any(1), decision.rewrite.int().argmax(1), length)
+        handed_over = self.carry.handed_over.numpy() > 0
+        known_first[handed_over] = 0
 
         tokens, student = self._draft(np.minimum(room, known_first), length, keys)
         drafted = (tokens >= 0).sum(1)
@@ -308,8 +310,7 @@ class _Collector:
             if bool(torch.isnan(log_probs[torch.from_numpy(self.active), 0]).any()):
                 raise FloatingPointError("teacher: its log-probabilities are not numbers; check its weights and dtype")
         looked = time.perf_counter() - clock
-        if self.writer.reads_models:
-            assert student is not None
+        if self.writer.reads_models and student is not None:  # None: all rows are handed over
             first = self._gate(tokens, states, student, log_probs, gate_uniforms, episode_uniforms)
         own = np.minimum(first, drafted)
         actions = np.where(np.arange(length) < own[:, None], tokens, PAD)
@@ -321,7 +322,9 @@ class _Collector:
         _, reward, terminated, truncated, info = self.env.step(actions[:, :used])
         self.ledger.teacher_seconds += looked + time.perf_counter() - clock
         if isinstance(self.draft_length, DraftLength):
-            self.draft_length.observe(len(rows), int(np.minimum(first + 1, states).sum()), self._pace, width, looked)
+            looked_at = np.minimum(first + 1, states)[~handed_over]
+            hard = int((first < states)[~handed_over].sum())
+            self.draft_length.observe(hard, int(looked_at.sum()), self._pace, width, looked)
         self._commit(actions[:, :used], own, student, reward, info)
         self._finish(np.flatnonzero((terminated | truncated) & self.active))
 

@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 ENVIRONMENTS: dict[str, dict[str, object]] = {
     "Distill/Categorical-v0": {"task": "categorical", "teacher": "markov", "teacher_kwargs": {"vocab_size": 6}},
     "Distill/Sums-v0": {"task": "sums", "teacher": "sums"},
+    "Distill/Coins-v0": {"task": "coins", "teacher": "coins"},
     "Distill/CausalLM-v0": {"task": "instruct", "teacher": "sums", "max_new_tokens": 24},
 }
 

@@ -12,7 +12,7 @@ loss must not fall by moving the gate. (torch is imported where it is used: ever
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 ScoreName = Literal["divergence", "forward_kl", "teacher_entropy", "rank", "uniform", "episode_uniform"]
 OverStep = Literal["none", "mean", "max", "sum"]
+SMALLEST_AVERAGE = 1e-12  # a relative score is read against at least this, so that 0 after zeros is not hard
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,12 @@ class Gate:
             the present state.
         smoothing: weight of the past in an exponential moving average over the answer, in [0, 1).
         clip: scores above it are read as it.
+        relative: read the score as a multiple of the average of the preceding ones in the answer (their mean, or the
+            moving average if it smooths); the first state reads 0.
+        since_rewrite: read the score as its sum since the last rewrite, up to and including the present state. A hard
+            gate on D_t as is then bounds where the answers go: each stretch between two rewrites adds less than tau, so
+            KL(behaviour || teacher) < tau (1 + E[rewrites of an answer]), if the teacher rewrites by `sample`.
+        lasting: the first hard step hands the rest of the answer over.
     """
 
     score: ScoreName = "divergence"
@@ -43,6 +50,9 @@ class Gate:
     over_step: OverStep = "none"
     smoothing: float = 0.0
     clip: float = math.inf
+    relative: bool = False
+    since_rewrite: bool = False
+    lasting: bool = False
 
     def __post_init__(self) -> None:
         if self.score in ("divergence", "forward_kl", "teacher_entropy", "rank") and self.threshold < 0:
@@ -55,6 +65,20 @@ class Gate:
             raise ValueError(f"smoothing: {self.smoothing} is not in [0, 1)")
         if not self.clip > 0:
             raise ValueError(f"clip: {self.clip} is not positive")
+        if self.since_rewrite and self.over_step != "none":
+            raise ValueError(f"over_step: {self.over_step!r} does not go with since_rewrite; accepted: none")
+        if self.remembers and self.score in ("uniform", "episode_uniform"):
+            raise ValueError(f"score: a gate with memory reads the models, not {self.score!r}")
+
+    @property
+    def remembers(self) -> bool:
+        """Whether a decision depends on the states before."""
+        return self.smoothing > 0 or self.over_step != "none" or self.relative or self.feeds_back
+
+    @property
+    def feeds_back(self) -> bool:
+        """Whether a decision depends on the decisions before."""
+        return self.since_rewrite or self.lasting
 
     @property
     def reads_models(self) -> bool:
@@ -102,6 +126,8 @@ class Carry:
     step_sum: Tensor  # over the reasoning step so far
     step_max: Tensor
     step_seen: Tensor
+    stretch_sum: Tensor  # since the last rewrite
+    handed_over: Tensor  # 1 after a lasting hand-over
 
     @classmethod
     def start(cls, n: int) -> Carry:
@@ -122,7 +148,7 @@ class Carry:
 class GateDecision:
     """[n, K] each, detached."""
 
-    score: Tensor  # float64, as read: clipped, smoothed, over the step
+    score: Tensor  # float64, as read: clipped, smoothed, over the step; nan after a hand-over
     rewrite: Tensor  # bool
     reverse_weight: Tensor  # float64 in [0, 1]
 
@@ -155,26 +181,36 @@ def raw_score(gate: Gate, student: Tensor | None, teacher: Tensor | None, draft:
 
 
 def read_score(gate: Gate, score: Tensor, step_start: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
-    """Clip, smooth and reduce raw scores [n, K] causally; the carry comes back for every position."""
+    """Clip, smooth and reduce raw scores [n, K] causally, as if nothing among them was rewritten; the carry comes back
+    for every position."""
     import torch
 
     score = score.clamp(max=gate.clip)
-    if gate.smoothing == 0 and gate.over_step == "none":
+    if not gate.remembers:
         return score, Carry(*(getattr(carry, f.name)[:, None].expand_as(score) for f in fields(carry)))
-    average, seen = carry.average, carry.seen
+    average, seen, stretch_sum = carry.average, carry.seen, carry.stretch_sum
     step_sum, step_max, step_seen = carry.step_sum, carry.step_max, carry.step_seen
     read, kept = [], []
     for k in range(score.shape[1]):
-        value = score[:, k]
+        value, before = score[:, k], average
         if gate.smoothing > 0:
-            value = torch.where(seen == 0, value, gate.smoothing * average + (1 - gate.smoothing) * value)
-        average, seen = value, seen + 1
+            average = torch.where(seen == 0, value, gate.smoothing * before + (1 - gate.smoothing) * value)
+        else:
+            average = before + (value - before) / (seen + 1)
+        if gate.relative:
+            value = torch.where(seen == 0, 0.0, value / before.clamp(min=SMALLEST_AVERAGE))
+        elif gate.smoothing > 0:
+            value = average
+        seen = seen + 1
         first = step_start[:, k]
         step_sum = torch.where(first, value, step_sum + value)
         step_max = torch.where(first, value, torch.maximum(step_max, value))
         step_seen = torch.where(first, 1.0, step_seen + 1)
+        stretch_sum = stretch_sum + value
+        if gate.since_rewrite:
+            value = stretch_sum
         read.append({"none": value, "mean": step_sum / step_seen, "max": step_max, "sum": step_sum}[gate.over_step])
-        kept.append((average, seen, step_sum, step_max, step_seen))
+        kept.append((average, seen, step_sum, step_max, step_seen, stretch_sum, carry.handed_over))
     return torch.stack(read, 1), Carry(*(torch.stack(values, 1) for values in zip(*kept, strict=True)))
 
 
@@ -189,6 +225,43 @@ def decide(gate: Gate, score: Tensor, uniforms: Tensor) -> GateDecision:
     return GateDecision(score, uniforms >= reverse_weight, reverse_weight)
 
 
+def read_and_decide(
+    gate: Gate, score: Tensor, step_start: Tensor, uniforms: Tensor, carry: Carry
+) -> tuple[GateDecision, Carry]:
+    """From raw scores [n, K] to decisions, state by state where one decision depends on those before.
+
+    A rewritten state is followed by one whose sum begins anew, or after a hand-over by states that nobody looks at.
+    """
+    import torch
+
+    if not gate.feeds_back:
+        read, after = read_score(gate, score, step_start, carry)
+        return decide(gate, read, uniforms), after
+    decisions, kept = [], []
+    for k in range(score.shape[1]):
+        column = slice(k, k + 1)
+        over = carry.handed_over > 0
+        read, seen = read_score(gate, score[:, column], step_start[:, column], carry)
+        decision = decide(gate, read, uniforms[:, column])
+        rewrite = decision.rewrite[:, 0] | over
+        after = replace(
+            Carry(*(getattr(seen, f.name)[:, 0] for f in fields(seen))),
+            stretch_sum=torch.where(rewrite, 0.0, seen.stretch_sum[:, 0]),
+            handed_over=(rewrite & gate.lasting).double(),
+        )
+        carry = Carry(*(torch.where(over, getattr(carry, f.name), getattr(after, f.name)) for f in fields(carry)))
+        decisions.append(
+            (
+                torch.where(over, math.nan, decision.score[:, 0]),
+                rewrite,
+                torch.where(over, 0.0, decision.reverse_weight[:, 0]),
+            )
+        )
+        kept.append([getattr(carry, f.name) for f in fields(carry)])
+    joined = GateDecision(*(torch.stack(parts, 1) for parts in zip(*decisions, strict=True)))
+    return joined, Carry(*(torch.stack(parts, 1) for parts in zip(*kept, strict=True)))
+
+
 def gate(
     config: Gate, student: Tensor | None, teacher: Tensor | None, draft: Draft, carry: Carry
 ) -> tuple[GateDecision, Carry]:
@@ -200,5 +273,17 @@ def gate(
         draft: the block.
         carry: of the answers so far.
     """
-    score, carry = read_score(config, raw_score(config, student, teacher, draft), draft.step_start, carry)
-    return decide(config, score, draft.uniforms), carry
+    score = raw_score(config, student, teacher, draft)
+    return read_and_decide(config, score, draft.step_start, draft.uniforms, carry)
+
+
+def follow_quantile(threshold: float, share: float, budget: float) -> float:
+    """The threshold after a rollout that rewrote `share` of its steps, on its way to rewriting `budget` of them.
+
+    Stochastic approximation of a quantile (Robbins & Monro 1951) on a logarithmic scale, so that no score's unit
+    matters; the fixed point is the score's (1 - budget)-quantile. The threshold's logarithm adds up the errors, so
+    their mean goes to 0 also where scores have atoms and no threshold meets the budget. A rise is at most a factor
+    e^2, and the threshold does not fall under 1e-6, where scores are 0 for long.
+    """
+    error = (share - budget) / (budget * (1 - budget))
+    return max(threshold * math.exp(0.2 * min(error, 10.0)), 1e-6)

@@ -1,19 +1,19 @@
-"""Run several methods over several seeds from the same warm starts and budgets, and put the results side by side.
+"""Run several methods over seeds, environments and warm starts, and put the results side by side.
 
-    python experiments/compare.py --agents gated rkl fkl rewrite_only --seeds 0 1 2
+    python experiments/compare.py --agents gated rkl fkl rewrite_only --seeds 0 1 2 --envs sums coins
 
 Every run is a folder of its own made by `experiments/run.py`; finished ones are not run again, interrupted ones go on.
-Further flags of `run.py` stand after `--`: `... -- --iterations 400 --tau 0.3`.
+Runs of one seed share their warm start, prompts and evaluation. A contender may have flags and a name of its own:
+`"loose=gated --tau 1"`. Further flags of `run.py` for all stand after `--`: `... -- --iterations 400 --tau 0.3`; with
+`-- --limit 50000 --limit-of teacher_positions` all runs end at equal cost instead of equal updates.
 """
 
 from __future__ import annotations
 
-import csv
-import json
+import itertools
 import os
-import subprocess
 import sys
-import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,151 +22,152 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from experiments.grid import Contender, Job, Row, run_grid, split_flags
+from experiments.inference import Estimate, bootstrap, holm, paired_difference, probability_of_improvement
 from experiments.tracking import TABLE_ROWS
 
 COST_ROWS = (
     ("rewritten_share_last", "rewritten steps, last tenth of training", "{:.1%}"),
     ("teacher_tokens_per_student_token", "teacher tokens per student token", "{:.3f}"),
+    ("student_tokens", "tokens the student wrote", "{:,.0f}"),
     ("teacher_positions", "teacher positions scored", "{:,.0f}"),
     ("loss_oscillation", "loss oscillation, nats", "{:.3f}"),
     ("grad_norm", "gradient norm", "{:.2f}"),
-    ("tokens_per_second", "tokens a second in training", "{:,.0f}"),
+    ("seconds", "seconds a run", "{:.0f}"),
 )
+ENDPOINT = "correct_chains"
 
 
 @dataclass(frozen=True)
 class Config:
-    """Compare methods over seeds."""
+    """Compare methods over seeds, environments and warm starts."""
 
     agents: tuple[str, ...] = ("gated", "rkl", "fkl", "rewrite_only")
-    """Methods or other agents, as in run.py."""
+    """Methods or other agents, as in run.py; or LABEL=AGENT --flag value ..., in quotation marks."""
     seeds: tuple[int, ...] = (0, 1, 2)
-    """Seeds; methods of one seed begin with the same student."""
+    """Seeds; methods of one seed begin with the same student and see the same prompts."""
+    envs: tuple[str, ...] = ("sums",)
+    """Environments."""
+    warm: tuple[str, ...] = ("weak",)
+    """Where the warm start ends: weak (a third of the teacher's correct chains), strong (two thirds) or none."""
+    reference: str = "rkl"
+    """Label to which the others are compared, seed by seed."""
+    study: str = "main"
+    """What the rows are called in results.csv."""
     out: Path = Path("runs/compare")
-    """Folder of the runs and of results.csv and results.md."""
+    """Folder of the runs, of results.csv and of summary.md."""
     jobs: int = max(1, os.cpu_count() or 1)
     """Runs at a time, each with one torch thread."""
 
 
-def run_all(config: Config, flags: list[str], console: Console) -> None:
-    """Start what is not finished, `jobs` at a time; a run that fails is reported and leaves its log."""
-    waiting = [(agent, seed) for agent in config.agents for seed in config.seeds]
-    total, started = len(waiting), time.time()
-    running: dict[tuple[str, int], subprocess.Popen[bytes]] = {}
-    finished = 0
-    while waiting or running:
-        while waiting and len(running) < config.jobs:
-            agent, seed = waiting.pop(0)
-            folder = config.out / name_of(agent, seed)
-            if is_finished(folder):
-                finished += 1
-                continue
-            command = [sys.executable, "-m", "experiments.run", "--out", str(config.out), "--name", folder.name]
-            if (folder / "config.json").exists():
-                command += ["--resume"]
-            else:
-                command += ["--agent", agent, "--seed", str(seed), "--threads", "1", *flags]
-            config.out.mkdir(parents=True, exist_ok=True)
-            with (config.out / f"{folder.name}.log").open("w") as log:
-                environment = os.environ | {"OMP_NUM_THREADS": "1"}
-                running[agent, seed] = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
-        time.sleep(0.2)
-        for key, process in list(running.items()):
-            if process.poll() is None:
-                continue
-            del running[key]
-            finished += 1
-            if process.returncode:
-                console.print(f"[red]failed[/] {key[0]}, seed {key[1]}: see {config.out / name_of(*key)}.log")
-            minutes = (time.time() - started) / 60
-            console.print(
-                f"{finished} of {total} done after {minutes:.1f} min: {key[0]}, seed {key[1]}", highlight=False
-            )
+def jobs_of(config: Config) -> list[Job]:
+    """Seed by seed, so that what is finished can be compared at any time."""
+    contenders = [Contender.read(a) for a in config.agents]
+    return [
+        Job(config.study, env, warm, contender, seed)
+        for seed, env, warm, contender in itertools.product(config.seeds, config.envs, config.warm, contenders)
+    ]
 
 
-def name_of(agent: str, seed: int) -> str:
-    return f"{agent}-s{seed}"
+def values_of(rows: Sequence[Row], key: str) -> dict[int, float]:
+    """A number a seed."""
+    return {row["seed"]: float(row[key]) for row in rows if row.get(key) is not None}
 
 
-def is_finished(folder: Path) -> bool:
-    path = folder / "evaluation.json"
-    return path.exists() and "after" in json.loads(path.read_text())
+def cell(estimate: Estimate | None, form: str) -> str:
+    """`value [low, high]`, or only the value where there is no interval."""
+    if estimate is None:
+        return ""
+    value, low, high = (form.format(x) for x in (estimate.value, estimate.low, estimate.high))
+    return value if np.isnan(estimate.low) or low == high else f"{value} [{low}, {high}]"
 
 
-def load_results(config: Config) -> list[dict[str, float | str]]:
-    """One row a finished run: agent, seed, and all that was measured."""
-    rows: list[dict[str, float | str]] = []
-    for agent in config.agents:
-        for seed in config.seeds:
-            folder = config.out / name_of(agent, seed)
-            if is_finished(folder):
-                evaluation = json.loads((folder / "evaluation.json").read_text())
-                before = {f"before/{k}": v for k, v in evaluation["before"].items()}
-                rows.append({"agent": agent, "seed": seed, **evaluation["after"], **evaluation["training"], **before})
-    return rows
+def estimate(rows: Sequence[Row], key: str) -> Estimate | None:
+    """The interquartile mean over seeds with its bootstrap interval; None where nothing was measured."""
+    values = list(values_of(rows, key).values())
+    return bootstrap([np.array(values)]) if values and np.isfinite(values).all() else None
 
 
-def interval(values: np.ndarray, draws: int = 2000) -> tuple[float, float]:
-    """A 95 % percentile-bootstrap interval of the mean over seeds."""
-    rng = np.random.default_rng(0)
-    means = rng.choice(values, (draws, len(values))).mean(1)
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(low), float(high)
-
-
-def summarise(config: Config, rows: list[dict[str, float | str]]) -> list[list[str]]:
-    """The table as cells: a line a metric, a column an agent, mean and bootstrap interval over the seeds."""
-    agents = [a for a in config.agents if any(r["agent"] == a for r in rows)]
+def metrics_table(rows: Sequence[Row], labels: Sequence[str]) -> list[list[str]]:
+    """The cells of one environment and warm start: a line a metric, a column a contender."""
     samples = next((int(k.split("@")[1]) for k in rows[0] if k.startswith("pass@")), 0)
-    lines = [["", "before", *agents]]
+    lines = [["", "before", *labels]]
     for key, label, form in (*TABLE_ROWS, *COST_ROWS):
         name = key.format(k=samples)
-        cells = [label.format(k=samples)]
-        for agent in (None, *agents):
-            column = f"before/{name}" if agent is None else name
-            chosen = rows if agent is None else [r for r in rows if r["agent"] == agent]
-            values = np.array([r[column] for r in chosen if column in r], float)
-            cells.append(cell(values, form))
+        cells = [label.format(k=samples or "k"), cell(estimate(rows, f"before/{name}"), form)]
+        cells += [cell(estimate([r for r in rows if r["label"] == contender], name), form) for contender in labels]
         if any(cells[1:]):
             lines.append(cells)
     return lines
 
 
-def cell(values: np.ndarray, form: str) -> str:
-    if len(values) == 0 or np.isnan(values).all():
-        return ""
-    if np.ptp(values) == 0 or not np.isfinite(values).all():
-        return form.format(values[0])
-    low, high = interval(values)
-    return f"{form.format(values.mean())} [{form.format(low)}, {form.format(high)}]"
+def paired_table(rows: Sequence[Row], labels: Sequence[str], reference: str, key: str = ENDPOINT) -> list[list[str]]:
+    """Every contender less the reference in the endpoint, seed by seed; Holm over the lines."""
+    base = values_of([r for r in rows if r["label"] == reference], key)
+    found = {}
+    for label in labels:
+        own = values_of([r for r in rows if r["label"] == label], key)
+        seeds = sorted(set(base) & set(own))
+        if label != reference and seeds:
+            x, y = np.array([own[s] for s in seeds]), np.array([base[s] for s in seeds])
+            found[label] = paired_difference(x, y), probability_of_improvement([x], [y])
+    adjusted = holm({label: paired.p_value for label, (paired, _) in found.items()})
+    lines = [[f"less {reference}", "difference, points", "p", "p (Holm)", "P(better)", "pairs"]]
+    for label, (paired, better) in found.items():
+        points = Estimate(*(100 * x for x in (paired.estimate.value, paired.estimate.low, paired.estimate.high)))
+        lines.append(
+            [
+                label,
+                cell(points, "{:+.1f}"),
+                f"{paired.p_value:.3f}",
+                f"{adjusted[label]:.3f}",
+                cell(better, "{:.2f}"),
+                str(paired.n),
+            ]
+        )
+    return lines
 
 
-def main() -> None:
-    arguments = sys.argv[1:]
-    flags: list[str] = []
-    if "--" in arguments:
-        at = arguments.index("--")
-        arguments, flags = arguments[:at], arguments[at + 1 :]
-    config = tyro.cli(Config, args=arguments, description=__doc__)
-    console = Console()
-    run_all(config, flags, console)
-    rows = load_results(config)
-    if not rows:
-        sys.exit("compare: no run has finished")
-    columns = list(dict.fromkeys(k for row in rows for k in row))
-    with (config.out / "results.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(rows)
-    lines = summarise(config, rows)
-    table = Table(*lines[0], title=f"{len(config.seeds)} seeds, mean [95 % bootstrap interval over seeds]")
+def markdown(lines: Sequence[Sequence[str]]) -> str:
+    body = ["| " + " | ".join(line) + " |" for line in lines]
+    body.insert(1, "| --- |" + " ---: |" * (len(lines[0]) - 1))
+    return "\n".join(body) + "\n"
+
+
+def show(lines: Sequence[Sequence[str]], title: str, console: Console) -> None:
+    table = Table(*lines[0], title=title, title_justify="left")
     for line in lines[1:]:
         table.add_row(*line)
     console.print(table)
-    markdown = ["| " + " | ".join(line) + " |" for line in lines]
-    markdown.insert(1, "| --- |" + " ---: |" * (len(lines[0]) - 1))
-    (config.out / "results.md").write_text("\n".join(markdown) + "\n")
-    console.print(f"wrote {config.out}/results.csv and results.md")
+
+
+def summarise(rows: Sequence[Row], labels: Sequence[str], reference: str, out: Path, console: Console) -> None:
+    """Tables on the screen and in `summary.md`, one pair for every environment and warm start."""
+    text = ["Interquartile means over seeds with stratified bootstrap 95 % intervals; paired differences of "]
+    text[0] += f"`{ENDPOINT}` by seed, exact sign-flip test, Holm over the lines of a table.\n"
+    for env, warm in dict.fromkeys((r["env"], r["warm"]) for r in rows):
+        here = [r for r in rows if (r["env"], r["warm"]) == (env, warm)]
+        shown = [label for label in labels if any(r["label"] == label for r in here)]
+        title = f"{env}, {warm} warm start, {len({r['seed'] for r in here})} seeds"
+        tables = [metrics_table(here, shown)]
+        if reference in shown and len(shown) > 1:
+            tables.append(paired_table(here, shown, reference))
+        text.append(f"## {title}\n")
+        for i, lines in enumerate(tables):
+            show(lines, title if i == 0 else "", console)
+            text.append(markdown(lines))
+    (out / "summary.md").write_text("\n".join(text))
+    console.print(f"wrote {out}/results.csv and summary.md; python experiments/report.py --runs {out} draws it")
+
+
+def main() -> None:
+    arguments, flags = split_flags(sys.argv[1:])
+    config = tyro.cli(Config, args=arguments, description=__doc__)
+    console = Console()
+    jobs = jobs_of(config)
+    rows = run_grid(jobs, config.out, flags, config.jobs, console)
+    labels = list(dict.fromkeys(job.contender.label for job in jobs))
+    summarise(rows, labels, config.reference, config.out, console)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -28,8 +28,10 @@ if TYPE_CHECKING:
     from distill_env.models import TrainableModel
 
 LanguageTaskName = Literal["instruct", "gsm8k", "math", "aime", "svamp", "text"]
-EnvName = Literal["sums", "categorical", "lm"]
+EnvName = Literal["sums", "coins", "categorical", "lm"]
+SMALL_TASKS = ("sums", "coins")  # with a trained teacher that ships with the project
 SB3_AGENTS: dict[str, Literal["ppo", "a2c"]] = {"ppo": "ppo", "a2c": "a2c"}
+AGENT_HELP = f"A method ({', '.join(METHODS)}), ppo or a2c from Stable-Baselines3, or package.module:Class."
 CATEGORICAL_VOCABULARY = 6
 
 
@@ -37,15 +39,13 @@ CATEGORICAL_VOCABULARY = 6
 class RunConfig:
     """Train a student with its teacher in the environment."""
 
-    agent: str = "gated"
-    """A method (sft, fkl, rkl, gkd, gated, soft, gate_only, rewrite_only, random_rewrite), ppo or a2c from
-    Stable-Baselines3, or package.module:Class."""
+    agent: Annotated[str, tyro.conf.arg(help=AGENT_HELP)] = "gated"
     env: EnvName = "sums"
-    """Sums with its shipped teacher, a categorical table, or any pair of causal language models."""
+    """Sums or coins with their shipped teachers, a categorical table, or any pair of causal language models."""
     teacher: str = ""
     """Teacher of --env lm: a folder or hub id."""
     student: str = ""
-    """Student to begin with: a folder or hub id; for sums and categorical a fresh one if empty."""
+    """Student to begin with: a folder or hub id; for the other environments a fresh one if empty."""
     task: LanguageTaskName = "instruct"
     """Task of --env lm."""
     task_path: str = ""
@@ -67,14 +67,18 @@ class RunConfig:
     """Go on with the run of this name from its last checkpoint."""
     iterations: int = 400
     """Iterations: one batch of answers and one optimiser step each."""
+    limit: float = 0.0
+    """End the training once so much of --limit-of is used, if that is before the last iteration; 0 sets no limit."""
+    limit_of: Literal["student_tokens", "teacher_positions", "teacher_tokens"] = "student_tokens"
+    """What is counted: tokens the student wrote, positions the teacher scored, or tokens the teacher wrote."""
     warm_start: float = 1 / 3
-    """Before training, sft until the validation accuracy is this share of the teacher's (sums); 0 for none."""
+    """Before training, sft until the validation accuracy is this share of the teacher's (sums, coins); 0 for none."""
     student_width: int = 16
-    """Hidden width of a fresh student of sums, a multiple of 4."""
+    """Hidden width of a fresh student of sums or coins, a multiple of 4; 24 by default for coins."""
     student_layers: int = 2
-    """Layers of a fresh student of sums."""
+    """Layers of a fresh student of sums or coins."""
     student_mlp: int = 32
-    """Width of its feed-forward layers; the default is from docs/results/student_sweep.md."""
+    """Width of its feed-forward layers; 32 is from docs/results/student_sweep.md, for coins the default is 48."""
     max_new_tokens: int | None = None
     """Horizon in tokens; the task's default if not given."""
     rewrite: Literal["sample", "nucleus", "argmax"] = "sample"
@@ -97,30 +101,50 @@ class RunConfig:
     """Iterations between validations of the student alone."""
     checkpoint_every: int = 50
     """Iterations between checkpoints."""
+    keep_checkpoints: int = 2
+    """The last checkpoints that stay on disk."""
     eval_prompts: int = 200
     """Prompts in the final evaluation, per split."""
     eval_samples: int = 8
     """Answers to each of them."""
     threads: int = 0
     """Torch threads; 0 leaves the default."""
+    track: Literal["tensorboard", "wandb", "trackio", "none"] = "tensorboard"
+    """Who is told the metrics besides metrics.csv; wandb and trackio are extras to be installed."""
+    push_to_hub: str = ""
+    """Hub repository, user/name, that the student is pushed to at the end; the token is $HF_TOKEN or the stored one."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Weights of a teacher that is a language model; the student's are float32."""
+
+    def __post_init__(self) -> None:
+        for name in ("validate_every", "checkpoint_every", "keep_checkpoints"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: {getattr(self, name)} is not at least 1")
 
 
 # what differs from the fields above, by environment
 ENV_DEFAULTS: dict[str, dict[str, Any]] = {
     "sums": {},
+    "coins": {"student_width": 24, "student_mlp": 48},
     "categorical": {"iterations": 150, "warm_start": 0.0, "eval_samples": 32},
-    "lm": {"iterations": 20, "warm_start": 0.0, "max_new_tokens": 48, "eval_prompts": 32, "eval_samples": 2},
+    "lm": {
+        "iterations": 20,
+        "warm_start": 0.0,
+        "max_new_tokens": 48,
+        "eval_prompts": 32,
+        "eval_samples": 2,
+        "checkpoint_every": 5,
+    },
 }
 OPTION_DEFAULTS: dict[str, dict[str, Any]] = {
     "sums": {"batch_size": 64, "learning_rate": 2e-3},
+    "coins": {"batch_size": 64, "learning_rate": 2e-3},
     "categorical": {"batch_size": 32, "learning_rate": 0.05},
     "lm": {"batch_size": 8, "learning_rate": 1e-4},
 }
 # 0 adapts it. Fixed on the small tasks, so that a run repeats itself: an adapted length follows a clock, and blocks of
 # another length round otherwise.
-DRAFT_LENGTH = {"sums": 6, "categorical": 6, "lm": 0}
+DRAFT_LENGTH = {"sums": 6, "coins": 6, "categorical": 6, "lm": 0}
 
 
 def default_options(agent: str, env: str) -> Any:
@@ -161,6 +185,7 @@ AnyRun = DistillRun | SB3Run | PluginRun
 RUN_CLASSES: dict[type, type[AnyRun]] = {DistillConfig: DistillRun, SB3Config: SB3Run, PluginConfig: PluginRun}
 # what a resumed run may change
 RESUMABLE = {"resume", "iterations", "validate_every", "checkpoint_every", "eval_prompts", "eval_samples", "threads"}
+RESUMABLE |= {"keep_checkpoints", "track", "push_to_hub"}
 
 
 @dataclass(frozen=True)
@@ -290,8 +315,8 @@ def make_env(config: AnyRun, split: Split, rows: int, *, purpose: Literal["train
         "reveal_teacher": not distills,
         "autoreset_mode": "SameStep" if kind is SB3Config else "NextStep" if kind is PluginConfig else "Disabled",
     }
-    if config.env == "sums":
-        arguments |= {"task": "sums", "teacher": "sums", "teacher_kwargs": {"dtype": config.dtype}}
+    if config.env in SMALL_TASKS:
+        arguments |= {"task": config.env, "teacher": config.env, "teacher_kwargs": {"dtype": config.dtype}}
     elif config.env == "categorical":
         arguments |= {
             "task": "categorical",
@@ -366,11 +391,11 @@ def make_student(config: AnyRun, env: DistillVectorEnv) -> TrainableModel:
 
         return uniform(CATEGORICAL_VOCABULARY)
     from distill_env.models.causal_lm import CausalLM
-    from distill_env.models.sums import sums_student
+    from distill_env.models.small import small_student
 
     with torch.random.fork_rng():
         torch.manual_seed(config.options.seed)
-        model = sums_student(config.student_width, config.student_layers, config.student_mlp)
+        model = small_student(config.env, config.student_width, config.student_layers, config.student_mlp)
     return CausalLM(model, eos_token_id=env.task.eos_token_id)
 
 

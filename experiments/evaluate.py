@@ -56,7 +56,11 @@ def main() -> int:
             eval_prompts=config.eval_prompts or run.eval_prompts,
             eval_samples=config.eval_samples or run.eval_samples,
         )
-        agent = agent_class(run).load(config.folder / "checkpoint")
+        from agents.checkpoint import load_checkpoint
+
+        agent, _, damaged = load_checkpoint(config.folder / "checkpoints", agent_class(run).load)
+        for reason in damaged.values():
+            console.print(f"[bold yellow]warning[/] {escape(reason)}: taking the one before", soft_wrap=True)
         if config.corpus:
             metrics = corpus_perplexities(config, run, agent, console)
         else:

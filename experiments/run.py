@@ -2,7 +2,7 @@
 
     python experiments/run.py --agent gated
 
-Everything of a run lands in runs/<name>/. Ctrl-C leaves a run that --resume goes on with.
+Everything of a run lands in runs/<name>/. Ctrl-C, SIGTERM, SIGKILL leave a run that --resume goes on with.
 """
 
 from __future__ import annotations
@@ -23,7 +23,11 @@ from rich.table import Table
 from rich.text import Text
 
 from agents.config import DistillConfig
+from agents.disk import lock, write_folder, write_text
+from experiments.alarms import Alarm, AlarmLog
+from experiments.card import model_card, push
 from experiments.config import (
+    SMALL_TASKS,
     AnyRun,
     agent_class,
     make_agent,
@@ -34,12 +38,29 @@ from experiments.config import (
     tau_of,
     to_dict,
 )
-from experiments.tracking import Tracker, cell, draw_curves, finite, progress_bar, read_metrics, table_rows, write_json
+from experiments.signals import signals_raise, signals_wait
+from experiments.tracking import (
+    Tracker,
+    cell,
+    check_track,
+    draw_curves,
+    finite,
+    progress_bar,
+    read_metrics,
+    table_rows,
+    write_json,
+)
 
 if TYPE_CHECKING:
     from agents.base import Agent, Metrics
     from distill_env.env import DistillVectorEnv
+    from distill_env.models import TrainableModel
 
+LIMITS = {
+    "student_tokens": "rollout/student_tokens",
+    "teacher_positions": "cost/teacher_positions",
+    "teacher_tokens": "cost/teacher_tokens",
+}
 EVALUATION_ROWS = 512
 EVALUATION_SEED = 1_000_003  # no training seed
 
@@ -51,9 +72,10 @@ def main(args: Sequence[str] | None = None) -> int:
         config = parse(args, description=__doc__)
         if ":" in config.agent:
             plugin(config.agent)  # before anything is made
-        run(config, console)
-    except KeyboardInterrupt:
-        return 130
+        with signals_raise():
+            run(config, console)
+    except KeyboardInterrupt as stop:
+        return getattr(stop, "exit_code", 130)
     except (ValueError, FloatingPointError, OSError) as error:
         Console(stderr=True).print(f"[red]error[/] {escape(str(error))}", soft_wrap=True, highlight=False)
         return 1
@@ -64,96 +86,202 @@ def run(config: AnyRun, console: Console) -> dict[str, Any]:
     """The whole job. Returns what is in `evaluation.json`."""
     import torch
 
+    from agents.checkpoint import checkpoints
+
     if config.threads:
         torch.set_num_threads(config.threads)
-    started = time.perf_counter()
+    check_track(config.track)
     folder = config.out / config.name
-    if not config.resume and (folder / "config.json").exists():
-        raise ValueError(f"name: {str(folder)!r} exists; --resume goes on with it, another --name starts another")
-    rows = config.rows or config.options.batch_size
-    env = make_env(config, "train", rows, purpose="train")
+    refuse_taken(config, folder)
+    env = make_env(config, "train", config.rows or config.options.batch_size, purpose="train")
     dropped = getattr(env.task, "dropped", 0)
     if dropped:
         console.print(f"{dropped:,} prompts have more than {config.max_prompt_tokens} tokens and are left out")
-    if config.resume:
-        agent = agent_class(config).load(folder / "checkpoint")
-        evaluation = json.loads((folder / "evaluation.json").read_text())
+    student = None if checkpoints(folder / "checkpoints") else make_student(config, env)
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with lock(folder / ".lock"):
+            refuse_taken(config, folder)
+            return run_alone(config, student, env, folder, console)
+    except BlockingIOError:
+        raise ValueError(
+            f"name: {str(folder)!r} is in use by another process; wait for it to end, or take another --name"
+        ) from None
+    except KeyboardInterrupt:
+        saved = checkpoints(folder / "checkpoints")
+        at = f"at the checkpoint of iteration {iteration_of(saved[0])}" if saved else "before the first checkpoint"
+        console.print(f"stopped {at}; --resume --name {config.name} {'goes on' if saved else 'starts over'}")
+        raise
+
+
+def refuse_taken(config: AnyRun, folder: Path) -> None:
+    if not config.resume and (folder / "config.json").exists():
+        raise ValueError(f"name: {str(folder)!r} exists; --resume goes on with it, another --name starts another")
+
+
+def run_alone(
+    config: AnyRun, student: TrainableModel | None, env: DistillVectorEnv, folder: Path, console: Console
+) -> dict[str, Any]:
+    """The same by the only process that writes into the folder. The last file that it writes is `evaluation.json`."""
+    started = time.perf_counter()
+    write_json(folder / "config.json", to_dict(config))
+    if student is None:
+        agent, evaluation = go_on(config, folder, console)
     else:
-        student = make_student(config, env)
-        folder.mkdir(parents=True, exist_ok=True)
-        if config.warm_start and env.task.graded and not config.student:
-            from experiments.warm_start import warm_start
-
-            student = warm_start(config, console)
-        agent = make_agent(config, student, env)
-        evaluation = {"before": evaluate_all(config, agent, console, "before training"), "seconds": 0.0}
-        write_json(folder / "config.json", to_dict(config))
-        write_json(folder / "evaluation.json", finite(evaluation))
-        agent.save(folder / "checkpoint")
-    done = getattr(agent, "iteration", 0)
-    if config.resume:
-        console.print(f"resuming {folder} after iteration {done}")
-        write_json(folder / "config.json", to_dict(config))
-
-    train(config, agent, env, folder, console)
+        if config.resume:
+            console.print(f"{folder} has no checkpoint yet: it starts over")
+        agent, evaluation = begin(config, student, env, folder, console)
+    alarms = train(config, agent, env, folder, console)
     evaluation["after"] = evaluate_all(config, agent, console, "after training")
     evaluation["training"] = summarise_training(read_metrics(folder))
     evaluation["seconds"] += time.perf_counter() - started
-    write_json(folder / "evaluation.json", finite(evaluation))
-    save_student(config, agent, env, folder)
+    save_student(config, agent, env, evaluation, folder)
     draw_curves(folder, f"{config.agent} on {config.env}, seed {config.options.seed}")
     report(config, evaluation, folder, console)
     if isinstance(config.options, DistillConfig):
         show_samples(config, agent, folder, console)
-    console.print(f"\n{folder}/: metrics.csv, curves.png, evaluation.json, student/, checkpoint/, TensorBoard events")
+    write_json(folder / "evaluation.json", finite(evaluation))
+    for line in alarms:
+        console.print(f"[bold yellow]alarm[/] {escape(line)}", highlight=False)
+    console.print(f"\n{folder}/: metrics.csv, curves.png, evaluation.json, samples.txt, student/, checkpoints/")
+    if config.push_to_hub:
+        console.print(f"pushed to {push(folder / 'student', config.push_to_hub)}")
     return evaluation
+
+
+def begin(
+    config: AnyRun, student: TrainableModel, env: DistillVectorEnv, folder: Path, console: Console
+) -> tuple[Agent, dict[str, Any]]:
+    """The agent before its first iteration, evaluated and saved, and the evaluation."""
+    from agents.checkpoint import save_checkpoint
+
+    warm_folder = None
+    if config.warm_start and env.task.graded and not config.student:
+        from experiments.warm_start import warm_start
+
+        student, warm_folder = warm_start(config, console)
+    agent = make_agent(config, student, env)
+    evaluation = {"before": evaluate_before(config, agent, warm_folder, console), "seconds": 0.0}
+    write_json(folder / "evaluation.json", finite(evaluation))
+    save_checkpoint(folder / "checkpoints", 0, agent.save, config.keep_checkpoints)
+    return agent, evaluation
+
+
+def go_on(config: AnyRun, folder: Path, console: Console) -> tuple[Agent, dict[str, Any]]:
+    """The agent of the newest checkpoint that can be read, and what was evaluated before."""
+    from agents.checkpoint import load_checkpoint, load_state, restore_random_state, set_aside, tidy
+
+    agent, path, damaged = load_checkpoint(folder / "checkpoints", agent_class(config).load)
+    for bad, reason in damaged.items():
+        set_aside(bad)
+        console.print(f"[bold yellow]warning[/] {escape(reason)}: taking the one before", soft_wrap=True)
+    tidy(folder / "checkpoints", config.keep_checkpoints)
+    console.print(f"resuming {folder} after iteration {iteration_of(path)}")
+    evaluation = json.loads((folder / "evaluation.json").read_text())
+    restore_random_state(*load_state(path, "random"))
+    return agent, evaluation
+
+
+def iteration_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removesuffix(".old"))
 
 
 # ---------------------------------------------------------------------- training
 
 
-def train(config: AnyRun, agent: Agent, env: DistillVectorEnv, folder: Path, console: Console) -> None:
-    """Learn with a live view, validations and checkpoints; Ctrl-C saves and goes on up."""
+def train(config: AnyRun, agent: Agent, env: DistillVectorEnv, folder: Path, console: Console) -> list[str]:
+    """Learn with a live view, validations, checkpoints and alarms, whose lines it returns.
+
+    An agent learns from checkpoint to checkpoint, so that one that begins every call of `learn` with fresh episodes
+    does so at the same places whether or not it was interrupted there.
+    """
+    from agents.checkpoint import checkpoints, save_checkpoint
     from agents.evaluation import answer_metrics, write_answers
 
+    root = folder / "checkpoints"
     done = getattr(agent, "iteration", 0)
-    tracker = Tracker(folder, resume_at=done)
+    tracker = Tracker(folder, done, config.track, to_dict(config))
+    log = AlarmLog(folder / "alarms.log", tracker.rows, env.max_new_tokens, gated=is_gated(config))
     validation = make_env(config, "validation", 100 if config.env != "lm" else 8, purpose="evaluate")
     prompts = validation.prompts[:: max(1, len(validation.prompts) // validation.num_envs)][: validation.num_envs]
     progress = progress_bar(console)
     bar = progress.add_task(f"{config.agent} on {config.env}", total=config.iterations, completed=done)
     live: dict[str, float] = {}
     clock, written = time.perf_counter(), env.teacher_use.tokens
+    spent = sum(row.get(LIMITS[config.limit_of], 0.0) for row in tracker.rows)
 
     def callback(iteration: int, metrics: Metrics) -> None:
-        nonlocal clock, written
+        nonlocal clock, written, spent
         # what an agent does not tell of itself
         metrics.setdefault("time/seconds", time.perf_counter() - clock)
         metrics.setdefault("cost/teacher_tokens", env.teacher_use.tokens - written)
         clock, written = time.perf_counter(), env.teacher_use.tokens
-        last = iteration >= config.iterations
+        spent += metrics.get(LIMITS[config.limit_of], 0.0)
+        broke = 0 < config.limit <= spent
+        last = iteration >= config.iterations or broke
         if iteration == 1 or iteration % config.validate_every == 0 or last:
             measured = answer_metrics(write_answers(agent, validation, prompts, EVALUATION_SEED), tau_of(config))
             wanted = ("accuracy", "correct_chains", "divergence", "entropy", "hard_share")
             metrics |= {f"validation/{k}": measured[k] for k in wanted if k in measured}
         tracker.log(iteration, metrics)
+        for alarm in log.update(iteration, tracker.rows):
+            console.print(f"[bold yellow]warning[/] iteration {iteration}: {escape(str(alarm))}", highlight=False)
+            if alarm.fatal:
+                raise FloatingPointError(f"iteration {iteration}: {alarm.seen}")
         live.update(metrics)
         progress.update(bar, completed=iteration)
-        view.update(Group(progress, live_line(live)))
-        if iteration % config.checkpoint_every == 0 or last:
-            agent.save(folder / "checkpoint")
+        ringing = [Text(f"{alarm.kind}: {alarm.seen}", style="bold yellow") for alarm in log.ringing]
+        view.update(Group(progress, live_line(live), *ringing))
+        if iteration % config.checkpoint_every == 0 or last or request.number:
+            refuse_damaged(agent, iteration)
+            save_checkpoint(root, iteration, agent.save, config.keep_checkpoints)
+        request.obey()
+        if broke:
+            raise LimitReached
 
-    with Live(progress, console=console, refresh_per_second=4, transient=False) as view:
+    with signals_wait() as request, Live(progress, console=console, refresh_per_second=4, transient=False) as view:
         try:
-            if done < config.iterations:
-                agent.learn(env, config.iterations - done, callback)
-        except KeyboardInterrupt:
-            agent.save(folder / "checkpoint")
-            at = getattr(agent, "iteration", "?")
-            console.print(f"interrupted after iteration {at}; --resume --name {config.name} goes on")
-            raise
+            while done < config.iterations and not 0 < config.limit <= spent:
+                stop = (done // config.checkpoint_every + 1) * config.checkpoint_every
+                if not hasattr(agent, "iteration"):  # it would count from 1 in every part
+                    stop = config.iterations
+                agent.learn(env, min(stop, config.iterations) - done, callback)
+                done = min(stop, config.iterations)
+            request.obey()
+        except LimitReached:
+            console.print(f"ended after iteration {getattr(agent, 'iteration', '?')}: {spent:,.0f} {config.limit_of}")
+        except FloatingPointError as error:
+            if not any(alarm.fatal for alarm in log.ringing):  # the agent itself stopped
+                log.add(getattr(agent, "iteration", done) + 1, Alarm("not a number", str(error), "", fatal=True))
+            good = checkpoints(root)[0]
+            raise FloatingPointError(
+                f"{error}; the last good checkpoint is {good}: --student {good}/agent/student begins another run there"
+            ) from None
         finally:
             tracker.close()
+    return log.lines
+
+
+def is_gated(config: AnyRun) -> bool:
+    """Whether how much the teacher writes or weighs is left to what it thinks of the student's steps."""
+    if not isinstance(config.options, DistillConfig):
+        return True
+    method = config.options.method
+    return method.writer in ("hard", "soft", "matched") or method.weighting_gate() is not None
+
+
+def refuse_damaged(agent: Any, iteration: int) -> None:
+    """No checkpoint is made of a student whose weights are not all numbers.
+
+    Raises:
+        FloatingPointError: if so.
+    """
+    if hasattr(agent, "student") and not all(bool(p.isfinite().all()) for p in agent.student.parameters()):
+        raise FloatingPointError(f"iteration {iteration}: weights of the student are not numbers")
+
+
+class LimitReached(Exception):
+    """The training has used what it may."""
 
 
 def live_line(metrics: dict[str, float]) -> Text:
@@ -200,11 +328,23 @@ def summarise_training(rows: list[dict[str, float]]) -> dict[str, float]:
         "hard_share_last": mean("rollout/hard_share", rows[-tenth:]),
         "loss_oscillation": sum(jumps) / len(jumps) if jumps else float("nan"),
         "grad_norm": mean("train/grad_norm", rows),
+        "validation_correct_chains": mean("validation/correct_chains", rows[-len(rows) // 3 :]),
         "seconds": total("time/seconds"),
     }
 
 
 # ---------------------------------------------------------------------- after training
+
+
+def evaluate_before(config: AnyRun, agent: Agent, warm_folder: Path | None, console: Console) -> dict[str, float]:
+    """Of the student that a run begins with; runs that share a warm start share this, too."""
+    if warm_folder is None:
+        return evaluate_all(config, agent, console, "before training")
+    settings = [config.eval_prompts, config.eval_samples, f"{tau_of(config):g}"]
+    path = warm_folder.with_name("-".join(map(str, [f"{warm_folder.name}-evaluation", *settings])) + ".json")
+    if not path.exists():
+        write_json(path, finite(evaluate_all(config, agent, console, "before training")))
+    return json.loads(path.read_text())
 
 
 def evaluate_all(config: AnyRun, agent: Agent, console: Console, when: str) -> dict[str, float]:
@@ -239,10 +379,8 @@ def evaluate_all(config: AnyRun, agent: Agent, console: Console, when: str) -> d
     return metrics
 
 
-def save_student(config: AnyRun, agent: Any, env: DistillVectorEnv, folder: Path) -> None:
-    """`student/`: weights and tokenizer, for `from_pretrained`."""
-    from agents.checkpoint import write_folder
-
+def save_student(config: AnyRun, agent: Any, env: DistillVectorEnv, evaluation: dict[str, Any], folder: Path) -> None:
+    """`student/`: weights and tokenizer, for `from_pretrained`, and the model card."""
     if not hasattr(agent, "student"):
         return
 
@@ -250,10 +388,11 @@ def save_student(config: AnyRun, agent: Any, env: DistillVectorEnv, folder: Path
         agent.student.save_pretrained(path)
         if config.env == "lm":
             env.task.tokenizer.save_pretrained(path)  # type: ignore[attr-defined]
-        elif config.env == "sums":
-            from distill_env.models.sums import sums_tokenizer
+        elif config.env in SMALL_TASKS:
+            from distill_env.models.small import small_tokenizer
 
-            sums_tokenizer().save_pretrained(path)
+            small_tokenizer(config.env).save_pretrained(path)
+        (path / "README.md").write_text(model_card(config, evaluation))
 
     write_folder(folder / "student", write)
 
@@ -319,7 +458,7 @@ def show_samples(config: AnyRun, agent: Any, folder: Path, console: Console) -> 
 
     env = make_env(config, "test", 3, purpose="train")
     prompts = [env.prompts[i] for i in np.linspace(0, len(env.prompts) - 1, 3).astype(int)]
-    method = config.options.method  # type: ignore[union-attr]
+    method = agent.method  # with the tau in force
     keys = episode_keys(EVALUATION_SEED, np.arange(3))
     rollout = collect(env, agent.student, prompts, keys, method.gate(), 1, method.top_k, method.top_p)
     console.print("\nthree answers with the teacher on call ([red]red[/]: hard steps that it wrote)")
@@ -328,7 +467,7 @@ def show_samples(config: AnyRun, agent: Any, folder: Path, console: Console) -> 
         coloured = colour_answer(env.task, prompt, tokens[mask].tolist(), rewritten[mask].tolist())
         console.print("  ", Text.from_ansi(coloured))
         lines.append(coloured)
-    (folder / "samples.txt").write_text("\n".join(lines) + "\n")
+    write_text(folder / "samples.txt", "\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from agents.methods import METHODS
 from agents.rollout import Rollout
 from distill_env.env import DistillVectorEnv
 from distill_env.models.causal_lm import CausalLM
-from distill_env.models.sums import sums_student
+from distill_env.models.small import small_student
 from distill_env.tasks import Split
 from distill_env.tasks.sums import EOS
 from experiments.warm_start import epochs, teacher_answers
@@ -71,7 +71,7 @@ def options(config: Config, seed: int = 0, updates: int = 0) -> DistillConfig:
 
 def student(config: Config, mlp: int, seed: int) -> CausalLM:
     torch.manual_seed(seed)
-    return CausalLM(sums_student(config.width, config.layers, mlp), eos_token_id=EOS)
+    return CausalLM(small_student("sums", config.width, config.layers, mlp), eos_token_id=EOS)
 
 
 def result(job: tuple[Config, int, int, int, list[Rollout]]) -> tuple[float, float]:

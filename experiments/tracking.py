@@ -1,38 +1,51 @@
-"""A run's folder: configuration, metrics as CSV and TensorBoard events, a picture of the curves."""
+"""A run's folder: metrics as CSV and for TensorBoard, W&B or trackio, a picture of the curves."""
 
 from __future__ import annotations
 
 import csv
+import importlib
+import importlib.util
+import io
 import json
 import math
+import os
+import secrets
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from agents.base import Metrics
+from agents.disk import write_text
+
+Track = Literal["tensorboard", "wandb", "trackio", "none"]
+PROJECT = "distill_env"  # of W&B and trackio
 
 
 class Tracker:
-    """Writes `metrics.csv` and TensorBoard events into a run's folder.
+    """Writes `metrics.csv` into a run's folder, and tells the metrics to TensorBoard, W&B or trackio.
 
     Args:
         folder: the run's.
         resume_at: iterations already done; what was logged after them is dropped.
+        track: whom to tell.
+        config: the run's configuration, told to W&B and trackio.
     """
 
-    def __init__(self, folder: Path, resume_at: int = 0) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
+    def __init__(
+        self, folder: Path, resume_at: int = 0, track: Track = "none", config: dict[str, Any] | None = None
+    ) -> None:
         self.path = folder / "metrics.csv"
-        self.rows: list[dict[str, Any]] = []
-        if resume_at:
-            self.rows = [row for row in read_metrics(folder) if row["iteration"] <= resume_at]
-        self._columns = list(self.rows[0]) if self.rows else []
+        self.rows: list[dict[str, Any]] = [row for row in read_metrics(folder) if row["iteration"] <= resume_at]
+        self._columns = list(dict.fromkeys(key for row in self.rows for key in row))
         self._rewrite()
-        self._events: Any = SummaryWriter(str(folder), purge_step=resume_at + 1 if resume_at else None)
+        self._listener: Any = None
+        if track == "tensorboard":
+            self._listener = TensorBoard(folder, resume_at)
+        elif track != "none":
+            self._listener = Service(track, folder, resume_at, config or {})
 
     def log(self, iteration: int, metrics: Metrics) -> None:
         row = {"iteration": iteration, **{key: float(value) for key, value in metrics.items()}}
@@ -43,28 +56,91 @@ class Tracker:
         else:
             with self.path.open("a", newline="") as file:
                 csv.DictWriter(file, self._columns).writerow(row)
-        for key, value in metrics.items():
-            self._events.add_scalar(key, value, iteration)
+        if self._listener is not None:
+            self._listener.log(iteration, metrics)
 
     def _rewrite(self) -> None:
-        with self.path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, self._columns)
-            writer.writeheader()
-            writer.writerows(self.rows)
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, self._columns)
+        writer.writeheader()
+        writer.writerows(self.rows)
+        write_text(self.path, text.getvalue())
 
     def close(self) -> None:
-        self._events.close()
+        if self._listener is not None:
+            self._listener.close()
+
+
+class TensorBoard:
+    """Event files in the run's folder."""
+
+    def __init__(self, folder: Path, resume_at: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer: Any = SummaryWriter(str(folder), purge_step=resume_at + 1)
+
+    def log(self, iteration: int, metrics: Metrics) -> None:
+        for key, value in metrics.items():
+            self._writer.add_scalar(key, value, iteration)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class Service:
+    """W&B or trackio, whose interfaces are one. A resumed run goes on under its name; their own environment variables
+    (WANDB_MODE, WANDB_PROJECT, TRACKIO_DIR ...) hold.
+
+    Raises:
+        ValueError: if it cannot be reached or wants a login.
+    """
+
+    def __init__(self, track: str, folder: Path, resume_at: int, config: dict[str, Any]) -> None:
+        self._module: Any = importlib.import_module(track)
+        options: dict[str, Any] = {"resume": "allow" if resume_at else "never"}
+        if track == "wandb":
+            path = folder / "wandb_id"  # a name is not unique there
+            if not (resume_at and path.exists()):
+                write_text(path, secrets.token_hex(4))
+            options |= {"id": path.read_text(), "dir": str(folder)}
+        project = os.environ.get("WANDB_PROJECT", PROJECT) if track == "wandb" else PROJECT
+        try:
+            self._module.init(project=project, name=folder.name, config=config, **options)
+        except Exception as error:  # each has a family of errors of its own
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise ValueError(
+                f"track: {track} did not start ({reason}); log in, set WANDB_MODE=offline, or take another --track"
+            ) from None
+
+    def log(self, iteration: int, metrics: Metrics) -> None:
+        self._module.log(dict(metrics), step=iteration)
+
+    def close(self) -> None:
+        self._module.finish()
+
+
+def check_track(track: Track) -> None:
+    """Whether whom the metrics should go to is there.
+
+    Raises:
+        ValueError: if the package is not installed.
+    """
+    if track in ("wandb", "trackio") and importlib.util.find_spec(track) is None:
+        raise ValueError(
+            f"track: {track!r} is not installed (pip install 'distill-env[{track}]'); accepted: tensorboard, none, "
+            "and what is installed"
+        )
 
 
 def read_metrics(folder: Path) -> list[dict[str, float]]:
-    """The rows of `metrics.csv`; empty cells are left out."""
+    """The rows of `metrics.csv`; empty cells are left out, and so is a last line that a kill cut short."""
     path = folder / "metrics.csv"
     if not path.exists():
         return []
     with path.open(newline="") as file:
-        return [
-            {k: int(v) if k == "iteration" else float(v) for k, v in row.items() if v} for row in csv.DictReader(file)
-        ]
+        text = file.read()
+    lines = text[: text.rfind("\n") + 1].splitlines()
+    return [{k: int(v) if k == "iteration" else float(v) for k, v in row.items() if v} for row in csv.DictReader(lines)]
 
 
 def draw_curves(folder: Path, title: str) -> None:
@@ -101,7 +177,9 @@ def draw_curves(folder: Path, title: str) -> None:
         if second is not None:
             axis.legend(fontsize=8, frameon=False)
     figure.suptitle(title, fontsize=11)
-    figure.savefig(folder / "curves.png", dpi=130)
+    aside = folder / "curves.png.new"
+    figure.savefig(aside, dpi=130, format="png")
+    aside.replace(folder / "curves.png")
     plt.close(figure)
 
 
@@ -118,10 +196,8 @@ def progress_bar(console: Console) -> Progress:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write aside, then rename: a reader finds the old file or the new one."""
-    aside = path.with_suffix(".tmp")
-    aside.write_text(json.dumps(value, indent=1))
-    aside.replace(path)
+    """A reader finds the old file or the new one."""
+    write_text(path, json.dumps(value, indent=1))
 
 
 def finite(value: Any) -> Any:

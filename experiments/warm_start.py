@@ -6,6 +6,8 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ from rich.console import Console
 from rich.progress import track
 
 from agents.config import DistillConfig
+from agents.disk import lock
 from agents.distill import DistillAgent, PromptStream
 from agents.evaluation import answer_metrics, write_answers
 from agents.methods import METHODS
@@ -21,6 +24,7 @@ from experiments.config import AnyRun, DistillRun, make_env, make_student
 from experiments.tracking import progress_bar
 
 DATA_SET = 100  # batches of the teacher's answers that a warm start learns from, over and over
+DATA_SEED = 0  # of the data set, which all warm starts of an environment have in common
 VALIDATE_EVERY = 50  # updates
 GIVE_UP_AFTER = 20_000  # updates
 
@@ -46,9 +50,19 @@ def epochs(agent: DistillAgent, data: Sequence[Rollout]) -> Iterator[int]:
             yield agent.iteration
 
 
-def warm_start(config: AnyRun, console: Console) -> Any:
-    """A student after supervised fine-tuning that stops, by rule, at the first validation at which its correct chains
-    reach `warm_start` times the teacher's. Runs of one seed, student and share have it in common, kept on disk.
+@lru_cache(maxsize=4)
+def data_set(config: DistillRun, batches: int) -> tuple[list[Rollout], float]:
+    """What a warm start learns from, and the teacher's own correct chains in validation."""
+    env = make_env(config, "train", config.options.batch_size, purpose="train")
+    validation = make_env(config, "validation", 300, purpose="evaluate")
+    written = write_answers(None, validation, validation.prompts, 0, teacher_writes=True)
+    data = teacher_answers(DistillAgent(make_student(config, env), config.options), env, batches)
+    return data, answer_metrics(written, 1.0)["correct_chains"]
+
+
+def warm_start(config: AnyRun, console: Console) -> tuple[Any, Path]:
+    """A student after supervised fine-tuning that ends, by rule, at the first validation at which its correct chains
+    reach `warm_start` times the teacher's, and the folder that keeps it for all runs of that seed, student and share.
 
     Raises:
         ValueError: if that share is not reached.
@@ -59,20 +73,27 @@ def warm_start(config: AnyRun, console: Console) -> Any:
         method=METHODS["sft"], batch_size=64, learning_rate=1e-2, warmup_iterations=100, seed=config.options.seed
     )
     shape = [config.env, config.student_width, config.student_layers, config.student_mlp, config.max_new_tokens]
-    key = json.dumps([*shape, config.warm_start, DATA_SET, dataclasses.asdict(options)])
+    how = [options.batch_size, options.learning_rate, options.warmup_iterations, options.seed]
+    key = json.dumps([*shape, config.warm_start, DATA_SET, DATA_SEED, *how])
     folder = config.out / "warm_start" / hashlib.sha256(key.encode()).hexdigest()[:12]
-    if (folder / "student").exists():
-        return build_model(folder / "student")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with lock(folder.with_suffix(".lock"), wait=True):  # runs that need the same one wait for the first
+        if not (folder / "student").exists():
+            _fine_tune(config, options, console).save(folder)
+    return build_model(folder / "student"), folder
 
-    shared = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name != "options"}
-    sft = DistillRun(**{**shared, "agent": "sft", "options": options})
-    env = make_env(sft, "train", options.batch_size, purpose="train")
+
+def _fine_tune(config: AnyRun, options: DistillConfig, console: Console) -> DistillAgent:
+    writer = dataclasses.replace(options, seed=DATA_SEED)
+    sft = DistillRun(
+        agent="sft", env=config.env, max_new_tokens=config.max_new_tokens, dtype=config.dtype, options=writer
+    )
+    with console.status("the teacher writes a data set"):
+        data, teacher = data_set(sft, DATA_SET)
     validation = make_env(sft, "validation", 300, purpose="evaluate")
     prompts = validation.prompts
-    teacher = answer_metrics(write_answers(None, validation, prompts, 0, teacher_writes=True), 1.0)["correct_chains"]
     target = config.warm_start * teacher
-    agent = DistillAgent(make_student(sft, env), options)
-    data = teacher_answers(agent, env, DATA_SET, console)
+    agent = DistillAgent(make_student(config, validation), options)
     reached = 0.0
     with progress_bar(console) as progress:
         bar = progress.add_task("warm start", total=None)
@@ -91,5 +112,4 @@ def warm_start(config: AnyRun, console: Console) -> Any:
         f"warm start: {agent.iteration:,} updates on {DATA_SET * options.batch_size:,} answers of the teacher, "
         f"{reached:.1%} correct chains in validation"
     )
-    agent.save(folder)
-    return agent.student
+    return agent

@@ -50,9 +50,9 @@ class Interrupted(Frequencies):
 
     def learn(self, env: Any, iterations: int, callback: Any = None) -> Interrupted:
         def interrupt(iteration: int, metrics: Any) -> None:
-            callback(iteration, metrics)
             if iteration == 3:
                 signal.raise_signal(signal.SIGINT)
+            callback(iteration, metrics)
 
         super().learn(env, iterations, interrupt)
         return self

@@ -42,12 +42,21 @@ def perturbed(model: TabularModel, scale: float, seed: int = 0) -> TabularModel:
     return TabularModel(model.next_state, model.table.detach() + scale * noise, model.eos_token_id)
 
 
-def naive_read(gate: Gate, raw: Sequence[float], starts: Sequence[bool]) -> float:
-    """The score of the last of these states as a gate reads it: clipped, smoothed, over the step; no carry."""
-    values: list[float] = []
-    for score in raw:
-        score = min(score, gate.clip)
-        values.append(gate.smoothing * values[-1] + (1 - gate.smoothing) * score if values else score)
+def naive_read(gate: Gate, raw: Sequence[float], starts: Sequence[bool], rewritten: Sequence[bool] = ()) -> float:
+    """The score of the last of these states as a gate reads it: clipped, smoothed or set against the average before,
+    over the step or since the last of the states before it that were rewritten; no carry."""
+    clipped = [min(score, gate.clip) for score in raw]
+    averages: list[float] = []
+    for i, score in enumerate(clipped):
+        if gate.smoothing:
+            averages.append(gate.smoothing * averages[-1] + (1 - gate.smoothing) * score if averages else score)
+        else:
+            averages.append(sum(clipped[: i + 1]) / (i + 1))
+    values = averages if gate.smoothing else clipped
+    if gate.relative:
+        values = [0.0, *(score / average for score, average in zip(clipped[1:], averages, strict=False))]
+    if gate.since_rewrite:
+        return sum(values[max((i + 1 for i, flag in enumerate(rewritten) if flag), default=0) :])
     step = values[max(i for i, start in enumerate(starts) if start) :]
     return {"none": step[-1], "mean": sum(step) / len(step), "max": max(step), "sum": sum(step)}[gate.over_step]
 
@@ -99,15 +108,24 @@ def gated_law(
     eos = teacher.eos_token_id
     law: dict[Answer, float] = {}
 
-    def rewrite_probability(raw: list[float], starts: list[bool]) -> float:
+    def rewrite_probability(raw: list[float], starts: list[bool], decided: list[bool]) -> float:
         if gate.score == "uniform":
             return 1 - gate.threshold if 0 <= gate.threshold <= 1 else float(gate.always)
-        score = naive_read(gate, raw, starts)
+        if gate.lasting and any(decided):
+            return 1.0
+        score = naive_read(gate, raw, starts, decided)
         if gate.alpha is None:
             return float(score >= gate.threshold)
         return 1 - 1 / (1 + math.exp(-gate.alpha * (gate.threshold - score)))
 
-    def go_on(p: float, tokens: tuple[int, ...], flags: tuple[bool, ...], raw: list[float], starts: list[bool]) -> None:
+    def go_on(
+        p: float,
+        tokens: tuple[int, ...],
+        flags: tuple[bool, ...],
+        raw: list[float],  # of the states that the gate looked at, as are the next two
+        starts: list[bool],
+        decided: list[bool],
+    ) -> None:
         if p == 0:
             return
         if len(tokens) == horizon or tokens[-1:] == (eos,):
@@ -116,20 +134,20 @@ def gated_law(
         log_q, log_p = at(student, (*prompt, *tokens)), at(teacher, (*prompt, *tokens))
         written = draw(log_p.exp())
 
-        def rewrite(p: float, raw: list[float], starts: list[bool]) -> None:
+        def rewrite(p: float, raw: list[float], starts: list[bool], decided: list[bool]) -> None:
             for token, mass in enumerate(written.tolist()):
-                go_on(p * mass, (*tokens, token), (*flags, True), raw, starts)
+                go_on(p * mass, (*tokens, token), (*flags, True), raw, starts, decided)
 
         if span == "step" and flags[-1:] == (True,) and tokens[-1] not in step_ends:
-            return rewrite(p, raw, starts)
+            return rewrite(p, raw, starts, decided)
         new = not tokens or tokens[-1] in step_ends
         for token, q in enumerate(log_q.exp().tolist()):  # the rank looks at the drafted token
             seen = [*raw, 0.0 if gate.score == "uniform" else naive_score(gate, log_q, log_p, token)]
-            r = rewrite_probability(seen, [*starts, new])
-            go_on(p * q * (1 - r), (*tokens, token), (*flags, False), seen, [*starts, new])
-            rewrite(p * q * r, seen, [*starts, new])
+            r = rewrite_probability(seen, [*starts, new], decided)
+            go_on(p * q * (1 - r), (*tokens, token), (*flags, False), seen, [*starts, new], [*decided, False])
+            rewrite(p * q * r, seen, [*starts, new], [*decided, True])
 
-    go_on(1.0, (), (), [], [])
+    go_on(1.0, (), (), [], [], [])
     return law
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from distill_env.models.causal_lm import CausalLM
-from distill_env.models.sums import sums_llama, sums_student
+from distill_env.models.small import small_student, small_teacher
 
 V, CONTEXT, EOS = 40, 48, 1
 SIZES: dict[str, dict[str, Any]] = {
@@ -350,7 +350,7 @@ def test_the_student_of_sums_knows_no_positions() -> None:
     shape, with rotary positions, does."""
     prompts = [[7, 10, 2, 10, 9, 11], [2, 10, 10, 9, 7, 11]]
     torch.manual_seed(0)
-    without = CausalLM(sums_student(16, 1, 24).double()).start(prompts)
-    rotary = CausalLM(sums_llama(16, 1).double()).start(prompts)
+    without = CausalLM(small_student("sums", 16, 1, 24).double()).start(prompts)
+    rotary = CausalLM(small_teacher("sums", 16, 1).double()).start(prompts)
     torch.testing.assert_close(without[0], without[1], rtol=0, atol=1e-12)
     assert float((rotary[0] - rotary[1]).abs().max()) > 1e-6

@@ -2,31 +2,41 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import io
+import itertools
 import os
+import random
 import resource
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tables import perturbed
 
 from agents.checkpoint import (
-    existing_folder,
+    checkpoints,
+    load_checkpoint,
     load_state,
     optimizer_tensors,
+    random_state,
     restore_optimizer,
+    restore_random_state,
+    save_checkpoint,
     save_state,
-    write_folder,
+    set_aside,
 )
 from agents.config import DistillConfig, SB3Config
+from agents.disk import existing_folder, write_folder, write_text
 from agents.distill import DistillAgent
 from agents.sb3 import SB3Agent
 from distill_env.env import DistillVectorEnv
 from distill_env.models.causal_lm import CausalLM
-from distill_env.models.sums import sums_llama
+from distill_env.models.small import small_teacher
 from distill_env.models.tabular import OneModeModel, TabularModel, markov, one_mode
 
 
@@ -110,6 +120,113 @@ def test_a_whole_state_can_be_read_at_any_moment(
     write_folder(path, writer("newer"))
     assert contents(path) == {"newer"}
     assert list(tmp_path.iterdir()) == [path]
+
+
+class Faults:
+    """The process dies at its k-th call to the system: that one and all that would follow raise."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, die_at: int) -> None:
+        self.calls, self.die_at = 0, die_at
+        for module, name in [(os, n) for n in ("mkdir", "open", "fsync", "replace", "unlink", "rmdir")] + [
+            (io, "open")
+        ]:
+            monkeypatch.setattr(module, name, self.counted(getattr(module, name)))
+
+    def counted(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        def counting(*args: Any, **kwargs: Any) -> Any:
+            if self.calls >= self.die_at:
+                raise Killed
+            self.calls += 1
+            return call(*args, **kwargs)
+
+        return counting
+
+
+def state_writer(text: str) -> Callable[[Path], None]:
+    def write(folder: Path) -> None:
+        folder.mkdir()
+        writer(text)(folder)
+
+    return write
+
+
+def read_both(folder: Path) -> str:
+    a, b = ((folder / name).read_text() for name in ("a", "b"))
+    assert a == b
+    return a
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+@pytest.mark.parametrize("iteration", [2, 4], ids=["over the last", "a new one"])
+def test_killed_at_any_call_a_checkpoint_remains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: int, iteration: int
+) -> None:
+    """The one from before or the new one, whole; and the next attempt leaves just those that should stay."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)  # many, and nothing here is about power cuts
+    for die_at in itertools.count():
+        root = tmp_path / str(die_at)
+        for i in (0, 2):
+            save_checkpoint(root, i, state_writer(f"old {i}"), keep)
+        with monkeypatch.context() as patch:
+            faults = Faults(patch, die_at)
+            with contextlib.suppress(Killed):
+                save_checkpoint(root, iteration, state_writer("new"), keep)
+        read, path, damaged = load_checkpoint(root, read_both)
+        assert read in ("old 2", "new")
+        assert int(path.name.removesuffix(".old")) == (iteration if read == "new" else 2)
+        assert damaged == {}
+        save_checkpoint(root, iteration, state_writer("new"), keep)
+        save_checkpoint(root, 6, state_writer("newer"), keep)
+        assert [p.name for p in checkpoints(root)] == ["000006", f"{iteration:06d}"][:keep]
+        assert load_checkpoint(root, read_both)[0] == "newer"
+        if faults.calls < die_at:
+            break
+    assert die_at > 20
+
+
+def test_killed_at_any_call_a_file_is_the_old_or_the_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    for die_at in itertools.count():
+        write_text(path, "old")
+        with monkeypatch.context() as patch:
+            faults = Faults(patch, die_at)
+            with contextlib.suppress(Killed):
+                write_text(path, "new")
+        assert path.read_text() in ("old", "new")
+        if faults.calls < die_at:
+            break
+    assert path.read_text() == "new"
+    assert die_at > 3
+
+
+def test_a_damaged_checkpoint_is_skipped_and_set_aside(tmp_path: Path) -> None:
+    for i in (1, 2, 3):
+        save_checkpoint(tmp_path, i, state_writer(str(i)), 3)
+    (tmp_path / "000003/random.json").write_text("{")
+    (tmp_path / "000002/agent/b").unlink()
+    read, path, damaged = load_checkpoint(tmp_path, read_both)
+    assert (read, path.name) == ("1", "000001")
+    assert [p.name for p in damaged] == ["000003", "000002"]
+    assert all(reason.startswith("checkpoint: ") and "\n" not in reason for reason in damaged.values())
+    for bad in damaged:
+        set_aside(bad)
+    assert load_checkpoint(tmp_path, read_both)[2] == {}
+    save_checkpoint(tmp_path, 2, state_writer("again"), 2)
+    assert [p.name for p in checkpoints(tmp_path)] == ["000002", "000001"]
+    with pytest.raises(ValueError, match="holds none"):
+        load_checkpoint(tmp_path / "nothing", read_both)
+
+
+def test_the_global_generators_go_on_where_they_were(tmp_path: Path) -> None:
+    def draw() -> tuple[Any, ...]:
+        return (*torch.randn(3).tolist(), *np.random.normal(size=3), random.gauss(0, 1))  # noqa: NPY002
+
+    draw()  # numpy and Python draw Gaussians in pairs: the second of one is part of the state
+    save_state(tmp_path, "random", *random_state())
+    drawn = draw()
+    assert draw() != drawn
+    restore_random_state(*load_state(tmp_path, "random"))
+    assert draw() == drawn
 
 
 def test_what_is_no_folder_is_said(tmp_path: Path) -> None:
@@ -255,7 +372,7 @@ def test_a_table_survives_the_disk(tmp_path: Path, model: TabularModel) -> None:
 def test_a_student_cut_to_the_shared_ids_comes_back_cut(kind: str, tmp_path: Path) -> None:
     """Its folder holds all rows of the head; which of them exist, and which one ends, are the agent's to remember."""
     torch.manual_seed(0)
-    student = CausalLM(sums_llama(8, 1), vocab_size=12, eos_token_id=11)
+    student = CausalLM(small_teacher("sums", 8, 1), vocab_size=12, eos_token_id=11)
     agent = DistillAgent(student, DistillConfig()) if kind == "distill" else SB3Agent(student, SB3Config())
     agent.save(tmp_path / "checkpoint")
     back = type(agent).load(tmp_path / "checkpoint").student
@@ -264,7 +381,7 @@ def test_a_student_cut_to_the_shared_ids_comes_back_cut(kind: str, tmp_path: Pat
 
 
 def test_a_damaged_student_of_ppo_is_one_line_too(tmp_path: Path) -> None:
-    agent = SB3Agent(CausalLM(sums_llama(8, 1), eos_token_id=13), SB3Config())
+    agent = SB3Agent(CausalLM(small_teacher("sums", 8, 1), eos_token_id=13), SB3Config())
     agent.save(tmp_path / "checkpoint")
     (tmp_path / "checkpoint/student/model.safetensors").unlink()
     with pytest.raises(ValueError, match=r"^checkpoint: .* is damaged") as error:

@@ -17,7 +17,7 @@ from tables import NO_PROMPT, Answer, argmax, at, gated_law, perturbed, rollout_
 from torch import Tensor
 
 from agents.config import DistillConfig
-from agents.distill import DistillAgent
+from agents.distill import DistillAgent, PromptStream
 from agents.methods import METHODS, Method, method
 from agents.rollout import Rollout, collect
 from distill_env.divergence import forward_kl, reverse_kl
@@ -181,6 +181,75 @@ def test_the_baseline_leaves_the_expectation(row: Method) -> None:
     assert changed > 0.5  # the baseline is at work
 
 
+# ---------------------------------------------------------------------- MiniLLM
+
+MIXED = replace(METHODS["minillm"], rate=0.3)
+
+
+def test_importance_weights_make_the_token_at_hand_the_students() -> None:
+    """In expectation over the mixture's answers the weighted gradient is that of the cost whose states and
+    continuations are the mixture's and whose token at hand is drawn from the student: one sum over own tokens for each
+    state. Unweighted it is not, and neither is that of the sequence-level reverse KL: the paper's approximation."""
+    student = fresh_student()
+    row = replace(MIXED, mean_to_go=False)
+    law = law_of(row, student)
+    assert {flag for _, flags in law for flag in flags} == {True, False}
+
+    def mixed(history: tuple[int, ...]) -> Tensor:
+        return 0.3 * at(TEACHER, history).exp().detach() + 0.7 * at(student, history).exp().detach()
+
+    def ended(history: tuple[int, ...]) -> bool:
+        return len(history) == HORIZON or history[-1:] == (TEACHER.eos_token_id,)
+
+    def to_come(history: tuple[int, ...]) -> float:
+        """E under the mixture of the sum of log q - log p from here on."""
+        if ended(history):
+            return 0.0
+        gap = (at(student, history) - at(TEACHER, history)).detach()
+        return sum(float(m * (gap[a] + to_come((*history, a)))) for a, m in enumerate(mixed(history)))
+
+    def from_here(history: tuple[int, ...]) -> Tensor:
+        if ended(history):
+            return torch.zeros((), dtype=torch.float64)
+        log_q = at(student, history)
+        future = torch.tensor([to_come((*history, a)) for a in range(V)], dtype=torch.float64)
+        here = reverse_kl(log_q, at(TEACHER, history).detach()) + (log_q.exp() * future).sum()
+        return here + sum(m * from_here((*history, a)) for a, m in enumerate(mixed(history)))
+
+    expected = slope(from_here(()), student)
+    assert_same(expected_gradient(row, student, law), expected)
+    assert float((expected_gradient(replace(row, importance=False), student, law) - expected).abs().max()) > 0.01
+    sequence = slope(sequence_cost(law_of(method("rkl"), student), student), student)
+    assert float((expected - sequence).abs().max()) > 0.01
+
+
+def test_minillm_is_the_papers_formula() -> None:
+    """Along any answer: sum_t w_t (grad KL(q_t || p_t) - R_{t+1} grad log q(y_t)), w_t = q / (a p + (1 - a) q) and R
+    the mean of log p - log q over the tokens that follow, whoever wrote them."""
+    student = fresh_student()
+    for tokens in [(0, 1, 2), (1, 0, 0), (0, 2), (2,)]:
+        log_q = torch.stack([at(student, tokens[:t]) for t in range(len(tokens))])
+        log_p = torch.stack([at(TEACHER, tokens[:t]) for t in range(len(tokens))]).detach()
+        own_q, own_p = (x[range(len(tokens)), list(tokens)] for x in (log_q, log_p))
+        q, p = own_q.detach().exp(), own_p.exp()
+        loss = torch.zeros((), dtype=torch.float64)
+        for t in range(len(tokens)):
+            weight = q[t] / (0.3 * p[t] + 0.7 * q[t])
+            to_come = (own_p - own_q.detach())[t + 1 :].mean() if t + 1 < len(tokens) else 0.0
+            loss = loss + weight * (reverse_kl(log_q[t], log_p[t]) - to_come * own_q[t])
+        expected = slope(loss, student)
+        for flags in ((False,) * len(tokens), (True,) * len(tokens)):
+            assert_same(expected_gradient(MIXED, student, {(tokens, flags): 1.0}, rewrite_cost=5.0), expected)
+
+
+@pytest.mark.parametrize("change", [{"rewrite": "argmax"}, {"rewrite_span": "step"}, {"task_reward": 1.0}])
+def test_importance_weights_need_the_mixture(change: dict[str, Any]) -> None:
+    agent, _ = start("minillm")
+    with pytest.raises(ValueError, match="importance: with rewrite, rewrite_span, task_reward = ") as error:
+        agent.learn(make_env(markov(5, seed=1), 8, horizon=6, **change), 1)
+    assert "\n" not in str(error.value)
+
+
 # ---------------------------------------------------------------------- limits of the methods
 
 
@@ -248,6 +317,88 @@ def test_who_wrote_is_what_the_hard_gate_said(over_step: Any, smoothing: float) 
     assert_same_iteration(row, replace(row, weighting="hard"))
 
 
+@pytest.mark.parametrize("memory", [("since_rewrite",), ("lasting",), ("relative",), ("since_rewrite", "lasting")])
+def test_so_it_is_with_gates_that_remember_decisions(memory: tuple[str, ...]) -> None:
+    row = Method(tau=1.2, **dict.fromkeys(memory, True))  # type: ignore[arg-type]
+    teacher = markov(6, seed=1)
+    student = perturbed(teacher, 1.5)
+    assert_same_iteration(row, replace(row, weighting="hard"), student)
+    rollout, _ = iteration(row, student, teacher)
+    assert set(rollout.rewritten[rollout.mask].tolist()) == {True, False}
+
+
+def test_skd_replaces_what_the_teacher_ranks_low() -> None:
+    """Every own token is among the teacher's first K; where the student drew another the teacher wrote."""
+    rollout, _ = iteration(replace(METHODS["skd"], tau=2.0), perturbed(markov(6, seed=1), 1.0), markov(6, seed=1))
+    assert rollout.teacher is not None
+    tokens, own = rollout.tokens[rollout.mask], ~rollout.rewritten[rollout.mask]
+    rank = (rollout.teacher > rollout.teacher.gather(1, tokens[:, None])).sum(1)
+    assert bool((rank[own] < 2).all())
+    assert bool((rank[~own] >= 2).any())
+    assert bool((rollout.score[rollout.mask][~own] >= 2).all())
+
+
+def test_dagger_anneals_the_teachers_share() -> None:
+    """From all steps to none, linearly; each share within four standard errors."""
+    seen: list[dict[str, float]] = []
+    row = replace(METHODS["dagger"], anneal_iterations=4)
+    agent = DistillAgent(uniform(5), DistillConfig(row, batch_size=500))
+    agent.learn(make_env(markov(5, seed=1), 500, horizon=6), 6, lambda _, metrics: seen.append(metrics))
+    for metrics, share in zip(seen, [1, 0.75, 0.5, 0.25, 0, 0], strict=True):
+        errors = 4 * math.sqrt(share * (1 - share) / metrics["rollout/tokens"])
+        assert metrics["rollout/rewritten_share"] == pytest.approx(share, abs=errors + 1e-12)
+
+
+def test_negative_advantage_is_noise_at_hard_steps() -> None:
+    """In expectation over the student's answers it moves nothing; on each answer it pushes own tokens down, where the
+    gate is hard and only there."""
+    student = fresh_student()
+    row = replace(METHODS["negative"], tau=0.4)
+    law = law_of(row, student)
+    assert_same(expected_gradient(row, student, law), torch.zeros_like(student.table))
+    moved = 0
+    for answer in law:
+        gradient = expected_gradient(row, student, {answer: 1.0})
+        expected = torch.zeros_like(gradient)
+        for t, token in enumerate(answer[0]):
+            history = answer[0][:t]
+            q = at(student, history).detach().exp()
+            if float(reverse_kl(q.log(), at(TEACHER, history).detach())) >= 0.4:
+                expected[student.walk(history)] += torch.nn.functional.one_hot(torch.tensor(token), V) - q
+                moved += 1
+        assert_same(gradient, expected)
+    assert moved
+
+
+BUDGETS = {
+    "tokens": METHODS["budget"],
+    "cumulative": replace(METHODS["cumulative"], budget=0.2),
+    "step mean": replace(METHODS["step_mean"], budget=0.2),
+    "rank": replace(METHODS["skd"], budget=0.1, tau=1.0),
+    "hand-over": replace(METHODS["adaswitch"], budget=0.3),
+    "soft writer": Method(writer="soft", budget=0.2),
+    "no writer": replace(METHODS["eopd"], budget=0.2),
+}
+
+
+@pytest.mark.parametrize("row", BUDGETS.values(), ids=BUDGETS)
+def test_the_share_follows_the_budget(row: Method) -> None:
+    """Whatever the gate reads, tau goes where the budgeted share of steps is hard on average, and follows the student
+    as it learns: over the last 40 of 60 iterations the mean error is within 0.02, though a table has few states and
+    scores of one state are all alike. What is reported is what was."""
+    teacher, seen = markov(5, seed=1), []
+    config = DistillConfig(row, batch_size=200, learning_rate=0.01, warmup_iterations=0, draft_length=3)
+    agent = DistillAgent(perturbed(teacher, 2.0), config)
+    agent.learn(make_env(teacher, 200, horizon=6), 60, lambda _, metrics: seen.append(metrics))
+    assert seen[0]["rollout/tau"] == row.tau
+    assert agent.method.tau != seen[-1]["rollout/tau"]
+    share = "rollout/rewritten_share" if row.writer != "never" else "train/reverse_weight"
+    for m in seen:
+        hard = m[share] if row.writer != "never" else 1 - m[share]
+        assert m["rollout/budget_error"] == pytest.approx(hard - row.budget, abs=1e-12)
+    assert abs(np.mean([m["rollout/budget_error"] for m in seen[-40:]])) < 0.02
+
+
 # ---------------------------------------------------------------------- the certificate
 
 CERTIFICATE_GATES = [GATE, Gate(threshold=0.4, over_step="mean"), Gate(threshold=0.4, smoothing=0.5)]
@@ -283,6 +434,29 @@ def test_certificate(gate: Gate) -> None:
     divergence, bound, easy = certificate(gated_law(student, TEACHER, gate, HORIZON, draw=argmax), student)
     assert divergence > bound + 0.1
     assert divergence > gate.threshold * easy
+
+
+@pytest.mark.parametrize("budget", [0.5, 0.9])
+@pytest.mark.parametrize("span", ["token", "step"])
+def test_a_cumulative_gate_bounds_every_stretch(span: str, budget: float) -> None:
+    """In any answer the D_t of the easy steps between two rewrites add up to less than the budget, so KL(mu || p_T) is
+    below the budget times the expected number of stretches, the rewrites and one more."""
+    student = fresh_student()
+    law = gated_law(student, TEACHER, Gate(threshold=budget, since_rewrite=True), HORIZON, span=span)
+    divergence, bound, _ = certificate(law, student)
+    assert divergence == pytest.approx(bound, abs=1e-12)
+    stretches, largest = 0.0, 0.0
+    for (tokens, flags), probability in law.items():
+        stretches += probability * (1 + sum(flags))
+        total = 0.0
+        for t, by_teacher in enumerate(flags):
+            d = float(reverse_kl(at(student, tokens[:t]), at(TEACHER, tokens[:t])).detach())
+            total = 0.0 if by_teacher else total + d
+            largest = max(largest, total)
+            assert total < budget
+    assert divergence < budget * stretches
+    assert {flag for _, flags in law for flag in flags} == {True, False}
+    assert largest > budget / 2
 
 
 @pytest.mark.parametrize("span", ["token", "step"])
@@ -364,16 +538,38 @@ def train(
     return student, teacher, horizon
 
 
-@pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("name", METHODS)
+LEARNING = [(name, seed) for name in METHODS for seed in range(3 if name in ("fkl", "rkl", "gated") else 1)]
+
+
+def test_a_cooled_gate_is_the_gate_at_first_and_the_reverse_kl_in_the_end() -> None:
+    """One step from the same student on the same answers: equal to `gated`, to `rewrite_only`, and between the two."""
+    stepped = {}
+    for name, iteration in (("gated", 0), ("cooled", 0), ("cooled", 100), ("cooled", 200), ("rewrite_only", 0)):
+        agent, env = start(name)
+        rollout = agent.rollout(env, PromptStream(env.prompts, 3))
+        assert bool(rollout.rewritten.any())
+        agent.iteration = iteration
+        agent.backward(rollout)
+        (table,) = agent.student.parameters()
+        assert table.grad is not None
+        stepped[name, iteration] = table.grad.clone()
+    gated, reverse = stepped["gated", 0], stepped["rewrite_only", 0]
+    assert not torch.equal(gated, reverse)
+    torch.testing.assert_close(stepped["cooled", 0], gated)
+    torch.testing.assert_close(stepped["cooled", 200], reverse)
+    torch.testing.assert_close(stepped["cooled", 100], (gated + reverse) / 2)
+
+
+@pytest.mark.parametrize(("name", "seed"), LEARNING)
 def test_every_method_learns(name: str, seed: int) -> None:
     """The teacher is among the student's possibilities, so every method's optimum is the teacher wherever it goes.
 
     In closed form the gradient vanishes there and D falls below 1e-4 (of 0.5 and more at the start). Tokens alone
-    (`sft`) leave the noise of a few hundred draws a state.
+    (`sft`) leave the noise of a few hundred draws a state, and the control (`negative`) is nothing but noise.
     """
     student, teacher, horizon = train(method(name), seed, iterations=100, batch_size=48)
-    assert worst(student, teacher, horizon) < (0.05 if name == "sft" else 3e-4)
+    assert worst(student, teacher, horizon) < {"sft": 0.05, "negative": 2.0}.get(name, 3e-4)
+    assert name != "negative" or worst(student, teacher, horizon) > 0.1
 
 
 @pytest.mark.parametrize("gamma", [0.0, 1.0])
@@ -413,7 +609,7 @@ def test_a_seed_determines_the_run(name: str) -> None:
     assert not one.student.log_table().equal(other.student.log_table())
 
 
-@pytest.mark.parametrize("name", ["gated", "random_rewrite"])
+@pytest.mark.parametrize("name", ["gated", "random_rewrite", "budget", "dagger", "minillm"])
 def test_a_resumed_run_equals_the_uninterrupted_one(name: str, tmp_path: Path) -> None:
     """Saved after any iteration and loaded elsewhere, the run goes on bit by bit as if nothing had been."""
     whole, env = start(name)
@@ -449,6 +645,9 @@ SPLIT_METHODS = {
     "top-p": Method(top_p=0.8, top_k=3),
     "sampled": Method(estimator="sampled", gamma=0.5),
     "likelihood": Method(writer="always", loss="nll"),
+    "minillm": METHODS["minillm"],
+    "adaswitch": replace(METHODS["adaswitch"], loss="weighted", weighting="hard", tau=1.0),
+    "cumulative": Method(since_rewrite=True, weighting="hard"),
 }
 
 
@@ -532,6 +731,19 @@ def test_what_is_not_a_number_stops_the_run_and_changes_nothing(name: str, whose
         ({"top_k": -1}, "top_k, top_p: -1"),
         ({"top_p": 0.0}, "top_k, top_p: 0, 0"),
         ({"score": "rank", "top_k": 4}, "score: a rank cannot be read off a truncated distribution"),
+        ({"loss": "todi", "top_k": 4}, "loss: 'todi' weighs every token of the vocabulary"),
+        ({"loss": "akl", "top_p": 0.9}, "loss: 'akl' weighs every token of the vocabulary"),
+        ({"loss": "negative"}, "writer: 'hard' with loss negative"),
+        ({"weighting": "soft", "lasting": True}, "weighting: soft does not go with since_rewrite and lasting"),
+        ({"over_step": "max", "since_rewrite": True}, "over_step: 'max' does not go with since_rewrite"),
+        ({"budget": 1.0}, r"budget: 1\.0 with writer 'hard'"),
+        ({"budget": 0.1, "writer": "random"}, r"budget: 0\.1 with writer 'random'"),
+        ({"budget": 0.1, "tau": math.inf}, r"budget: 0\.1 with writer 'hard' and tau inf"),
+        ({"anneal_iterations": -1}, "anneal_iterations: -1 is negative"),
+        ({"forward_iterations": -1}, "forward_iterations: -1 is negative"),
+        ({"forward_iterations": 5, "loss": "reverse"}, "forward_iterations: with loss 'reverse'"),
+        ({"importance": True}, "importance: with writer 'hard', rate"),
+        ({"importance": True, "writer": "random", "top_k": 3}, "importance: needs all of the teacher's"),
     ],
 )
 def test_bad_methods(arguments: dict[str, Any], message: str) -> None:
@@ -543,7 +755,8 @@ def test_bad_methods(arguments: dict[str, Any], message: str) -> None:
 @pytest.mark.parametrize("name", METHODS)
 def test_sampled_is_refused_where_it_would_be_wrong(name: str) -> None:
     """One token a step estimates a KL only if it is drawn from the KL's own side."""
-    if name in ("sft", "fkl", "rkl", "gated", "random_rewrite"):
+    gated = ("gated", "random_rewrite", "budget", "cumulative", "step_mean", "step_max", "step_sum")
+    if name in ("sft", "fkl", "rkl", *gated):
         replace(method(name), estimator="sampled")
     else:
         with pytest.raises(ValueError, match="estimator: sampled does not go with writer"):

@@ -29,7 +29,7 @@ from distill_env import ENVIRONMENTS
 from distill_env.env import PAD, DistillEnv, DistillVectorEnv
 from distill_env.models.causal_lm import CausalLM
 from distill_env.models.load import load_model
-from distill_env.models.sums import sums_llama
+from distill_env.models.small import small_teacher
 from distill_env.models.tabular import TabularModel, markov, suffix_automaton
 from distill_env.randomness import episode_keys
 from distill_env.tasks import SPLITS, Grade, Prompt
@@ -903,7 +903,7 @@ def test_the_shipped_teacher_writes_right_chains_through_the_environment() -> No
 
 def test_a_fresh_language_model_serves_as_a_live_teacher() -> None:
     torch.manual_seed(0)
-    env = DistillVectorEnv(2, "sums", CausalLM(sums_llama(16, 1)), autoreset_mode="Disabled")
+    env = DistillVectorEnv(2, "sums", CausalLM(small_teacher("sums", 16, 1)), autoreset_mode="Disabled")
     env.reset(seed=0)
     assert env.step(np.array([3, env.rewrite_action]))[0].shape == env.observation_space.shape
     assert load_model("sums").vocab_size == env.vocab_size

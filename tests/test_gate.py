@@ -6,6 +6,7 @@ import itertools
 import math
 from dataclasses import fields
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,7 +15,21 @@ from tables import naive_read, naive_score
 from torch import Tensor
 
 from distill_env.divergence import reverse_kl
-from distill_env.gate import ALWAYS, NEVER, Carry, Draft, Gate, decide, gate, random_gate, raw_score, read_score
+from distill_env.gate import (
+    ALWAYS,
+    NEVER,
+    Carry,
+    Draft,
+    Gate,
+    GateDecision,
+    decide,
+    follow_quantile,
+    gate,
+    random_gate,
+    raw_score,
+    read_and_decide,
+    read_score,
+)
 
 N, K, V = 4, 9, 5
 SCORES = ("divergence", "forward_kl", "teacher_entropy", "rank")
@@ -101,11 +116,13 @@ def test_soft_tends_to_hard() -> None:
 
 
 @pytest.mark.parametrize("clip", [math.inf, 0.6])
+@pytest.mark.parametrize("relative", [False, True])
 @pytest.mark.parametrize("smoothing", [0.0, 0.7])
 @pytest.mark.parametrize("over_step", ["none", "mean", "max", "sum"])
-def test_reading_a_score(over_step: str, smoothing: float, clip: float) -> None:
-    """Clip, moving average, then the causal mean, max or sum over the step so far: what a loop over the past gives."""
-    config = Gate(threshold=0.5, over_step=over_step, smoothing=smoothing, clip=clip)  # type: ignore[arg-type]
+def test_reading_a_score(over_step: str, smoothing: float, relative: bool, clip: float) -> None:
+    """Clip, moving average or what it is a multiple of, then the causal mean, max or sum over the step so far: what a
+    loop over the past gives."""
+    config = Gate(threshold=0.5, over_step=over_step, smoothing=smoothing, clip=clip, relative=relative)  # type: ignore[arg-type]
     draft = block()
     start = draft.step_start.clone()
     start[:, 0] = True  # an answer begins with a step
@@ -118,6 +135,52 @@ def test_reading_a_score(over_step: str, smoothing: float, clip: float) -> None:
     assert 2 < int(start.sum()) < N * K
 
 
+def decide_with(config: Gate, scores: list[float]) -> GateDecision:
+    """Decisions on one answer of these raw scores."""
+    raw = torch.tensor([scores], dtype=torch.float64)
+    start = torch.arange(len(scores))[None] == 0
+    return read_and_decide(config, raw, start, torch.zeros_like(raw), Carry.start(1))[0]
+
+
+def test_adaswitch_by_hand() -> None:
+    """Averages before: -, 1, 2, 3. At three times the average the fourth state is hard (9 >= 3 * 3), and it and all
+    that follow are the teacher's, unlooked at. The first is never hard, nor is a 0 after zeros."""
+    config = Gate(threshold=3.0, relative=True, lasting=True)
+    decision = decide_with(config, [1.0, 3.0 - 1e-9, 5.0, 9.0, 0.0, 1.0])
+    assert decision.rewrite.tolist() == [[False, False, False, True, True, True]]
+    assert decision.reverse_weight.tolist() == [[1, 1, 1, 0, 0, 0]]
+    assert decision.score[0, :4].tolist() == pytest.approx([0, 3, 2.5, 3])
+    assert bool(decision.score[0, 4:].isnan().all())
+    assert not decide_with(config, [5.0, 0.0]).rewrite.any()
+    assert decide_with(config, [0.0, 0.0, 0.1]).rewrite.tolist() == [[False, False, True]]
+
+
+def test_cumulative_by_hand() -> None:
+    """Sums 0.5, 1, then anew 0.25, 0.75, 1.75, then 0: hard where 1 is reached; a rewritten step's score is spent."""
+    decision = decide_with(Gate(threshold=1.0, since_rewrite=True), [0.5, 0.5, 0.25, 0.5, 1.0, 0.0])
+    assert decision.score.tolist() == [[0.5, 1.0, 0.25, 0.75, 1.75, 0.0]]
+    assert decision.rewrite.tolist() == [[False, True, False, False, True, False]]
+
+
+@pytest.mark.parametrize("budget", [0.05, 0.3])
+@pytest.mark.parametrize("start", [1e-2, 50.0])
+def test_the_threshold_follows_the_quantile(start: float, budget: float) -> None:
+    """From far off either way, on fresh exponential scores (768 a rollout), the threshold comes to their quantile and
+    the share to the budget; nothing depends on the scores' unit."""
+    ends = []
+    for unit in (1.0, 1000.0):
+        generator, threshold, shares = torch.Generator().manual_seed(0), start * unit, []
+        for _ in range(60):
+            scores = unit * torch.empty(768).exponential_(generator=generator)
+            shares.append(float((scores >= threshold).double().mean()))
+            threshold = follow_quantile(threshold, shares[-1], budget)
+        assert float(np.mean(shares[-30:])) == pytest.approx(budget, abs=0.01)
+        assert threshold == pytest.approx(-math.log(budget) * unit, rel=0.15)
+        ends.append(threshold / unit)
+    assert ends[0] == pytest.approx(ends[1], rel=1e-5)
+    assert follow_quantile(2.0, budget, budget) == 2.0
+
+
 gates = st.one_of(
     st.builds(
         Gate,
@@ -127,6 +190,18 @@ gates = st.one_of(
         over_step=st.sampled_from(["none", "mean", "max", "sum"]),
         smoothing=st.just(0.0) | st.floats(0.01, 0.99),
         clip=st.just(math.inf) | st.floats(0.1, 2),
+        relative=st.booleans(),
+        lasting=st.booleans(),
+    ),
+    st.builds(
+        Gate,
+        score=st.sampled_from(SCORES),
+        threshold=st.floats(0, 4),
+        alpha=st.none() | st.floats(0.1, 50),
+        smoothing=st.just(0.0) | st.floats(0.01, 0.99),
+        relative=st.booleans(),
+        since_rewrite=st.just(True),
+        lasting=st.booleans(),
     ),
     st.builds(random_gate, st.floats(0, 1), st.booleans()),
 )
@@ -147,7 +222,7 @@ def test_blocks_of_any_length_decide_alike(config: Gate, seed: int, cuts: list[i
         part = slice(begin, end)
         piece = Draft(draft.tokens[:, part], draft.step_start[:, part], draft.uniforms[:, part], draft.episode_uniforms)
         decision, after = gate(config, student[:, part], teacher[:, part], piece, carry)
-        torch.testing.assert_close(decision.score, whole.score[:, part], rtol=0, atol=1e-12)
+        torch.testing.assert_close(decision.score, whole.score[:, part], rtol=0, atol=1e-12, equal_nan=True)
         torch.testing.assert_close(decision.reverse_weight, whole.reverse_weight[:, part], rtol=0, atol=1e-12)
         assert decision.rewrite.equal(whole.rewrite[:, part])
         carry = after.at(rows, torch.full((N,), end - begin - 1))
@@ -158,13 +233,20 @@ def test_blocks_of_any_length_decide_alike(config: Gate, seed: int, cuts: list[i
 
 def test_carry_of_some_rows() -> None:
     """`put` replaces the named rows and leaves the others."""
-    carry = Carry(*torch.arange(20, dtype=torch.float64).view(5, 4))
+    carry = Carry(*torch.arange(28, dtype=torch.float64).view(7, 4))
     new = carry.put(torch.tensor([2]), Carry.start(1))
     assert new.step_max.tolist() == [12.0, 13.0, 0.0, 15.0]
     assert carry.step_max.tolist() == [12.0, 13.0, 14.0, 15.0]
 
 
-@pytest.mark.parametrize("config", [Gate(threshold=0.5), Gate(threshold=0.5, alpha=2.0, over_step="mean")])
+@pytest.mark.parametrize(
+    "config",
+    [
+        Gate(threshold=0.5),
+        Gate(threshold=0.5, alpha=2.0, over_step="mean"),
+        Gate(threshold=0.5, relative=True, since_rewrite=True, lasting=True),
+    ],
+)
 def test_nothing_that_comes_out_has_a_gradient(config: Gate) -> None:
     """A loss must not fall by moving the gate."""
     student, teacher = (x.requires_grad_() for x in models())
@@ -212,6 +294,8 @@ def test_infinite_threshold_reads_no_model() -> None:
         ({"smoothing": 1.0}, r"smoothing: 1\.0 is not in"),
         ({"smoothing": -0.1}, r"smoothing: -0\.1 is not in"),
         ({"clip": 0.0}, r"clip: 0\.0 is not positive"),
+        ({"since_rewrite": True, "over_step": "sum"}, "over_step: 'sum' does not go with since_rewrite"),
+        ({"score": "uniform", "lasting": True}, "score: a gate with memory reads the models, not 'uniform'"),
     ],
 )
 def test_bad_arguments(arguments: dict[str, float], message: str) -> None:

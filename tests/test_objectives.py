@@ -10,12 +10,17 @@ from torch import Tensor
 
 from agents.methods import Method, method
 from agents.objectives import (
+    akl,
     cost_to_go,
     exact_loss,
     gated_dual_kl,
     imitation_loss,
+    importance_weight,
     leave_one_out_baseline,
+    negative_advantage,
+    per_step_to_come,
     policy_gradient_loss,
+    todi,
 )
 from distill_env.divergence import (
     forward_kl,
@@ -95,6 +100,8 @@ def test_exact_losses() -> None:
         "jensen_shannon": jensen_shannon(student, teacher, 0.3),
         "skew_forward": skew_forward_kl(student, teacher, 0.2),
         "skew_reverse": skew_reverse_kl(student, teacher, 0.2),
+        "todi": forward_kl(student, teacher) + reverse_kl(student, teacher),
+        "reverse_plus_forward": reverse_kl(student, teacher) + (1 - weight) * forward_kl(student, teacher),
         "weighted": weight * reverse_kl(student, teacher) + (1 - weight) * forward_kl(student, teacher),
     }
     for name, value in expected.items():
@@ -103,8 +110,77 @@ def test_exact_losses() -> None:
         limit = float(value.detach().median())
         clipped = exact_loss(replace(row, loss_clip=limit), student, teacher, own, weight)
         torch.testing.assert_close(clipped, value.clamp(max=limit))
+        if name == "todi":
+            value = exact_loss(row, student, teacher, own, weight)  # the same value, another gradient
         scale = (limit / value.detach()).clamp(max=1)[:, None]
         torch.testing.assert_close(slope(clipped, logits), scale * slope(value, logits))
+
+
+def test_todi() -> None:
+    """Its gradient, against the formula in the logits: with the weights a_i = p_i / (p_i + q_i) held fixed,
+    dL/dlog q_i = -a_i p_i + (1 - a_i) q_i (1 + log(q_i / p_i)). It is not that of forward plus reverse KL."""
+    logits, teacher = states()
+    student = logits.log_softmax(-1)
+    q, p = student.exp(), teacher.exp()
+    a = p / (p + q)
+    of_log_q = -a * p + (1 - a) * q * (1 + student - teacher)
+    formula = of_log_q - q * of_log_q.sum(-1, keepdim=True)
+    actual = slope(todi(student, teacher), logits)
+    torch.testing.assert_close(actual, formula, rtol=0, atol=1e-13)
+    both = slope(forward_kl(student, teacher) + reverse_kl(student, teacher), logits)
+    assert float((actual - both).abs().max()) > 0.01
+    exact = torch.tensor([0.5, 0.5, 0.0], dtype=torch.float64).log()
+    assert bool(todi(exact.flip(0), exact).isfinite())
+
+
+def test_akl_by_hand() -> None:
+    """p = (.1, .4, .05, .35, .1), its likeliest token has .4 and the first two .75, more than half: the head is token 1
+    alone, off by .2; the others are off by .1, .05, .05, 0. So forward KL weighs .2 / .4 and reverse KL the rest."""
+    p = torch.tensor([0.10, 0.40, 0.05, 0.35, 0.10], dtype=torch.float64).log()
+    logits = torch.tensor([0.20, 0.20, 0.10, 0.40, 0.10], dtype=torch.float64).log().requires_grad_()
+    q = logits.log_softmax(-1)
+    expected = 0.5 * forward_kl(q, p) + 0.5 * reverse_kl(q, p)
+    torch.testing.assert_close(akl(q, p), expected)
+    torch.testing.assert_close(slope(akl(q, p), logits), slope(expected, logits))  # the weights are held fixed
+    peaked = torch.tensor([0.7, 0.2, 0.1], dtype=torch.float64).log()  # the first token is always in the head
+    other = torch.tensor([0.6, 0.2, 0.2], dtype=torch.float64).log()
+    torch.testing.assert_close(akl(other, peaked), 0.5 * forward_kl(other, peaked) + 0.5 * reverse_kl(other, peaked))
+    assert float(akl(p, p)) == 0
+
+
+def test_negative_advantage() -> None:
+    """Own tokens at hard steps go down, whatever they are; in expectation over the student's tokens nothing moves, and
+    no state's gradient is longer than sqrt(2)."""
+    logits, _ = states()
+    student = logits.log_softmax(-1)
+    hard = torch.arange(M) % 3 == 0
+    mean = torch.zeros_like(logits)
+    for token in range(V):
+        gradient = slope(negative_advantage(student[:, token], (~hard).double()), logits)
+        assert bool((gradient[hard, token] > 0).all())
+        assert not gradient[~hard].any()
+        assert float(gradient.norm(dim=-1).max()) <= 2**0.5
+        mean = mean + student[:, token, None].exp().detach() * gradient
+    torch.testing.assert_close(mean, torch.zeros_like(mean), rtol=0, atol=1e-14)
+
+
+def test_importance_weights_by_hand() -> None:
+    """q = .5 and .1 against p = .25 and .9 with a fifth of the teacher: .5 / .45 and .1 / .26; at most 1 / .8."""
+    log_q = torch.tensor([[0.5, 0.1]], dtype=torch.float64).log()
+    log_p = torch.tensor([[0.25, 0.9]], dtype=torch.float64).log()
+    one, two = 0.5 / (0.2 * 0.25 + 0.8 * 0.5), 0.1 / (0.2 * 0.9 + 0.8 * 0.1)
+    assert importance_weight(log_q, log_p, 0.2).tolist()[0] == pytest.approx([one, two])
+    assert importance_weight(log_q, log_p, 0.0).tolist() == [[1.0, 1.0]]
+    never_teacher = torch.full_like(log_p, -1e4)
+    assert importance_weight(log_q, never_teacher, 0.2).tolist()[0] == pytest.approx([1.25, 1.25])
+    assert importance_weight(never_teacher, log_p, 0.2).tolist() == [[0.0, 0.0]]
+
+
+def test_per_step_to_come() -> None:
+    """Divided by the steps that follow, two, one and none; the end of an answer counts as none."""
+    mask = torch.tensor([[1, 1, 1], [1, 1, 0]], dtype=torch.bool)
+    value = torch.tensor([[6.0, 5.0, 0.0], [4.0, 0.0, 0.0]], dtype=torch.float64)
+    assert per_step_to_come(value, mask).tolist() == [[3.0, 5.0, 0.0], [4.0, 0.0, 0.0]]
 
 
 def test_cost_to_go() -> None:

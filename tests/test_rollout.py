@@ -38,6 +38,12 @@ GATES: dict[str, Gate] = {
     "step rank": Gate("rank", 2.0, over_step="sum"),
     "smoothed": Gate(threshold=0.5, smoothing=0.6),
     "smoothed step": Gate(threshold=0.5, smoothing=0.5, over_step="mean", clip=1.0),
+    "relative": Gate(threshold=1.5, relative=True),
+    "lasting": Gate(threshold=0.8, lasting=True),
+    "adaswitch": Gate("forward_kl", 2.0, relative=True, lasting=True),
+    "adaswitch smoothed": Gate("forward_kl", 2.0, smoothing=0.5, relative=True, lasting=True),
+    "cumulative": Gate(threshold=1.0, since_rewrite=True),
+    "cumulative soft": Gate(threshold=1.0, alpha=3.0, since_rewrite=True, smoothing=0.3),
     "never": NEVER,
     "always": ALWAYS,
 }
@@ -209,6 +215,9 @@ LAW_GATES = {
     "random": random_gate(0.4),
     "step mean": Gate(threshold=0.25, over_step="mean"),
     "smoothed": Gate(threshold=0.25, smoothing=0.5),
+    "relative": Gate(threshold=1.0, relative=True),
+    "lasting": Gate(threshold=0.25, lasting=True),
+    "cumulative": Gate(threshold=0.5, since_rewrite=True),
 }
 
 
@@ -291,6 +300,24 @@ def test_the_teacher_is_not_asked_where_nobody_listens() -> None:
         assert rollout.ledger.wasted == 0
         assert rollout.ledger.teacher_positions == int(rollout.mask.sum())
     assert rollout.ledger.drafted == 0
+
+
+def test_after_a_hand_over_nothing_is_drafted() -> None:
+    """The rest of the answer is the teacher's; the student neither drafts nor is looked at, and what is wasted was
+    drafted before the hand-over was known."""
+    rollout = write(GATES["lasting"], 4, N, n=50)
+    length, first = rollout.mask.sum(1), rollout.rewritten.int().argmax(1)
+    handed = rollout.rewritten.any(1)
+    assert handed.any()
+    assert not handed.all()
+    places = torch.arange(rollout.mask.shape[1])
+    after = handed[:, None] & (places > first[:, None]) & rollout.mask
+    assert after.any()
+    assert bool(rollout.rewritten[after].all())
+    assert bool(rollout.score[after].isnan().all())
+    assert not bool(rollout.score[rollout.mask & ~after].isnan().any())
+    assert rollout.ledger.wasted <= 4 * int(handed.sum())
+    assert int((length - first)[handed].sum()) == rollout.ledger.teacher_tokens
 
 
 def tell(adaptive: DraftLength, hard_rate: float, student: float, base: float, slope: float) -> int:

@@ -49,6 +49,8 @@ GATES = {
     "random": random_gate(0.2),
     "step mean": Gate(threshold=0.22, over_step="mean"),
     "smoothed": Gate(threshold=0.22, smoothing=0.5),
+    "adaswitch": Gate("forward_kl", 1.5, relative=True, lasting=True),
+    "cumulative": Gate(threshold=0.5, since_rewrite=True),
     "never": NEVER,
     "always": ALWAYS,
 }

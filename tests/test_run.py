@@ -8,12 +8,17 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
 
-from distill_env.models.sums import TEACHER_PATH
+from agents.checkpoint import checkpoints
+from agents.disk import lock
+from agents.distill import DistillAgent
+from distill_env.models.small import TEACHERS
 from experiments import run as run_module
 from experiments.config import load_config, parse
 
@@ -33,6 +38,11 @@ def metrics(folder: Path) -> list[dict[str, str]]:
         return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in csv.DictReader(file)]
 
 
+def last(folder: Path) -> Path:
+    """What the agent saved in the newest checkpoint."""
+    return checkpoints(folder / "checkpoints")[0] / "agent"
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of six iterations."""
@@ -43,7 +53,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_run_leaves_everything_in_its_folder(finished: Path) -> None:
     names = {p.name for p in finished.iterdir()}
-    expected = {"config.json", "metrics.csv", "evaluation.json", "checkpoint", "student", "curves.png", "samples.txt"}
+    expected = {"config.json", "metrics.csv", "evaluation.json", "checkpoints", "student", "curves.png", "samples.txt"}
     assert expected <= names
     assert any(name.startswith("events.out.tfevents") for name in names)
     assert [row["iteration"] for row in metrics(finished)] == [str(i) for i in range(1, 7)]
@@ -67,7 +77,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one(agent: str, tmp_path: Path) 
     assert run("--agent", agent, "--iterations", 6, "--out", tmp_path, "--name", "parts", "--resume") == 0
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     for name in ("student/table.safetensors", "optimizer.safetensors"):
-        a, b = load_file(whole / "checkpoint" / name), load_file(parts / "checkpoint" / name)
+        a, b = load_file(last(whole) / name), load_file(last(parts) / name)
         assert a.keys() == b.keys()
         assert all(bool((a[key] == b[key]).all()) for key in a), name
     skip = ("validation/",)  # the last iteration of every part is validated
@@ -82,19 +92,73 @@ def test_evaluate_repeats_the_evaluation(finished: Path, tmp_path: Path) -> None
     assert json.loads(out.read_text()) == json.loads((finished / "evaluation.json").read_text())["after"]
 
 
-def test_an_agent_of_somebody_elses_and_ctrl_c(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
-) -> None:
+@pytest.fixture
+def signals_as_in_a_shell() -> Iterator[None]:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("signals_as_in_a_shell")
+def test_an_agent_of_somebody_elses_and_ctrl_c(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A plug-in runs; interrupted, it leaves a checkpoint that --resume goes on with; what it cannot tell is n/a."""
     monkeypatch.chdir(Path(__file__).parent)
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
-    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     arguments = ["--agent", "plugin_agent:Interrupted", "--iterations", 8, "--out", tmp_path, "--name", "theirs"]
     assert run(*arguments) == 130
-    assert json.loads((tmp_path / "theirs/checkpoint/counts.json").read_text())["iteration"] == 3
+    assert json.loads((last(tmp_path / "theirs") / "counts.json").read_text())["iteration"] == 3
     assert run(*arguments, "--resume") == 0
     assert [row["iteration"] for row in metrics(tmp_path / "theirs")] == [str(i) for i in range(1, 9)]
     assert json.loads((tmp_path / "theirs/evaluation.json").read_text())["after"]["perplexity"] is None
+
+
+@pytest.mark.usefixtures("signals_as_in_a_shell")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_signal_in_the_middle_of_an_update(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, times: int
+) -> None:
+    """The weights have moved and the iteration is not counted yet: it is finished and saved, or at the second signal
+    given up for the last checkpoint. Resumed, both equal the uninterrupted run."""
+    update = DistillAgent.update
+
+    def interrupted(agent: DistillAgent, rollout: Any) -> Any:
+        metrics = update(agent, rollout)
+        if agent.iteration == 4:
+            for _ in range(times):
+                signal.raise_signal(number)
+        return metrics
+
+    flags = ["--iterations", 6, "--out", tmp_path, "--name", "parts", "--checkpoint-every", 2]
+    with monkeypatch.context() as patch:
+        patch.setattr(DistillAgent, "update", interrupted)
+        assert run(*flags) == 128 + number
+    assert last(tmp_path / "parts").parent.name == ("000005" if times == 1 else "000004")
+    assert run(*flags, "--resume") == 0
+    assert metrics(tmp_path / "parts") == metrics(finished)
+    for name in ("student/table.safetensors", "optimizer.safetensors"):
+        assert (last(tmp_path / "parts") / name).read_bytes() == (last(finished) / name).read_bytes()
+
+
+def test_a_signal_before_training_ends_with_its_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is saved yet: resumed, it starts over, without being given its flags again."""
+
+    def interrupted(*_: Any) -> Any:
+        signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "make_agent", interrupted)
+        assert run("--iterations", 2, "--out", tmp_path, "--name", "early") == 143
+    assert run_module.main(["--resume", "--out", str(tmp_path), "--name", "early"]) == 0
+    assert len(metrics(tmp_path / "early")) == 2
+
+
+def test_two_processes_do_not_share_a_folder(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The second is refused before it touches anything."""
+    before = sorted((p, p.stat().st_mtime_ns) for p in finished.rglob("*") if p.name != ".lock")
+    with lock(finished / ".lock"):
+        assert run("--resume", "--out", finished.parent, "--name", "whole", "--iterations", 9) == 1
+    assert "in use by another process" in capsys.readouterr().err
+    assert sorted((p, p.stat().st_mtime_ns) for p in finished.rglob("*") if p.name != ".lock") == before
 
 
 def test_the_command_line_overrides_any_field_of_a_method() -> None:
@@ -120,7 +184,7 @@ def test_help_imports_no_torch() -> None:
     assert "--tau" in output.stdout
 
 
-SUMS_AS_LM = ["--env", "lm", "--teacher", str(TEACHER_PATH), "--student", str(TEACHER_PATH)]
+SUMS_AS_LM = ["--env", "lm", "--teacher", str(TEACHERS["sums"]), "--student", str(TEACHERS["sums"])]
 BAD = {
     "unknown agent": (["--agent", "gatedd"], "'gatedd'", "gated"),
     "unknown environment": (["--env", "sum"], "'sum'", "sums"),
@@ -151,6 +215,9 @@ BAD = {
         "0",
     ),
     "missing student": (["--env", "sums", "--student", "/nowhere"], "/nowhere", "folder"),
+    "no checkpoints": (["--keep-checkpoints", "0"], "keep_checkpoints", "at least 1"),
+    "never a checkpoint": (["--checkpoint-every", "0"], "checkpoint_every", "at least 1"),
+    "unknown tracker": (["--track", "mlflow"], "mlflow", "wandb"),
     "nothing to resume": (["--resume", "--name", "nothing"], "nothing", "config.json"),
 }
 
@@ -184,15 +251,34 @@ def test_a_resumed_run_may_not_change_its_method(finished: Path, capsys: pytest.
     assert "differs" in capsys.readouterr().err
 
 
-def test_a_damaged_checkpoint_is_named(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def damage(path: Path) -> None:
+    file = path / "agent/optimizer.safetensors"
+    file.write_bytes(file.read_bytes()[:20])
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The result is the same; with all damaged there is an error of one line, and they stay where they are."""
     shutil.copytree(finished, tmp_path / "whole")
-    path = tmp_path / "whole/checkpoint/optimizer.safetensors"
-    path.write_bytes(path.read_bytes()[:20])
+    root = tmp_path / "whole/checkpoints"
+    damage(root / "000006")
+    assert run("--out", tmp_path, "--name", "whole", "--resume") == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "000006/agent' is damaged" in said
+    assert "after iteration 4" in said
+    assert metrics(tmp_path / "whole") == metrics(finished)
+    assert (last(tmp_path / "whole") / "optimizer.safetensors").read_bytes() == (
+        last(finished) / "optimizer.safetensors"
+    ).read_bytes()
+    for path in checkpoints(root):
+        damage(path)
     assert run("--out", tmp_path, "--name", "whole", "--resume", "--iterations", 9) == 1
     error = capsys.readouterr().err.strip()
     assert "damaged" in error
     assert "checkpoint" in error
     assert len(error.splitlines()) == 1
+    assert [p.name for p in checkpoints(root)] == ["000006", "000004"]
 
 
 def test_weights_that_are_not_numbers_end_the_run_with_one_line(
@@ -200,7 +286,7 @@ def test_weights_that_are_not_numbers_end_the_run_with_one_line(
 ) -> None:
     """A student of NaN: the error names it, and the checkpoint from before stays."""
     shutil.copytree(finished, tmp_path / "whole")
-    path = tmp_path / "whole/checkpoint/student/table.safetensors"
+    path = last(tmp_path / "whole") / "student/table.safetensors"
     tensors = load_file(path)
     tensors["logits"][:] = float("nan")
     save_file(tensors, path)
@@ -208,3 +294,26 @@ def test_weights_that_are_not_numbers_end_the_run_with_one_line(
     assert run("--out", tmp_path, "--name", "whole", "--resume", "--iterations", 9) == 1
     assert "not numbers" in capsys.readouterr().err
     assert path.read_bytes() == before
+
+
+def test_a_loss_that_is_no_number_stops_at_the_last_good_checkpoint(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights spoilt in iteration 4, where a checkpoint is due: that of iteration 2 stays the last and is named."""
+    update = DistillAgent.update
+
+    def spoilt(agent: DistillAgent, rollout: Any) -> Any:
+        metrics = update(agent, rollout)
+        if agent.iteration == 3:
+            agent.student.table.data[:] = float("inf")
+        return metrics
+
+    monkeypatch.setattr(DistillAgent, "update", spoilt)
+    flags = ["--iterations", 6, "--out", tmp_path, "--name", "spoilt", "--checkpoint-every", 2]
+    assert run(*flags, "--validate-every", 5) == 1
+    error = capsys.readouterr().err
+    assert len(error.strip().splitlines()) == 1
+    assert "the last good checkpoint is" in error
+    assert "checkpoints/000002" in error
+    assert [p.name for p in checkpoints(tmp_path / "spoilt/checkpoints")] == ["000002", "000000"]
+    assert "not a number" in (tmp_path / "spoilt/alarms.log").read_text()

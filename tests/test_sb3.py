@@ -17,7 +17,7 @@ from agents.sb3 import SB3Agent, state_features
 from distill_env.divergence import reverse_kl
 from distill_env.env import PAD, DistillVectorEnv
 from distill_env.models.causal_lm import CausalLM
-from distill_env.models.sums import sums_llama
+from distill_env.models.small import small_teacher
 from distill_env.models.tabular import TabularModel, markov, suffix_automaton, uniform
 from distill_env.tasks.categorical import CategoricalTask
 from distill_env.wrappers import RewriteImplausible
@@ -115,7 +115,7 @@ def test_same_seed_same_training(algorithm: Any) -> None:
 
 def sums_student() -> CausalLM:
     torch.manual_seed(0)
-    return CausalLM(sums_llama(16, 1))
+    return CausalLM(small_teacher("sums", 16, 1))
 
 
 @pytest.mark.parametrize("algorithm", ["ppo", "a2c"])

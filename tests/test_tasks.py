@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from agents.evaluation import answer_metrics, write_answers
 from distill_env.env import DistillVectorEnv
-from distill_env.models.sums import TEACHER_PATH
+from distill_env.models.small import TEACHERS
 from distill_env.tasks import SPLITS, Prompt, make_task
 from distill_env.tasks.language import Example, complete_splits
 from distill_env.tasks.sources import read_rows
@@ -273,7 +273,7 @@ def test_paths_and_tasks_that_are_not_there(words: dict[bool, str], tmp_path: Pa
         write(tmp_path / f"{name}.jsonl", {"prompt": "x"})
     with pytest.raises(ValueError, match=r"holds a\.jsonl, b\.jsonl; name one of them"):
         make_task("instruct", path=str(tmp_path), tokenizer=words[False])
-    with pytest.raises(ValueError, match="task: unknown task 'gsm9k'; accepted: categorical, sums, instruct, gsm8k"):
+    with pytest.raises(ValueError, match="task: unknown task 'gsm9k'; accepted: categorical, sums, coins, instruct"):
         make_task("gsm9k")
 
 
@@ -287,7 +287,7 @@ def test_the_registered_environment_needs_no_file() -> None:
 def test_an_environment_grades_problems_and_reports_them_by_difficulty(tmp_path: Path) -> None:
     """The teacher of sums is asked for the last total; it knows no box, so nothing that it writes is right."""
     rows = [{"problem": "7+2=", "answer": "9", "level": n} for n in (1, 2, 2)]
-    task = {"path": write(tmp_path / "train.jsonl", *rows), "tokenizer": str(TEACHER_PATH), "chat": False}
+    task = {"path": write(tmp_path / "train.jsonl", *rows), "tokenizer": str(TEACHERS["sums"]), "chat": False}
     wording = {"max_prompt_tokens": 60}
     env = DistillVectorEnv(3, "math", "sums", task_kwargs=task | wording, max_new_tokens=4, autoreset_mode="Disabled")
     metrics = answer_metrics(write_answers(None, env, env.prompts, 0, teacher_writes=True), 1.0)

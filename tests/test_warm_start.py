@@ -42,14 +42,13 @@ def test_a_warm_start_ends_at_the_first_validation_that_reaches_its_share(
     monkeypatch.setattr(module, "VALIDATE_EVERY", 20)
     flags = ["--env", "sums", "--warm-start", "0.002", "--out", str(tmp_path)]
     config = parse(flags)
-    student = warm_start(config, Console(quiet=True))
-    (folder,) = (tmp_path / "warm_start").iterdir()
+    student, folder = warm_start(config, Console(quiet=True))
     agent = DistillAgent.load(folder)
     assert agent.iteration % 20 == 0
     validation = make_env(config, "validation", 300, purpose="evaluate")
     reached = answer_metrics(write_answers(agent, validation, validation.prompts, 0), 1.0)["correct_chains"]
     assert 0.0019 <= reached < 0.5
-    again = warm_start(config, Console(quiet=True))  # from disk
+    again, _ = warm_start(config, Console(quiet=True))  # from disk
     for a, b in zip(student.parameters(), again.parameters(), strict=True):
         assert torch.equal(a, b)
     monkeypatch.setattr(module, "GIVE_UP_AFTER", 20)

@@ -13,8 +13,8 @@ def load_model(name: str | Path, **kwargs: Any) -> TrainableModel:
     """A teacher by name, frozen and shared: asked for twice, it is loaded once.
 
     Args:
-        name: `sums` (the shipped teacher), `markov` or `two_modes` (tables in closed form), a folder written by
-            `save_pretrained`, or a hub id.
+        name: `sums` or `coins` (the shipped teachers), `markov` or `two_modes` (tables in closed form), a folder
+            written by `save_pretrained`, or a hub id.
         kwargs: arguments of the table, or of `CausalLM.load` (vocab_size, dtype, device).
 
     Raises:
@@ -42,12 +42,9 @@ def build_model(name: str | Path, **kwargs: Any) -> Any:
     if (Path(name) / "table.safetensors").is_file():
         return tabular.TabularModel.load(name)
     from distill_env.models.causal_lm import CausalLM
+    from distill_env.models.small import TEACHERS
 
-    if name == "sums":
-        from distill_env.models.sums import TEACHER_PATH
-
-        name = str(TEACHER_PATH)
-    return CausalLM.load(name, **kwargs)
+    return CausalLM.load(TEACHERS.get(name, name), **kwargs)
 
 
 @lru_cache(maxsize=8)

@@ -63,13 +63,17 @@ def make_task(name: str, **kwargs: Any) -> Task:
         from distill_env.tasks.sums import SumsTask
 
         return SumsTask(**kwargs)
+    if name == "coins":
+        from distill_env.tasks.coins import CoinsTask
+
+        return CoinsTask(**kwargs)
     if name == "categorical":
         from distill_env.tasks.categorical import CategoricalTask
 
         return CategoricalTask(**kwargs)
     if name in LANGUAGE_TASKS:
         return _language_task(name, tuple(sorted(kwargs.items())))
-    raise ValueError(f"task: unknown task {name!r}; accepted: categorical, sums, {', '.join(LANGUAGE_TASKS)}")
+    raise ValueError(f"task: unknown task {name!r}; accepted: categorical, sums, coins, {', '.join(LANGUAGE_TASKS)}")
 
 
 @lru_cache(maxsize=4)

@@ -136,5 +136,15 @@ class SumsTask:
         chain = ended and sorted(order) == sorted(digits) and tuple(tokens) == encode_answer(order)
         return Grade(float(chain), correct, chain, "".join(map(str, order)) if chain else None)
 
+    def draw(self, rng: np.random.Generator, length: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """A random training problem of so many digits and a random right answer."""
+        pool = multisets(length, "train")
+        digits = rng.permutation(pool[rng.integers(len(pool))])
+        return encode_problem(digits.tolist()), encode_answer(rng.permutation(digits).tolist())
+
+    def number_of_ways(self, prompt: Prompt) -> int:
+        """How many right answers there are."""
+        return number_of_ways([t for t in prompt.ids if t < 10])
+
     def decode(self, tokens: Sequence[int]) -> str:
         return text(tokens)

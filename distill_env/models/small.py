@@ -1,30 +1,34 @@
-"""The models of Sums: the shape of teacher and student, the tokenizer, and where the shipped teacher lies."""
+"""The models of the small tasks: shapes of teacher and student, the tokenizer, where the shipped teachers lie."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from distill_env.tasks.sums import EOS, SYMBOLS
+from distill_env.tasks import coins, sums
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast, SmolLM3ForCausalLM
 
-TEACHER_PATH = Path(__file__).parents[1] / "data" / "sums_teacher"
+# what is written for the ids 0, 1, ...; the id after the last one is the end token
+SYMBOLS: dict[str, tuple[str, ...]] = {"sums": tuple(sums.SYMBOLS), "coins": coins.SYMBOLS}
+TEACHERS = {name: Path(__file__).parents[1] / "data" / f"{name}_teacher" for name in SYMBOLS}
 
 
-def sums_llama(width: int, layers: int) -> LlamaForCausalLM:
-    """The teacher's shape: a Llama of the vocabulary of Sums with fresh weights, from torch's global generator.
+def small_teacher(task: str, width: int, layers: int) -> LlamaForCausalLM:
+    """The teacher's shape: a Llama of the task's vocabulary with fresh weights, from torch's global generator.
 
     Args:
+        task: `sums` or `coins`.
         width: hidden width, a multiple of 4 (of 8 from 64 on, where it has four heads instead of two).
         layers: number of layers.
     """
     from transformers import LlamaConfig, LlamaForCausalLM
 
+    eos = len(SYMBOLS[task])
     return LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=len(SYMBOLS) + 1,
+            vocab_size=eos + 1,
             hidden_size=width,
             intermediate_size=2 * width,
             num_hidden_layers=layers,
@@ -32,29 +36,31 @@ def sums_llama(width: int, layers: int) -> LlamaForCausalLM:
             max_position_embeddings=64,
             tie_word_embeddings=True,
             bos_token_id=None,
-            eos_token_id=EOS,
-            pad_token_id=EOS,
+            eos_token_id=eos,
+            pad_token_id=eos,
         )
     )
 
 
-def sums_student(width: int, layers: int, mlp: int) -> SmolLM3ForCausalLM:
+def small_student(task: str, width: int, layers: int, mlp: int) -> SmolLM3ForCausalLM:
     """The student's shape: as the teacher, but with no position embedding in any layer, and fresh weights.
 
-    Trained on 2 to 5 digits, students of this size with rotary positions had hardly a correct chain at 6; without they
-    go on to longer problems (Kazemnejad et al. 2023, "The Impact of Positional Encoding on Length Generalization",
-    2305.19466).
+    Trained on 2 to 5 digits of Sums, students of this size with rotary positions had hardly a correct chain at 6;
+    without they go on to longer problems (Kazemnejad et al. 2023, "The Impact of Positional Encoding on Length
+    Generalization", 2305.19466).
 
     Args:
+        task: `sums` or `coins`.
         width: hidden width, a multiple of 4.
         layers: number of layers.
         mlp: width of the feed-forward layers.
     """
     from transformers import SmolLM3Config, SmolLM3ForCausalLM
 
+    eos = len(SYMBOLS[task])
     return SmolLM3ForCausalLM(
         SmolLM3Config(
-            vocab_size=len(SYMBOLS) + 1,
+            vocab_size=eos + 1,
             hidden_size=width,
             intermediate_size=mlp,
             num_hidden_layers=layers,
@@ -65,18 +71,22 @@ def sums_student(width: int, layers: int, mlp: int) -> SmolLM3ForCausalLM:
             max_position_embeddings=64,
             tie_word_embeddings=True,
             bos_token_id=None,
-            eos_token_id=EOS,
-            pad_token_id=EOS,
+            eos_token_id=eos,
+            pad_token_id=eos,
         )
     )
 
 
-def sums_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a symbol, as the task encodes them."""
+def small_tokenizer(task: str) -> PreTrainedTokenizerFast:
+    """One token a symbol, as the task encodes them; spaces say nothing."""
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    vocabulary = {symbol: i for i, symbol in enumerate(SYMBOLS)} | {"<eos>": EOS}
+    symbols = SYMBOLS[task]
+    vocabulary = {symbol: i for i, symbol in enumerate((*symbols, "<eos>"))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<eos>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), behavior="isolated")
+    if task == "coins":
+        tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    else:
+        tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), behavior="isolated")
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<eos>")

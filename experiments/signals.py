@@ -1,0 +1,76 @@
+"""Ctrl-C and SIGTERM as exceptions, and how a training puts them off until its state is whole."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal asked the run to end."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.exit_code = 128 + number
+
+
+class Request:
+    """Whether a signal has asked a training to end, and which; 0 for none."""
+
+    number = 0
+
+    def obey(self) -> None:
+        """End here if so.
+
+        Raises:
+            Stopped: if one has.
+        """
+        if self.number:
+            raise Stopped(self.number)
+
+
+@contextmanager
+def signals_raise() -> Iterator[None]:
+    """In here Ctrl-C and SIGTERM raise `Stopped` at once."""
+
+    def handle(number: int, _: Any) -> None:
+        raise Stopped(number)
+
+    with _handler(handle):
+        yield
+
+
+@contextmanager
+def signals_wait() -> Iterator[Request]:
+    """In here the first Ctrl-C or SIGTERM is noted, for the caller to `obey` where its state is whole; the second
+    raises `Stopped` at once."""
+    request = Request()
+
+    def handle(number: int, _: Any) -> None:
+        if request.number:
+            raise Stopped(number)
+        request.number = number
+        # not print, which the signal may have interrupted
+        os.write(2, b"\nstopping after this iteration; once more stops at once, at the last checkpoint\n")
+
+    with _handler(handle):
+        yield request
+
+
+@contextmanager
+def _handler(handle: Callable[[int, Any], None]) -> Iterator[None]:
+    """Signals that were ignored, as by a shell's background jobs, stay so; only a main thread can be told of any."""
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                before[number] = signal.signal(number, handle)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
