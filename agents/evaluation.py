@@ -189,6 +189,8 @@ def answer_metrics(answers: Sequence[Answer], tau: float) -> Metrics:
         chains = all(g.chain_correct is not None for g in grades)
         if chains:
             metrics["correct_chains"] = float(np.mean([g.chain_correct for g in grades]))
+            ways = [len({a.grade.way for a in g if a.grade is not None and a.grade.way}) for g in groups]
+            metrics["distinct_ways"] = float(np.mean(ways))
         if any(g.undecided for g in grades):
             metrics["undecided"] = float(np.mean([g.undecided for g in grades]))
 
@@ -198,8 +200,6 @@ def answer_metrics(answers: Sequence[Answer], tau: float) -> Metrics:
         right = [sum(is_right(a.grade) for a in g) for g in groups]
         rates = [pass_at_k(len(g), c, samples) for g, c in zip(groups, right, strict=True)]
         metrics[f"pass@{samples}"] = float(np.mean(rates))
-        ways = [len({a.grade.way for a in g if a.grade is not None and a.grade.way}) for g in groups]
-        metrics["distinct_ways"] = float(np.mean(ways))
         for difficulty in sorted({a.prompt.difficulty for a in answers}):
             chosen = [is_right(a.grade) for a in answers if a.prompt.difficulty == difficulty]
             metrics[f"{'correct_chains' if chains else 'accuracy'}/{difficulty}"] = float(np.mean(chosen))

@@ -151,7 +151,8 @@ def describe(
                     "teacher": likeliest(env.task, p, top),
                 }
             )
-        correct = env.task.grade(prompt, ids).chain_correct if env.task.graded else None
+        grade = env.task.grade(prompt, ids) if env.task.graded else None
+        correct = None if grade is None else grade.correct if grade.chain_correct is None else grade.chain_correct
         answers.append({"correct": correct, "tokens": tokens})
     return answers
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -158,13 +160,18 @@ def test_no_completion_raises_hangs_or_executes(
 
 
 def test_a_comparison_that_is_ended_is_undecided_and_the_next_one_is_answered(verifier: Verifier) -> None:
-    """Whether it takes too long, or the process is killed from outside."""
+    """Whether it computes for too long, does nothing for too long, or the process is killed from outside."""
     verifier.seconds, patient = 0.3, verifier.seconds
     verifier.close()
     assert verifier.same("3", r"9^{9^{9^{9}}}") is None
     verifier.seconds = patient
     assert verifier.same("x+1", "1+x") is True
     assert verifier._child is not None
+    os.kill(verifier._child.pid, signal.SIGSTOP)
+    verifier.seconds = 0.1
+    assert verifier.same("x+1", "1+x") is None
+    verifier.seconds = patient
+    assert verifier.same("x+1", "1+x") is True
     verifier._child.kill()
     assert verifier.same("x+1", "1+x") is None
     assert verifier.same("x+1", "1+x") is True

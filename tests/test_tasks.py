@@ -18,20 +18,22 @@ from distill_env.tasks import SPLITS, Prompt, make_task
 from distill_env.tasks.language import Example, complete_splits
 from distill_env.tasks.sources import read_rows
 
-CHAT = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% if m.role == 'assistant' %}!{% endif %}{% endfor %}<a>"
+CHAT = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% if m.role == 'assistant' %}<e>{% endif %}{% endfor %}<a>"
 
 
 @pytest.fixture(scope="module")
 def words(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, str]:
-    """Folders of two tokenizers, one token a byte and `!` the end: with a chat template and without."""
+    """Folders of two tokenizers, one token a byte and `<e>` the end: with a chat template and without."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE({c: i for i, c in enumerate(alphabet)}, [], unk_token="!"))
+    tokenizer = Tokenizer(models.BPE({c: i for i, c in enumerate(alphabet)}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     folders = {}
     for chat in (True, False):
         folders[chat] = str(tmp_path_factory.mktemp(f"chat-{chat}"))
-        made = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="!", chat_template=CHAT if chat else None)
+        made = PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer, eos_token="<e>", chat_template=CHAT if chat else None
+        )
         made.save_pretrained(folders[chat])
     return folders
 
@@ -42,7 +44,7 @@ def write(path: Path, *rows: dict[str, Any]) -> str:
 
 
 def shown(task: Any, prompt: Prompt) -> tuple[str, str | None]:
-    """Prompt and reference in words; the end token is `!`."""
+    """Prompt and reference in words; the end token is `<e>`."""
     decode = task.tokenizer.decode
     return decode(prompt.ids), None if prompt.reference is None else decode(prompt.reference)
 
@@ -85,11 +87,11 @@ def test_a_problem_is_put_plainly_or_as_a_chat_and_its_own_solution_is_right(
     path = write(tmp_path / "train.jsonl", row)
     plain, chat = (make_task(name, path=path, tokenizer=words[c]) for c in (False, True))
     (one,), (other,) = plain.prompts("train"), chat.prompts("train")
-    assert shown(plain, one) == (f"Question: {question}\nAnswer:", f" {solution}!")
+    assert shown(plain, one) == (f"Question: {question}\nAnswer:", f" {solution}<e>")
     asked, reference = shown(chat, other)
     assert asked.startswith(f"<user>{question}\n\n")
     assert asked.endswith("\\boxed{}.<a>")
-    assert reference == f"{solution}!"
+    assert reference == f"{solution}<e>"
     for task, prompt in ((plain, one), (chat, other)):
         assert (prompt.text, prompt.answer, prompt.difficulty) == (question, answer, difficulty)
         assert prompt.reference is not None
@@ -97,7 +99,7 @@ def test_a_problem_is_put_plainly_or_as_a_chat_and_its_own_solution_is_right(
         assert right.correct
         assert right.score == 1
         assert right.chain_correct is None
-        wrong = task.tokenizer.encode("The answer is \\boxed{5}.!")
+        wrong = task.tokenizer.encode("The answer is \\boxed{5}.<e>")
         assert not task.grade(prompt, wrong).correct
 
 
@@ -109,7 +111,7 @@ def test_what_a_model_asks_itself_afterwards_does_not_count(words: dict[bool, st
         return task.grade(prompt, task.tokenizer.encode(text)).correct  # type: ignore[attr-defined]
 
     assert correct(" It is 4.\n\nQuestion: And 3 times 3?\nAnswer: \\boxed{9}")
-    assert correct(" It is 4!")
+    assert correct(" It is 4<e>")
     assert not correct(" It is 4")  # cut off
     assert correct(" \\boxed{4} since")
 
@@ -117,11 +119,11 @@ def test_what_a_model_asks_itself_afterwards_does_not_count(words: dict[bool, st
 @pytest.mark.parametrize(
     ("row", "prompt", "reference"),
     [
-        ({"instruction": "Add.", "input": "1 2", "output": "3"}, "<user>Add.\n\n1 2<a>", "3!"),
-        ({"instruction": "Add.", "input": "", "output": "3"}, "<user>Add.<a>", "3!"),
+        ({"instruction": "Add.", "input": "1 2", "output": "3"}, "<user>Add.\n\n1 2<a>", "3<e>"),
+        ({"instruction": "Add.", "input": "", "output": "3"}, "<user>Add.<a>", "3<e>"),
         ({"prompt": "Hi"}, "<user>Hi<a>", None),
         ({"question_id": 1, "category": "x", "turns": ["One", "Two"]}, "<user>One<a>", None),
-        ({"instruction": "Add.", "instances": [{"input": "1", "output": "2"}]}, "<user>Add.\n\n1<a>", "2!"),
+        ({"instruction": "Add.", "instances": [{"input": "1", "output": "2"}]}, "<user>Add.\n\n1<a>", "2<e>"),
         (
             {"messages": [{"role": r, "content": c} for r, c in zip(("system", "user"), "SU", strict=True)]},
             "<system>S<user>U<a>",
@@ -129,8 +131,8 @@ def test_what_a_model_asks_itself_afterwards_does_not_count(words: dict[bool, st
         ),
         (
             {"messages": [{"role": r, "content": r[0]} for r in ("user", "assistant", "user", "assistant")]},
-            "<user>u<assistant>a!<user>u<a>",
-            "a!",
+            "<user>u<assistant>a<e><user>u<a>",
+            "a<e>",
         ),
     ],
 )
