@@ -719,7 +719,7 @@ def test_ansi_shows_who_wrote() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"task": "poetry"}, "task: unknown task 'poetry'; accepted: categorical, sums, instruct, gsm8k, math"),
+        ({"task": "poetry"}, "task: unknown task 'poetry'; accepted: categorical, sums, coins, instruct, gsm8k, math"),
         ({"split": "dev"}, "split: 'dev'; accepted: train, validation, test, ood"),
         ({"task": "sums"}, "teacher: 'markov' has 6 token ids, the task has 14; they have to share one vocabulary"),
         ({"rewrite": "beam"}, "rewrite: 'beam'; accepted: sample, nucleus, argmax"),
