@@ -151,7 +151,9 @@ def _in_pool(
         running: dict[Future[None], Job] = {}
         try:
             while waiting or running:
-                while waiting and len(running) < workers:
+                # a death takes all that run with it, so the suspects are tried again one by one
+                alone = any(attempts[job] for job in [*running.values(), *waiting[:1]])
+                while waiting and len(running) < (1 if alone else workers):
                     job = waiting.pop(0)
                     running[pool.submit(work, job, out, flags)] = job
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
