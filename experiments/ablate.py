@@ -20,8 +20,9 @@ import tyro
 from rich.console import Console
 
 from agents.methods import METHODS
-from experiments.compare import markdown, show, summarise, values_of
+from experiments.compare import show, summarise, values_of
 from experiments.grid import Contender, Job, Row, run_grid, split_flags
+from experiments.tracking import markdown_table
 
 # who writes the prefix, and which objective is descended at its states
 CELLS = {
@@ -159,7 +160,7 @@ class Config:
     warm: tuple[str, ...] = ("weak",)
     """Where the warm start ends: weak, strong or none, as in compare.py."""
     out: Path = Path("runs/ablate")
-    """Folder of the runs, of results.csv and of summary.md."""
+    """Folder of the runs, of results.csv and of summary-<study>.md."""
     jobs: int = max(1, os.cpu_count() or 1)
     """Runs at a time, each with one torch thread."""
 
@@ -185,7 +186,7 @@ def main() -> None:
         if name == "tuning":
             lines = tuning_table(rows)
             show(lines, "tuning", console)
-            (config.out / "tuning.md").write_text(markdown(lines))
+            (config.out / "tuning.md").write_text(markdown_table(lines) + "\n")
 
 
 if __name__ == "__main__":

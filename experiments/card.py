@@ -12,7 +12,7 @@ from typing import Any
 import distill_env
 from agents.config import DistillConfig, SB3Config
 from experiments.config import ENV_DEFAULTS, RUN_CLASSES, SMALL_TASKS, AnyRun, default_options, to_dict
-from experiments.tracking import cell, table_rows
+from experiments.tracking import cell, markdown_table, table_rows
 
 GATE_ROWS = (
     ("hard steps, first -> last tenth of the training", "{:.1%}", ("hard_share_first", "hard_share_last")),
@@ -65,9 +65,9 @@ def model_card(config: AnyRun, evaluation: dict[str, Any]) -> str:
         "## Numbers",
         f"The student alone at temperature 1, {config.eval_samples} answers to each of up to {config.eval_prompts} "
         "prompts of the test split. One seed: a difference to another method needs several.",
-        markdown_table(["", "before", "after"], [[label, *cells] for label, cells in numbers]),
+        markdown_table([["", "before", "after"], *([label, *cells] for label, cells in numbers)]),
         "## What the gate did",
-        markdown_table(["", f"in {training['iterations']} iterations"], [list(row) for row in gate]),
+        markdown_table([["", f"in {training['iterations']} iterations"], *gate]),
         "## Versions",
         ", ".join(f"{name} {version}" for name, version in versions(config).items()),
     ]
@@ -171,11 +171,6 @@ def command_of(config: AnyRun) -> list[str]:
         else:
             command += [flag, str(value)]
     return command
-
-
-def markdown_table(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def versions(config: AnyRun) -> dict[str, str]:

@@ -24,7 +24,7 @@ from rich.table import Table
 
 from experiments.grid import Contender, Job, Row, run_grid, split_flags
 from experiments.inference import Estimate, bootstrap, holm, paired_difference, probability_of_improvement
-from experiments.tracking import TABLE_ROWS
+from experiments.tracking import TABLE_ROWS, markdown_table
 
 COST_ROWS = (
     ("rewritten_share_last", "rewritten steps, last tenth of training", "{:.1%}"),
@@ -55,7 +55,7 @@ class Config:
     study: str = "main"
     """What the rows are called in results.csv."""
     out: Path = Path("runs/compare")
-    """Folder of the runs, of results.csv and of summary.md."""
+    """Folder of the runs, of results.csv and of summary-<study>.md."""
     jobs: int = max(1, os.cpu_count() or 1)
     """Runs at a time, each with one torch thread."""
 
@@ -74,7 +74,7 @@ def values_of(rows: Sequence[Row], key: str) -> dict[int, float]:
     return {row["seed"]: float(row[key]) for row in rows if row.get(key) is not None}
 
 
-def cell(estimate: Estimate | None, form: str) -> str:
+def with_interval(estimate: Estimate | None, form: str) -> str:
     """`value [low, high]`, or only the value where there is no interval."""
     if estimate is None:
         return ""
@@ -94,8 +94,10 @@ def metrics_table(rows: Sequence[Row], labels: Sequence[str]) -> list[list[str]]
     lines = [["", "before", *labels]]
     for key, label, form in (*TABLE_ROWS, *COST_ROWS):
         name = key.format(k=samples)
-        cells = [label.format(k=samples or "k"), cell(estimate(rows, f"before/{name}"), form)]
-        cells += [cell(estimate([r for r in rows if r["label"] == contender], name), form) for contender in labels]
+        cells = [label.format(k=samples or "k"), with_interval(estimate(rows, f"before/{name}"), form)]
+        cells += [
+            with_interval(estimate([r for r in rows if r["label"] == contender], name), form) for contender in labels
+        ]
         if any(cells[1:]):
             lines.append(cells)
     return lines
@@ -118,20 +120,14 @@ def paired_table(rows: Sequence[Row], labels: Sequence[str], reference: str, key
         lines.append(
             [
                 label,
-                cell(points, "{:+.1f}"),
+                with_interval(points, "{:+.1f}"),
                 f"{paired.p_value:.3f}",
                 f"{adjusted[label]:.3f}",
-                cell(better, "{:.2f}"),
+                with_interval(better, "{:.2f}"),
                 str(paired.n),
             ]
         )
     return lines
-
-
-def markdown(lines: Sequence[Sequence[str]]) -> str:
-    body = ["| " + " | ".join(line) + " |" for line in lines]
-    body.insert(1, "| --- |" + " ---: |" * (len(lines[0]) - 1))
-    return "\n".join(body) + "\n"
 
 
 def show(lines: Sequence[Sequence[str]], title: str, console: Console) -> None:
@@ -142,7 +138,7 @@ def show(lines: Sequence[Sequence[str]], title: str, console: Console) -> None:
 
 
 def summarise(rows: Sequence[Row], labels: Sequence[str], reference: str, out: Path, console: Console) -> None:
-    """Tables on the screen and in `summary.md`, one pair for every environment and warm start."""
+    """Tables on the screen and in `summary-<study>.md`, one pair for every environment and warm start."""
     text = ["Interquartile means over seeds with stratified bootstrap 95 % intervals; paired differences of "]
     text[0] += f"`{ENDPOINT}` by seed, exact sign-flip test, Holm over the lines of a table.\n"
     for env, warm in dict.fromkeys((r["env"], r["warm"]) for r in rows):
@@ -155,9 +151,10 @@ def summarise(rows: Sequence[Row], labels: Sequence[str], reference: str, out: P
         text.append(f"## {title}\n")
         for i, lines in enumerate(tables):
             show(lines, title if i == 0 else "", console)
-            text.append(markdown(lines))
-    (out / "summary.md").write_text("\n".join(text))
-    console.print(f"wrote {out}/results.csv and summary.md; python experiments/report.py --runs {out} draws it")
+            text.append(markdown_table(lines) + "\n")
+    path = out / f"summary-{rows[0]['study']}.md"
+    path.write_text("\n".join(text))
+    console.print(f"wrote {out}/results.csv and {path.name}; python experiments/report.py --runs {out} draws it")
 
 
 def main() -> None:

@@ -4,7 +4,8 @@
 
 For each run of results.csv the student is read on the answers that the teacher writes to test prompts, the same states
 for all, and writes answers of its own at several temperatures. A token counts as wrong where the teacher gives it less
-than one per cent. Means over seeds with 95 % bootstrap intervals, in diagnose.md.
+than one per cent. Means over seeds with 95 % bootstrap intervals, in diagnose-<env>-<warm>.md of that folder. For sums
+and coins, whose steps are three tokens long and whose teachers are nearly always right.
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ import tyro
 from rich.console import Console
 from rich.progress import track
 
-from experiments.compare import cell, markdown, show
-from experiments.config import load_config, make_env
+from experiments.compare import show, with_interval
+from experiments.config import SMALL_TASKS, load_config, make_env
 from experiments.grid import read_results
 from experiments.inference import bootstrap
+from experiments.tracking import markdown_table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -95,8 +97,10 @@ def masses(student: Tensor, teacher: Tensor) -> dict[str, float]:
     Wrong mass: of tokens to which the teacher gives less than `WRONG`. Missed mass: the teacher's, of tokens to which
     the student gives less than a tenth of what the teacher does.
     """
+    from distill_env.divergence import entropy
+
     q, p = student.exp(), teacher.exp()
-    forced = -(p * teacher.clamp(min=-60)).sum(-1) < FORCED
+    forced = entropy(teacher) < FORCED
     wrong = (q * (p < WRONG)).sum(-1)
     missing = (p * (q < p / 10)).sum(-1)
     return {
@@ -152,6 +156,9 @@ def main() -> int:
     rows = [r for r in rows if not config.labels or r["label"] in config.labels]
     rows = [r for r in rows if not config.seeds or r["seed"] in config.seeds]
     rows = list({(r["label"], r["run"]): r for r in rows}.values())  # a run may be in several studies
+    if config.env not in SMALL_TASKS:
+        print(f"error env: {config.env!r}; accepted: {', '.join(SMALL_TASKS)}", file=sys.stderr)
+        return 1
     if not rows:
         print(f"error runs: no finished run of {config.env}, {config.warm} in {str(config.runs)!r}", file=sys.stderr)
         return 1
@@ -162,11 +169,11 @@ def main() -> int:
     lines = [["", *found]]
     for key, (title, form) in MEASURES.items():
         lines.append(
-            [title, *(cell(bootstrap([[v[key] for v in values]], np.mean), form) for values in found.values())]
+            [title, *(with_interval(bootstrap([[v[key] for v in values]], np.mean), form) for values in found.values())]
         )
     show(lines, f"{config.env}, {config.warm} warm start", console)
     path = config.runs / f"diagnose-{config.env}-{config.warm}.md"
-    path.write_text(markdown(lines))
+    path.write_text(markdown_table(lines) + "\n")
     console.print(f"wrote {path}")
     return 0
 

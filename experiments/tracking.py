@@ -248,3 +248,9 @@ def _number(name: str) -> int:
 def cell(form: str, value: float | None) -> str:
     """A number, or n/a."""
     return "n/a" if value is None or not math.isfinite(value) else form.format(value)
+
+
+def markdown_table(lines: Sequence[Sequence[str]]) -> str:
+    """Lines of cells, the head first; all columns but the first are numbers."""
+    align = ["---", *["---:"] * (len(lines[0]) - 1)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in (lines[0], align, *lines[1:]))

@@ -68,11 +68,12 @@ def load_student(folder: Path, config: AnyRun) -> tuple[TrainableModel, Method]:
     Raises:
         ValueError: if the folder holds no student.
     """
+    from agents.checkpoint import checkpoints, load_checkpoint
     from distill_env.models.load import build_model
     from experiments.config import agent_class, shared_ids, tau_of
 
-    if isinstance(config.options, DistillConfig) and (folder / "checkpoint").is_dir():
-        agent = agent_class(config).load(folder / "checkpoint")
+    if isinstance(config.options, DistillConfig) and checkpoints(folder / "checkpoints"):
+        agent, _, _ = load_checkpoint(folder / "checkpoints", agent_class(config).load)
         return agent.student, agent.method
     if not (folder / "student").is_dir():
         raise ValueError(f"run: {str(folder)!r} holds no student")

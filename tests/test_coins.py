@@ -87,4 +87,6 @@ def test_drawn_problems_are_training_problems_with_right_answers() -> None:
             way = answer[0::3]
             assert way in right_ways(tuple(sorted(purse)), amount)
             assert answer == encode_answer(way, amount)
-    assert text(encode_answer((7, 2), 9)) == "7 2 ; 2 0"
+    answer = encode_answer((7, 2), 9)
+    assert text(answer) == "7 2 ; 2 0"
+    assert "2 5 7 > 9" + task.decode(answer[:2]) + task.decode(answer[2:]) == "2 5 7 > 9 7 2 ; 2 0"

@@ -114,7 +114,7 @@ def test_the_paired_table_compares_by_seed(tmp_path: Path) -> None:
     assert line == ["gated", "+10.0", "0.250", "0.250", line[4], "3"]
     assert line[4].startswith("0.72")  # 5 wins, one tie at 0.6, one tie at... see P(X > Y) + half of ties: 6.5 / 9
     summarise(rows, ["rkl", "gated"], "rkl", tmp_path, QUIET)
-    assert "| gated | +10.0 | 0.250 |" in (tmp_path / "summary.md").read_text()
+    assert "| gated | +10.0 | 0.250 |" in (tmp_path / "summary-main.md").read_text()
 
 
 def test_every_study_of_the_ablation_parses_and_has_names_of_its_own(tmp_path: Path) -> None:

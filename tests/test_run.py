@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 from agents.checkpoint import checkpoints
@@ -20,7 +21,8 @@ from agents.disk import lock
 from agents.distill import DistillAgent
 from distill_env.models.small import TEACHERS
 from experiments import run as run_module
-from experiments.config import load_config, parse
+from experiments.config import load_config, make_agent, make_env, make_student, parse
+from experiments.tracking import finite
 
 SMALL = ["--env", "categorical", "--eval-samples", "2", "--batch-size", "8", "--validate-every", "4"]
 OURS = [*SMALL, "--draft-length", "4"]  # the adaptive length follows a clock
@@ -317,3 +319,25 @@ def test_a_loss_that_is_no_number_stops_at_the_last_good_checkpoint(
     assert "checkpoints/000002" in error
     assert [p.name for p in checkpoints(tmp_path / "spoilt/checkpoints")] == ["000002", "000000"]
     assert "not a number" in (tmp_path / "spoilt/alarms.log").read_text()
+
+
+@pytest.mark.parametrize("of", ["student_tokens", "teacher_positions"])
+def test_a_run_ends_with_the_iteration_that_reaches_its_limit(tmp_path: Path, of: str) -> None:
+    """And not before; resumed it stays ended."""
+    assert run("--limit", 60, "--limit-of", of, "--iterations", 30, "--out", tmp_path, "--name", "short") == 0
+    spent = [float(row[run_module.LIMITS[of]]) for row in metrics(tmp_path / "short")]
+    assert sum(spent[:-1]) < 60 <= sum(spent)
+    assert 1 < len(spent) < 30
+    assert run("--resume", "--out", tmp_path, "--name", "short") == 0
+    assert len(metrics(tmp_path / "short")) == len(spent)
+
+
+def test_runs_that_share_a_warm_start_share_its_evaluation(tmp_path: Path) -> None:
+    config, quiet = parse([*OURS, "--out", str(tmp_path)]), Console(quiet=True)
+    env = make_env(config, "train", 4, purpose="train")
+    agent = make_agent(config, make_student(config, env), env)
+    alone = run_module.evaluate_before(config, agent, None, quiet)
+    assert run_module.evaluate_before(config, agent, tmp_path / "warm", quiet) == finite(alone)
+    (kept,) = tmp_path.glob("warm-evaluation-*.json")
+    kept.write_text(json.dumps({"entropy": 7.0}))
+    assert run_module.evaluate_before(config, agent, tmp_path / "warm", quiet) == {"entropy": 7.0}

@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from agents.checkpoint import load_checkpoint
+from agents.distill import DistillAgent
 from distill_env.divergence import reverse_kl
 from distill_env.models.load import build_model, load_model
 from distill_env.tasks import make_task
 from experiments import run as run_module
-from experiments.config import CATEGORICAL_VOCABULARY
+from experiments.config import CATEGORICAL_VOCABULARY, load_config, tau_of
 from experiments.viewer import END, see_run, spread, token_text
 
 TAU = 0.3
@@ -92,3 +94,11 @@ def test_a_folder_without_a_student_is_refused(folder: Path, tmp_path: Path) -> 
     (tmp_path / "config.json").write_text((folder / "config.json").read_text())
     with pytest.raises(ValueError, match="holds no student"):
         see_run(tmp_path)
+
+
+def test_the_viewer_shows_the_tau_that_a_budget_ended_at(tmp_path: Path) -> None:
+    arguments = ["--env", "categorical", "--agent", "budget", "--iterations", "5", "--batch-size", "8"]
+    assert run_module.main([*arguments, "--eval-samples", "2", "--out", str(tmp_path), "--name", "run"]) == 0
+    agent, _, _ = load_checkpoint(tmp_path / "run" / "checkpoints", DistillAgent.load)
+    assert agent.method.tau != tau_of(load_config(tmp_path / "run"))
+    assert see_run(tmp_path / "run", prompts=2, positions_from=4)["tau"] == agent.method.tau

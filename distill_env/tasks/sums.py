@@ -19,6 +19,7 @@ from functools import cache
 import numpy as np
 
 from distill_env.tasks import SPLITS, Grade, Prompt, Split
+from distill_env.tasks.ladder import LadderTask
 
 SYMBOLS = "0123456789+=;"
 PLUS, EQUALS, SEMICOLON, EOS = 10, 11, 12, 13
@@ -89,38 +90,18 @@ def text(tokens: Sequence[int]) -> str:
     return "".join(SYMBOLS[t] for t in tokens if 0 <= t < len(SYMBOLS))
 
 
-class SumsTask:
-    """The Sums task.
+class SumsTask(LadderTask):
+    """The Sums task: a length is a number of digits."""
 
-    Args:
-        lengths: numbers of digits in train, validation and test.
-        ood_lengths: numbers of digits in the out-of-distribution split (test multisets, longer than any trained on).
-        prompts_per_length: how many prompts a split has at most per number of digits.
-    """
-
+    name = "sums"
+    train_lengths = TRAIN_LENGTHS
+    longer_lengths = OOD_LENGTHS
     vocab_size = len(SYMBOLS) + 1
     eos_token_id = EOS
     step_end_ids = frozenset({SEMICOLON})
-    graded = True
 
-    def __init__(
-        self,
-        lengths: Sequence[int] = TRAIN_LENGTHS,
-        ood_lengths: Sequence[int] = OOD_LENGTHS,
-        prompts_per_length: int = 100,
-    ) -> None:
-        self.lengths = tuple(lengths)
-        self.ood_lengths = tuple(ood_lengths)
-        self.prompts_per_length = prompts_per_length
-        self.max_new_tokens = 3 * max(self.lengths + self.ood_lengths)
-
-    def prompts(self, split: Split) -> tuple[Prompt, ...]:
-        """A fixed list of prompts, the same at every call; train has ten times as many as the others."""
-        if split not in SPLITS:
-            raise ValueError(f"split: {split!r} is not a split of sums; accepted: {', '.join(SPLITS)}")
-        lengths = self.ood_lengths if split == "ood" else self.lengths
-        count = self.prompts_per_length * (10 if split == "train" else 1)
-        return tuple(p for n in lengths for p in prompts_of_length(n, "test" if split == "ood" else split, count))
+    def prompts_of_length(self, length: int, split: Split, count: int) -> tuple[Prompt, ...]:
+        return prompts_of_length(length, split, count)
 
     def grade(self, prompt: Prompt, tokens: Sequence[int]) -> Grade:
         """Grade an answer for its final value and for every step.
