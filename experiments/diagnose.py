@@ -57,6 +57,8 @@ class Config:
 
     runs: Path = Path("runs/compare")
     """Folder of compare.py or ablate.py."""
+    study: str = "main"
+    """Study of results.csv; a label may mean another setting in another one."""
     env: str = "sums"
     """Environment."""
     warm: str = "weak"
@@ -152,15 +154,15 @@ def diagnose(folder: Path, count: int, samples: int) -> dict[str, float]:
 
 def main() -> int:
     config = tyro.cli(Config, description=__doc__)
-    rows = [r for r in read_results(config.runs / "results.csv") if (r["env"], r["warm"]) == (config.env, config.warm)]
+    wanted = (config.study, config.env, config.warm)
+    rows = [r for r in read_results(config.runs / "results.csv") if (r["study"], r["env"], r["warm"]) == wanted]
     rows = [r for r in rows if not config.labels or r["label"] in config.labels]
     rows = [r for r in rows if not config.seeds or r["seed"] in config.seeds]
-    rows = list({(r["label"], r["run"]): r for r in rows}.values())  # a run may be in several studies
     if config.env not in SMALL_TASKS:
         print(f"error env: {config.env!r}; accepted: {', '.join(SMALL_TASKS)}", file=sys.stderr)
         return 1
     if not rows:
-        print(f"error runs: no finished run of {config.env}, {config.warm} in {str(config.runs)!r}", file=sys.stderr)
+        print(f"error runs: no finished run of {', '.join(wanted)} in {str(config.runs)!r}", file=sys.stderr)
         return 1
     console = Console()
     found: dict[str, list[dict[str, float]]] = defaultdict(list)
