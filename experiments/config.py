@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import importlib
-import io
 import itertools
 import json
 import re
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -20,7 +17,9 @@ import tyro
 
 from agents.config import DistillConfig, PluginConfig, SB3Config
 from agents.methods import METHODS, Method
+from distill_env.checks import check_range, check_types
 from distill_env.tasks import Split
+from experiments.command_line import errors_in_one_line
 
 if TYPE_CHECKING:
     from agents.base import Agent
@@ -117,9 +116,25 @@ class RunConfig:
     """Weights of a teacher that is a language model; the student's are float32."""
 
     def __post_init__(self) -> None:
-        for name in ("validate_every", "checkpoint_every", "keep_checkpoints"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: {getattr(self, name)} is not at least 1")
+        check_types(self)
+        check_range(self, "validate_every", "checkpoint_every", "keep_checkpoints", least=1)
+        check_range(self, "iterations", "max_new_tokens", "max_prompt_tokens", "draft_limit", least=1)
+        check_range(self, "eval_prompts", "eval_samples", "student_layers", "student_mlp", least=1)
+        check_range(self, "few_shot", "rows", "rewrite_cost", least=0)
+        check_range(self, "limit", least=0, finite=True)
+        check_range(self, "task_reward", "log_prob_floor", finite=True)
+        check_range(self, "warm_start", least=0, most=1)
+        check_range(self, "threads", least=0, most=4096)  # above any machine's, under what overflows
+        if not self.log_prob_floor < 0:
+            raise ValueError(f"log_prob_floor: {self.log_prob_floor} is not below 0, as log-probabilities are")
+        if not 0 < self.rewrite_top_p <= 1:
+            raise ValueError(f"rewrite_top_p: {self.rewrite_top_p} is not in (0, 1]")
+        if self.student_width < 4 or self.student_width % 4:
+            raise ValueError(f"student_width: {self.student_width}; accepted: a multiple of 4, at least 4")
+        if Path(self.name).name != self.name or self.name == ".." or len(self.name.encode()) > 200:
+            raise ValueError(f"name: {self.name!r}; accepted: the name of one folder under --out, up to 200 bytes")
+        if self.push_to_hub and not re.fullmatch(r"[\w.-]+/[\w.-]+", self.push_to_hub):
+            raise ValueError(f"push_to_hub: {self.push_to_hub!r}; accepted: user/name")
 
 
 # what differs from the fields above, by environment
@@ -207,7 +222,7 @@ def parse(args: Sequence[str] | None = None, description: str | None = None) -> 
         ValueError: in one line that names the flag, the value and what is accepted.
     """
     args = list(sys.argv[1:] if args is None else args)
-    with _errors_in_one_line():
+    with errors_in_one_line():
         choice, _ = tyro.cli(Choice, args=args, return_unknown_args=True, add_help=False)
     name = choice.name or default_name(choice)
     if choice.resume:
@@ -216,13 +231,15 @@ def parse(args: Sequence[str] | None = None, description: str | None = None) -> 
         options = default_options(choice.agent, choice.env)
         run_class = RUN_CLASSES[type(options)]
         default = run_class(agent=choice.agent, options=options, **{"env": choice.env, **ENV_DEFAULTS[choice.env]})
-    with _errors_in_one_line():
+    with errors_in_one_line():
         given: AnyRun = tyro.cli(
             type(default), args=args, default=default, description=description, config=(tyro.conf.OmitArgPrefixes,)
         )
     method = given.options.method if isinstance(given.options, DistillConfig) else None
     if given.task_reward and method is not None and method.gamma == 0:
         raise ValueError(f"task_reward: {given.task_reward} is never seen by the agent with gamma = 0; set --gamma 1")
+    if method is not None and given.rows > given.options.batch_size:
+        raise ValueError(f"rows: {given.rows}; accepted: at most the batch size, {given.options.batch_size}")
     if choice.resume:
         changed = [
             k for k, v in to_dict(given).items() if v != to_dict(default)[k] and k not in RESUMABLE | {"name", "out"}
@@ -236,26 +253,6 @@ def parse(args: Sequence[str] | None = None, description: str | None = None) -> 
         taken = (f"{name}-{i}" for i in itertools.count(2))
         name = next(n for n in taken if not (given.out / n).exists())
     return dataclasses.replace(given, name=name)
-
-
-@contextmanager
-def _errors_in_one_line() -> Iterator[None]:
-    """The parser draws a box around what is wrong; the sentence in it becomes the error."""
-    with contextlib.redirect_stderr(io.StringIO()) as said:
-        try:
-            yield
-        except SystemExit as stop:
-            if not stop.code:
-                raise
-            text = re.sub(r"\x1b\[[0-9;]*m|[│╭╮╰╯─]+|-{4,}", " ", said.getvalue())
-            text = text.split("For full helptext")[0]
-            raise ValueError(
-                re.sub(
-                    r"^(Value error|Parsing error|Unrecognized options(?= Unrec)) |Error parsing options[.\w]*: ",
-                    "",
-                    " ".join(text.split()),
-                )
-            ) from None
 
 
 def default_name(choice: Choice) -> str:
@@ -283,10 +280,10 @@ def load_config(folder: Path) -> AnyRun:
         fields["options"] = type(options)(**fields["options"])
         fields["out"], fields["name"] = folder.parent, folder.name  # it may have been moved
         return RUN_CLASSES[type(options)](**fields)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise ValueError(f"run: {str(folder)!r} holds no run (no config.json)") from None
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"run: {str(path)!r} is damaged: {error}") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"run: {str(path)!r} is damaged: {type(error).__name__}: {error}") from None
 
 
 def tau_of(config: AnyRun) -> float:
@@ -434,8 +431,14 @@ def plugin(name: str) -> Any:
     module, _, attribute = name.partition(":")
     sys.path.insert(0, str(Path.cwd()))  # a user's file beside the command
     try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"agent: {name!r} cannot be imported ({error}); accepted: package.module:Class") from None
+        found = getattr(importlib.import_module(module), attribute)
+    except Exception as error:  # a module may raise anything
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(f"agent: {name!r} cannot be imported ({reason}); accepted: package.module:Class") from None
     finally:
         sys.path.pop(0)
+    missing = [verb for verb in ("learn", "act", "save", "load") if not callable(getattr(found, verb, None))]
+    if missing or not isinstance(found, type):
+        lacks = f"has no {', '.join(missing)}" if missing else "is no class"
+        raise ValueError(f"agent: {name!r} {lacks}; accepted: a class as agents.base.Agent describes it")
+    return found

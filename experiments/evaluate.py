@@ -7,6 +7,7 @@ python experiments/evaluate.py runs/gated-lm-s0 --corpus wikitext2/test.txt
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from agents.base import Metrics
+from distill_env.checks import check_range
+from experiments.command_line import exit_code, read_flags
 from experiments.config import AnyRun, agent_class, load_config, shared_ids
 from experiments.run import evaluate_all
 from experiments.tracking import finite, progress_bar, table_rows, write_json
@@ -45,29 +48,29 @@ class Config:
     out: Path | None = None
     """Write the metrics into this JSON file as well."""
 
+    def __post_init__(self) -> None:
+        check_range(self, "eval_prompts", "eval_samples", least=1)
+        check_range(self, "corpus_tokens", least=0)
 
-def main() -> int:
-    config = tyro.cli(Config, description=__doc__)
-    console = Console()
-    try:
-        run = load_config(config.folder)
-        run = replace(
-            run,
-            eval_prompts=config.eval_prompts or run.eval_prompts,
-            eval_samples=config.eval_samples or run.eval_samples,
-        )
-        from agents.checkpoint import load_checkpoint
 
-        agent, _, damaged = load_checkpoint(config.folder / "checkpoints", agent_class(run).load)
-        for reason in damaged.values():
-            console.print(f"[bold yellow]warning[/] {escape(reason)}: taking the one before", soft_wrap=True)
-        if config.corpus:
-            metrics = corpus_perplexities(config, run, agent, console)
-        else:
-            metrics = evaluate_all(run, agent, console, "again")
-    except (ValueError, OSError) as error:
-        Console(stderr=True).print(f"[red]error[/] {escape(str(error))}", soft_wrap=True, highlight=False)
-        return 1
+def main(args: Sequence[str] | None = None) -> int:
+    """Evaluate, or say in one line why not. Returns the exit code."""
+    return exit_code(lambda: evaluate_again(read_flags(Config, args, __doc__), Console()))
+
+
+def evaluate_again(config: Config, console: Console) -> None:
+    from agents.checkpoint import load_checkpoint
+
+    run = load_config(config.folder)
+    wanted = {key: getattr(config, key) for key in ("eval_prompts", "eval_samples")}
+    run = replace(run, **{key: value for key, value in wanted.items() if value is not None})  # type: ignore[arg-type]
+    agent, _, damaged = load_checkpoint(config.folder / "checkpoints", agent_class(run).load)
+    for reason in damaged.values():
+        console.print(f"[bold yellow]warning[/] {escape(reason)}: taking the one before", soft_wrap=True)
+    if config.corpus:
+        metrics = corpus_perplexities(config, run, agent, console)
+    else:
+        metrics = evaluate_all(run, agent, console, "again")
     table = Table(title=str(config.folder), title_justify="left")
     if config.corpus:
         table.add_column(f"perplexity of {config.corpus}, {metrics['tokens']:,.0f} tokens")
@@ -82,7 +85,6 @@ def main() -> int:
     console.print(table)
     if config.out:
         write_json(config.out, finite(metrics))
-    return 0
 
 
 def corpus_perplexities(config: Config, run: AnyRun, agent: Any, console: Console) -> Metrics:

@@ -8,7 +8,6 @@ Everything of a run lands in runs/<name>/. Ctrl-C, SIGTERM, SIGKILL leave a run 
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import sys
 import time
@@ -26,6 +25,7 @@ from agents.config import DistillConfig
 from agents.disk import lock, write_folder, write_text
 from experiments.alarms import Alarm, AlarmLog
 from experiments.card import model_card, push
+from experiments.command_line import exit_code
 from experiments.config import (
     SMALL_TASKS,
     AnyRun,
@@ -46,6 +46,7 @@ from experiments.tracking import (
     draw_curves,
     finite,
     progress_bar,
+    read_json,
     read_metrics,
     table_rows,
     write_json,
@@ -67,19 +68,18 @@ EVALUATION_SEED = 1_000_003  # no training seed
 
 def main(args: Sequence[str] | None = None) -> int:
     """Parse, run, and turn the user's mistakes into one line each. Returns the exit code."""
-    console = Console()
-    try:
+
+    def work() -> None:
         config = parse(args, description=__doc__)
         if ":" in config.agent:
             plugin(config.agent)  # before anything is made
         with signals_raise():
-            run(config, console)
+            run(config, Console())
+
+    try:
+        return exit_code(work)
     except KeyboardInterrupt as stop:
         return getattr(stop, "exit_code", 130)
-    except (ValueError, FloatingPointError, OSError) as error:
-        Console(stderr=True).print(f"[red]error[/] {escape(str(error))}", soft_wrap=True, highlight=False)
-        return 1
-    return 0
 
 
 def run(config: AnyRun, console: Console) -> dict[str, Any]:
@@ -98,7 +98,12 @@ def run(config: AnyRun, console: Console) -> dict[str, Any]:
     if dropped:
         console.print(f"{dropped:,} prompts have more than {config.max_prompt_tokens} tokens and are left out")
     student = None if checkpoints(folder / "checkpoints") else make_student(config, env)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"out: {str(folder)!r} cannot be made ({error.strerror}); accepted: a folder that can be written to"
+        ) from None
     try:
         with lock(folder / ".lock"):
             refuse_taken(config, folder)
@@ -177,7 +182,7 @@ def go_on(config: AnyRun, folder: Path, console: Console) -> tuple[Agent, dict[s
         console.print(f"[bold yellow]warning[/] {escape(reason)}: taking the one before", soft_wrap=True)
     tidy(folder / "checkpoints", config.keep_checkpoints)
     console.print(f"resuming {folder} after iteration {iteration_of(path)}")
-    evaluation = json.loads((folder / "evaluation.json").read_text())
+    evaluation = read_json(folder / "evaluation.json", ("before", "seconds"))
     restore_random_state(*load_state(path, "random"))
     return agent, evaluation
 
@@ -344,7 +349,7 @@ def evaluate_before(config: AnyRun, agent: Agent, warm_folder: Path | None, cons
     path = warm_folder.with_name("-".join(map(str, [f"{warm_folder.name}-evaluation", *settings])) + ".json")
     if not path.exists():
         write_json(path, finite(evaluate_all(config, agent, console, "before training")))
-    return json.loads(path.read_text())
+    return read_json(path)
 
 
 def evaluate_all(config: AnyRun, agent: Agent, console: Console, when: str) -> dict[str, float]:
