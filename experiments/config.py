@@ -364,6 +364,8 @@ def shared_ids(config: AnyRun) -> dict[str, int]:
             f"student: {config.student!r} and the teacher {config.teacher!r} do not share a tokenizer ({differing} "
             "entries differ); take a student of the teacher's family"
         )
+    if teacher.eos_token_id is None:
+        raise ValueError(f"teacher: the tokenizer of {config.teacher!r} has no end-of-sequence token")
     return {"vocab_size": len(teacher), "eos_token_id": int(teacher.eos_token_id)}
 
 

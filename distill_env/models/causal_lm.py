@@ -21,14 +21,29 @@ _DTYPES = ("float32", "float64", "bfloat16", "float16")
 
 @contextmanager
 def _no_progress_bars() -> Iterator[None]:
-    """Transformers draws a bar for every file that it reads or writes; a run draws its own."""
-    shown = hf_logging.is_progress_bar_enabled()
+    """Transformers draws a bar for every file that it reads or writes, and a table of what is wrong with one; a run
+    draws its own bars, and says what is wrong in a line."""
+    shown, verbosity = hf_logging.is_progress_bar_enabled(), hf_logging.get_verbosity()
     hf_logging.disable_progress_bar()
+    hf_logging.set_verbosity_error()
     try:
         yield
     finally:
+        hf_logging.set_verbosity(verbosity)
         if shown:
             hf_logging.enable_progress_bar()
+
+
+def _refuse_incomplete(model: Any, report: dict[str, Any]) -> None:
+    """Transformers draws weights that a file lacks at random, and takes NaN as it finds it. Raises ValueError."""
+    wrong = [*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])]
+    if wrong:
+        raise ValueError(f"{len(wrong)} of its weights are missing or of another shape, {min(wrong)} among them")
+    # formats of a byte cannot be asked, nor weights that are elsewhere
+    asked = ((n, p) for n, p in model.named_parameters() if p.element_size() > 1 and not p.is_meta)
+    bad = [name for name, parameter in asked if not bool(parameter.isfinite().all())]
+    if bad:
+        raise ValueError(f"weights are not numbers, {bad[0]} among them")
 
 
 class _SlotCache(Cache):
@@ -150,15 +165,25 @@ class CausalLM:
             raise ValueError(f"device: {device!r} is not available; accepted: 'cpu', 'cuda', 'cuda:1', ...") from error
         try:
             with _no_progress_bars():
-                model: Any = AutoModelForCausalLM.from_pretrained(
-                    str(name_or_path), dtype=getattr(torch, dtype), trust_remote_code=False
+                model: Any
+                model, report = AutoModelForCausalLM.from_pretrained(
+                    str(name_or_path),
+                    dtype=getattr(torch, dtype),
+                    trust_remote_code=False,
+                    ignore_mismatched_sizes=True,  # they are in the report, with their names
+                    output_loading_info=True,
                 )
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            _refuse_incomplete(model, report)
+        except Exception as error:  # what Transformers raises differs with the damage
+            reason = " ".join(str(error).split())[:300] or type(error).__name__
             raise OSError(
                 f"name_or_path: no causal language model can be loaded from {str(name_or_path)!r}; accepted: a folder "
-                f"with config.json and weights, or a Hugging Face hub id ({str(error).strip().splitlines()[0]})"
+                f"with config.json and weights, or a Hugging Face hub id ({reason})"
             ) from error
-        return cls(model.to(target), vocab_size=vocab_size, eos_token_id=eos_token_id)
+        try:
+            return cls(model.to(target), vocab_size=vocab_size, eos_token_id=eos_token_id)
+        except ValueError as error:
+            raise ValueError(f"{error} (in {str(name_or_path)!r})") from error
 
     def fork(self) -> CausalLM:
         """Another batch, still empty, over the same weights."""
@@ -377,8 +402,10 @@ class CausalLM:
             expected = torch.stack([x.logits[0, -1, : self.vocab_size] for x in full]).double().softmax(-1)
             self.start([[a], [c, a]])
             after = self.extend(torch.tensor([[b, -1], [b, a]]))
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RuntimeError, IndexError) as error:
             raise ValueError(f"{problem}: its forward pass fails ({error})") from error
+        if not bool(expected.isfinite().all()):
+            raise ValueError(f"model: the probabilities of {type(self.model).__name__} are not numbers")
         self._clear(0)
         distance = float((after[[0, 1], [0, 1]].double().exp() - expected).abs().sum(-1).max()) / 2
         if distance > {torch.float64: 1e-6, torch.float32: 1e-3}.get(self.model.dtype, 0.2):

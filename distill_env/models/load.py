@@ -58,6 +58,6 @@ def load_tokenizer(name: str | Path) -> Any:
 
     try:
         return AutoTokenizer.from_pretrained(str(name))
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except Exception as error:  # what Transformers raises differs with the damage
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise ValueError(f"tokenizer: {str(name)!r} is no folder with a tokenizer and no hub id: {reason}") from None
