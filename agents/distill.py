@@ -329,8 +329,10 @@ class DistillAgent:
             config = DistillConfig(**{**state["config"], "method": Method(**state["config"]["method"])})
             ids = {key: state[key] for key in ("vocab_size", "eos_token_id")}  # the folder's head may have more rows
             agent = cls(build_model(folder / "student", **ids), config)
+            if agent.student.vocab_size != state["vocab_size"]:
+                raise ValueError(f"its student has {agent.student.vocab_size} ids, not {state['vocab_size']}")
             restore_optimizer(agent.optimizer, tensors, state["param_groups"])
-            agent.iteration, agent.hard_share = state["iteration"], state["hard_share"]
+            agent.iteration, agent.hard_share = int(state["iteration"]), float(state["hard_share"])
             agent.method = dataclasses.replace(config.method, tau=state.get("tau", config.method.tau))
         return agent
 

@@ -167,7 +167,7 @@ def forecast(jobs: Sequence[Job], out: Path, flags: Sequence[str]) -> str:
     if not jobs:
         return "nothing to wait for"
     if paths:
-        mean = sum(read_json(path, ("seconds",))["seconds"] for path in paths) / len(paths)
+        mean = sum(read_json(path, {"seconds": int | float})["seconds"] for path in paths) / len(paths)
         told = f"{len(paths)} finished ones took"
     elif ":" in jobs[0].contender.agent:
         return "how long somebody else's agent takes is known after its first run"
@@ -202,7 +202,9 @@ def load_results(jobs: Iterable[Job], out: Path) -> list[Row]:
     for job in jobs:
         folder = out / job.name
         if is_finished(folder):
-            evaluation = read_json(folder / "evaluation.json", ("before", "training", "seconds"))
+            evaluation = read_json(
+                folder / "evaluation.json", {"before": dict, "after": dict, "training": dict, "seconds": int | float}
+            )
             what = {"study": job.study, "env": job.env, "warm": job.warm, "label": job.contender.label}
             before = {f"before/{k}": v for k, v in evaluation["before"].items()}
             seconds = {"seconds": evaluation["seconds"]}

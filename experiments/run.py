@@ -174,7 +174,7 @@ def begin(
 
 def go_on(config: AnyRun, folder: Path, console: Console) -> tuple[Agent, dict[str, Any]]:
     """The agent of the newest checkpoint that can be read, and what was evaluated before."""
-    from agents.checkpoint import load_checkpoint, load_state, restore_random_state, set_aside, tidy
+    from agents.checkpoint import load_checkpoint, set_aside, tidy
 
     agent, path, damaged = load_checkpoint(folder / "checkpoints", agent_class(config).load)
     for bad, reason in damaged.items():
@@ -182,9 +182,7 @@ def go_on(config: AnyRun, folder: Path, console: Console) -> tuple[Agent, dict[s
         console.print(f"[bold yellow]warning[/] {escape(reason)}: taking the one before", soft_wrap=True)
     tidy(folder / "checkpoints", config.keep_checkpoints)
     console.print(f"resuming {folder} after iteration {iteration_of(path)}")
-    evaluation = read_json(folder / "evaluation.json", ("before", "seconds"))
-    restore_random_state(*load_state(path, "random"))
-    return agent, evaluation
+    return agent, read_json(folder / "evaluation.json", {"before": dict, "seconds": int | float})
 
 
 def iteration_of(checkpoint: Path) -> int:

@@ -10,7 +10,7 @@ import json
 import math
 import os
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -211,8 +211,8 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1))
 
 
-def read_json(path: Path, needed: Sequence[str] = ()) -> dict[str, Any]:
-    """What `write_json` wrote, an object with the `needed` keys.
+def read_json(path: Path, needed: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """What `write_json` wrote, an object with values of the `needed` types under these keys.
 
     Raises:
         ValueError: in one line, if the file is missing or holds something else.
@@ -221,9 +221,10 @@ def read_json(path: Path, needed: Sequence[str] = ()) -> dict[str, Any]:
         value = json.loads(path.read_text())
         if not isinstance(value, dict):
             raise TypeError(f"{type(value).__name__}, not an object")
-        for key in needed:
-            value[key]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        for key, kind in (needed or {}).items():
+            if not isinstance(value.get(key), kind):
+                raise TypeError(f"{key} is {type(value.get(key)).__name__}")
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise damaged(path, error) from None
     return value
 
