@@ -59,11 +59,11 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def evaluate_again(config: Config, console: Console) -> None:
-    from agents.checkpoint import load_checkpoint
-
     run = load_config(config.folder)
     wanted = {key: getattr(config, key) for key in ("eval_prompts", "eval_samples")}
     run = replace(run, **{key: value for key, value in wanted.items() if value is not None})  # type: ignore[arg-type]
+    from agents.checkpoint import load_checkpoint
+
     agent, _, damaged = load_checkpoint(config.folder / "checkpoints", agent_class(run).load)
     for reason in damaged.values():
         console.print(f"[bold yellow]warning[/] {escape(reason)}: taking the one before", soft_wrap=True)
