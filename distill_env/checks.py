@@ -17,7 +17,7 @@ def check_types(config: Any) -> None:
     Raises:
         ValueError: in one line that names the field, its value and what is accepted.
     """
-    for name, kind in _hints(type(config)).items():
+    for name, kind in _hints(config.__class__).items():
         kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
         value = getattr(config, name)
         if not any(_fits(value, k) for k in kinds):
@@ -41,7 +41,7 @@ def check_range(
 
 
 @lru_cache
-def _hints(kind: type) -> dict[str, Any]:
+def _hints(kind: Any) -> dict[str, Any]:
     return get_type_hints(kind)
 
 

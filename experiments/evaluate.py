@@ -61,7 +61,7 @@ def main(args: Sequence[str] | None = None) -> int:
 def evaluate_again(config: Config, console: Console) -> None:
     run = load_config(config.folder)
     wanted = {key: getattr(config, key) for key in ("eval_prompts", "eval_samples")}
-    run = replace(run, **{key: value for key, value in wanted.items() if value is not None})  # type: ignore[arg-type]
+    run = replace(run, **{key: value for key, value in wanted.items() if value is not None})
     from agents.checkpoint import load_checkpoint
 
     agent, _, damaged = load_checkpoint(config.folder / "checkpoints", agent_class(run).load)

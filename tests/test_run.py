@@ -286,16 +286,22 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(
 def test_weights_that_are_not_numbers_end_the_run_with_one_line(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A student of NaN: the error names it, and the checkpoint from before stays."""
+    """A student of NaN counts as damaged: the one before is taken; if all are so the error says it, and they stay."""
     shutil.copytree(finished, tmp_path / "whole")
-    path = last(tmp_path / "whole") / "student/table.safetensors"
-    tensors = load_file(path)
-    tensors["logits"][:] = float("nan")
-    save_file(tensors, path)
-    before = path.read_bytes()
+    root = tmp_path / "whole/checkpoints"
+    contents = []
+    for path in [p / "agent/student/table.safetensors" for p in checkpoints(root)]:
+        tensors = load_file(path)
+        tensors["logits"][:] = float("nan")
+        save_file(tensors, path)
+        contents.append(path.read_bytes())
     assert run("--out", tmp_path, "--name", "whole", "--resume", "--iterations", 9) == 1
     assert "not numbers" in capsys.readouterr().err
-    assert path.read_bytes() == before
+    assert [(p / "agent/student/table.safetensors").read_bytes() for p in checkpoints(root)] == contents
+    shutil.rmtree(root / "000004")
+    shutil.copytree(finished / "checkpoints/000004", root / "000004")
+    assert run("--out", tmp_path, "--name", "whole", "--resume") == 0
+    assert "after iteration 4" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_loss_that_is_no_number_stops_at_the_last_good_checkpoint(

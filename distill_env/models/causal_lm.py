@@ -165,14 +165,14 @@ class CausalLM:
             raise ValueError(f"device: {device!r} is not available; accepted: 'cpu', 'cuda', 'cuda:1', ...") from error
         try:
             with _no_progress_bars():
-                model: Any
-                model, report = AutoModelForCausalLM.from_pretrained(
+                loaded: Any = AutoModelForCausalLM.from_pretrained(
                     str(name_or_path),
                     dtype=getattr(torch, dtype),
                     trust_remote_code=False,
                     ignore_mismatched_sizes=True,  # they are in the report, with their names
                     output_loading_info=True,
                 )
+            model, report = loaded
             _refuse_incomplete(model, report)
         except Exception as error:  # what Transformers raises differs with the damage
             reason = " ".join(str(error).split())[:300] or type(error).__name__
