@@ -139,7 +139,7 @@ Command = (
 
 def main(args: Sequence[str] | None = None) -> int:
     """Do what is asked. Returns the exit code."""
-    command: Pairs | Api | Local = tyro.cli(Command, args=args, description=__doc__)  # type: ignore[arg-type]
+    command: Pairs | Api | Local = tyro.cli(Command, args=args, description=__doc__)
     console = Console()
     try:
         with signals_raise():

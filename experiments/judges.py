@@ -268,7 +268,8 @@ class LocalJudge:
             return Reply(None, f"too long: {needed} tokens; the judge reads {longest}")
         log_probs = self.log_probs(ids)
         said = ", ".join(f"{verdict} {value:.3f}" for verdict, value in log_probs.items())
-        return Reply(max(log_probs, key=lambda v: log_probs[v]), f"log p: {said}")
+        likeliest = max(log_probs.items(), key=lambda pair: pair[1])[0]
+        return Reply(likeliest, f"log p: {said}")
 
     def prompt(self, question: Question) -> list[int]:
         """The ids after which the verdict stands."""
