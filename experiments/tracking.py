@@ -223,7 +223,7 @@ TABLE: dict[str, Rows] = {
         ("reference_perplexity", "perplexity of the reference answers", "{:.3f}"),
         ("teacher_log_prob", "teacher's log-probability, nats a token", "{:.3f}"),
         ("divergence", "D_t on own answers, nats", "{:.3f}"),
-        ("exposure_gap", "more than on the teacher's, nats", "{:.3f}"),
+        ("exposure_gap", "  less that on the teacher's, nats", "{:.3f}"),
         ("hard_share", "hard steps (D_t >= tau)", "{:.1%}"),
         ("hard_share_quarter/1", "  in the first quarter of an answer", "{:.1%}"),
         ("hard_share_quarter/4", "  in the last quarter", "{:.1%}"),
