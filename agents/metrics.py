@@ -150,7 +150,7 @@ def hard_share_by_part(answers: Sequence[Sequence[float]], tau: float, parts: in
     """The share of hard states in each of the equal parts of an answer, over all answers.
 
     Positions are relative, so that answers of all lengths count in every part: that of token t of T is
-    floor(parts t / T). (By absolute position: `hard_by_position` of experiments/viewer.py.)
+    floor(parts t / T). (By absolute position: `hard_by_position` of viewer.py.)
 
     Args:
         answers: D_t at each state of each answer, nats.
