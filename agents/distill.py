@@ -38,6 +38,7 @@ from agents.checkpoint import (
 )
 from agents.config import DistillConfig
 from agents.methods import Method
+from agents.metrics import repeated_share
 from agents.objectives import (
     cost_to_go,
     exact_loss,
@@ -413,20 +414,3 @@ def rollout_metrics(rollout: Rollout) -> Metrics:
         "time/teacher_seconds": ledger.teacher_seconds,
         "time/rollout_seconds": ledger.seconds,
     }
-
-
-def repeated_share(tokens: Tensor, n: int = 4) -> Tensor:
-    """The share of an answer's n-grams that stand in it before, [N, T] padded with -1 -> [N]; 0 if it has none."""
-    if tokens.shape[1] < n:
-        return torch.zeros(len(tokens))
-    grams = tokens.unfold(1, n, 1)  # [N, T - n + 1, n]
-    names = torch.zeros_like(grams[..., 0])
-    for column in grams.unbind(-1):
-        names = names * 6364136223846793005 + column + 1  # modulo 2^64: two n-grams hardly ever share a name
-    whole = grams[..., -1] >= 0
-    names = names.masked_fill(~whole, torch.iinfo(torch.long).max).sort(1).values
-    count = whole.sum(1)
-    first = torch.ones_like(names, dtype=torch.bool)
-    first[:, 1:] = names[:, 1:] != names[:, :-1]
-    distinct = (first & (torch.arange(names.shape[1]) < count[:, None])).sum(1)
-    return torch.where(count > 0, 1 - distinct / count.clamp(min=1), 0.0)

@@ -2,6 +2,7 @@
 
 python experiments/evaluate.py runs/gated-sums-s0
 python experiments/evaluate.py runs/gated-lm-s0 --corpus wikitext2/test.txt
+python experiments/evaluate.py runs/gated-sums-s0 --answers runs/gated-sums-s0/answers.jsonl
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from rich.table import Table
 from agents.base import Metrics
 from experiments.config import AnyRun, agent_class, load_config, shared_ids
 from experiments.run import evaluate_all
-from experiments.tracking import finite, progress_bar, table_rows, write_json
+from experiments.tracking import add_metrics, finite, progress_bar, write_json
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,8 @@ class Config:
     """Tokens by which the window moves on; each has at least window - stride before it, but at the beginning."""
     out: Path | None = None
     """Write the metrics into this JSON file as well."""
+    answers: Path | None = None
+    """Write the answers into this JSONL file, as experiments/answers.py says; experiments/judge.py compares such."""
 
 
 def main() -> int:
@@ -64,7 +67,7 @@ def main() -> int:
         if config.corpus:
             metrics = corpus_perplexities(config, run, agent, console)
         else:
-            metrics = evaluate_all(run, agent, console, "again")
+            metrics = evaluate_all(run, agent, console, "again", config.answers)
     except (ValueError, OSError) as error:
         Console(stderr=True).print(f"[red]error[/] {escape(str(error))}", soft_wrap=True, highlight=False)
         return 1
@@ -77,8 +80,7 @@ def main() -> int:
     else:
         table.add_column("student alone, test split")
         table.add_column("now", justify="right")
-        for label, cells in table_rows(run.eval_samples, [dict(metrics)]):
-            table.add_row(label, *cells)
+        add_metrics(table, run.eval_samples, [dict(metrics)])
     console.print(table)
     if config.out:
         write_json(config.out, finite(metrics))

@@ -24,6 +24,7 @@ from rich.text import Text
 
 from agents.config import DistillConfig
 from agents.disk import lock, write_folder, write_text
+from experiments import answers
 from experiments.alarms import Alarm, AlarmLog
 from experiments.card import model_card, push
 from experiments.config import (
@@ -41,13 +42,13 @@ from experiments.config import (
 from experiments.signals import signals_raise, signals_wait
 from experiments.tracking import (
     Tracker,
+    add_metrics,
     cell,
     check_track,
     draw_curves,
     finite,
     progress_bar,
     read_metrics,
-    table_rows,
     write_json,
 )
 
@@ -132,7 +133,9 @@ def run_alone(
             console.print(f"{folder} has no checkpoint yet: it starts over")
         agent, evaluation = begin(config, student, env, folder, console)
     alarms = train(config, agent, env, folder, console)
-    evaluation["after"] = evaluate_all(config, agent, console, "after training")
+    # the small tasks' answers are many and short, and evaluate.py --answers writes them again
+    keep = folder / answers.FILE if config.env == "lm" else None
+    evaluation["after"] = evaluate_all(config, agent, console, "after training", keep)
     evaluation["training"] = summarise_training(read_metrics(folder))
     evaluation["seconds"] += time.perf_counter() - started
     save_student(config, agent, env, evaluation, folder)
@@ -347,11 +350,15 @@ def evaluate_before(config: AnyRun, agent: Agent, warm_folder: Path | None, cons
     return json.loads(path.read_text())
 
 
-def evaluate_all(config: AnyRun, agent: Agent, console: Console, when: str) -> dict[str, float]:
-    """Metrics on the test split, and under `ood/` on the out-of-distribution one if the task has it."""
+def evaluate_all(
+    config: AnyRun, agent: Agent, console: Console, when: str, keep: Path | None = None
+) -> dict[str, float]:
+    """Metrics on the test split, and under `ood/` on the out-of-distribution one if the task has it; the answers go
+    into the file `keep`."""
     from agents.evaluation import evaluate
 
     metrics: dict[str, float] = {}
+    lines: list[dict[str, Any]] = []
     with progress_bar(console) as progress:
         for split, prefix in (("test", ""), ("ood", "ood/")):
             try:
@@ -366,7 +373,7 @@ def evaluate_all(config: AnyRun, agent: Agent, console: Console, when: str) -> d
             rows = min(most, len(prompts) * config.eval_samples)
             env = make_env(config, split, rows, purpose="evaluate")  # type: ignore[arg-type]
             bar = progress.add_task(f"evaluating {when}, {split}", total=len(prompts) * (config.eval_samples + 1))
-            measured, _ = evaluate(
+            measured, own, teachers = evaluate(
                 agent,
                 env,
                 prompts,
@@ -376,6 +383,12 @@ def evaluate_all(config: AnyRun, agent: Agent, console: Console, when: str) -> d
                 progress=lambda n, bar=bar: progress.advance(bar, n),  # type: ignore[misc]
             )
             metrics |= {prefix + key: value for key, value in measured.items()}
+            if keep is not None:
+                lines += answers.answer_lines(env.task, split, "student", own)
+                lines += answers.answer_lines(env.task, split, "teacher", teachers)
+                lines += answers.reference_lines(env.task, split, prompts)
+    if keep is not None:
+        answers.write_lines(keep, lines)
     return metrics
 
 
@@ -404,9 +417,7 @@ def report(config: AnyRun, evaluation: dict[str, Any], folder: Path, console: Co
     table.add_column("student alone, test split")
     table.add_column("before", justify="right")
     table.add_column("after", justify="right")
-    for label, cells in table_rows(config.eval_samples, [before, after]):
-        table.add_row(label, *cells)
-    table.add_section()
+    add_metrics(table, config.eval_samples, [before, after])
     for label, form, keys in (
         (
             "rewritten steps in training, first -> last tenth",

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from agents.disk import lock
 from agents.distill import DistillAgent
 from distill_env.models.small import TEACHERS
 from experiments import run as run_module
+from experiments.answers import read_lines
 from experiments.config import load_config, make_agent, make_env, make_student, parse
 from experiments.tracking import finite
 
@@ -88,10 +90,21 @@ def test_a_resumed_run_equals_the_uninterrupted_one(agent: str, tmp_path: Path) 
 
 
 def test_evaluate_repeats_the_evaluation(finished: Path, tmp_path: Path) -> None:
-    out = tmp_path / "again.json"
-    command = [sys.executable, "experiments/evaluate.py", str(finished), "--out", str(out)]
+    """And keeps what was written: two answers to each of five prompts, and one of the teacher."""
+    out, answers = tmp_path / "again.json", tmp_path / "answers.jsonl"
+    command = [sys.executable, "experiments/evaluate.py", str(finished), "--out", str(out), "--answers", str(answers)]
     subprocess.run(command, check=True, capture_output=True, cwd=REPOSITORY)
-    assert json.loads(out.read_text()) == json.loads((finished / "evaluation.json").read_text())["after"]
+    measured = json.loads(out.read_text())
+    assert measured == json.loads((finished / "evaluation.json").read_text())["after"]
+    lines = read_lines(answers, "answers", ("prompt", "answer", "writer", "split"))
+    assert Counter((line["writer"], line["sample"]) for line in lines) == {
+        ("student", 0): 5,
+        ("student", 1): 5,
+        ("teacher", 0): 5,
+    }
+    lengths = [line["tokens"] for line in lines if line["writer"] == "student"]
+    assert sum(lengths) / 10 == pytest.approx(measured["length"])
+    assert all(len(line["answer"]) == line["tokens"] - line["ended"] for line in lines)
 
 
 @pytest.fixture
