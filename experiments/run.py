@@ -29,7 +29,7 @@ from experiments.card import model_card, push
 from experiments.config import (
     SMALL_TASKS,
     AnyRun,
-    agent_class,
+    agent_loader,
     make_agent,
     make_env,
     make_student,
@@ -171,7 +171,7 @@ def go_on(config: AnyRun, folder: Path, console: Console) -> tuple[Agent, dict[s
     """The agent of the newest checkpoint that can be read, and what was evaluated before."""
     from agents.checkpoint import load_checkpoint, load_state, restore_random_state, set_aside, tidy
 
-    agent, path, damaged = load_checkpoint(folder / "checkpoints", agent_class(config).load)
+    agent, path, damaged = load_checkpoint(folder / "checkpoints", agent_loader(config))
     for bad, reason in damaged.items():
         set_aside(bad)
         console.print(f"[bold yellow]warning[/] {escape(reason)}: taking the one before", soft_wrap=True)
@@ -385,7 +385,7 @@ def save_student(config: AnyRun, agent: Any, env: DistillVectorEnv, evaluation: 
         return
 
     def write(path: Path) -> None:
-        agent.student.save_pretrained(path)
+        getattr(agent.student, "export", agent.student.save_pretrained)(path)
         if config.env == "lm":
             env.task.tokenizer.save_pretrained(path)  # type: ignore[attr-defined]
         elif config.env in SMALL_TASKS:
