@@ -93,11 +93,18 @@ def run(config: AnyRun, console: Console) -> dict[str, Any]:
     check_track(config.track)
     folder = config.out / config.name
     refuse_taken(config, folder)
-    env = make_env(config, "train", config.rows or config.options.batch_size, purpose="train")
+    begun = bool(checkpoints(folder / "checkpoints"))
+    student: TrainableModel | None = None
+    if config.env == "lm" and not begun:
+        from experiments.preflight import checked
+
+        env, student = checked(config, console)
+    else:
+        env = make_env(config, "train", config.rows or config.options.batch_size, purpose="train")
+        student = None if begun else make_student(config, env)
     dropped = getattr(env.task, "dropped", 0)
     if dropped:
         console.print(f"{dropped:,} prompts have more than {config.max_prompt_tokens} tokens and are left out")
-    student = None if checkpoints(folder / "checkpoints") else make_student(config, env)
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with lock(folder / ".lock"):

@@ -89,8 +89,7 @@ def read_pretrained(
             raise ValueError(f"lora_rank: {lora_rank}, but {str(adapter)!r} is an adapter; accepted: 0 trains it on")
     try:
         with no_progress_bars():
-            base = _base_of(adapter) if adapter else str(name_or_path)
-            model: Any = AutoModelForCausalLM.from_pretrained(base, **arguments)
+            model: Any = AutoModelForCausalLM.from_pretrained(base_of(name_or_path), **arguments)
             if adapter:
                 load_adapter(model, adapter)
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
@@ -132,8 +131,10 @@ def _bits(quantize: str, dtype: torch.dtype) -> BitsAndBytesConfig:
     raise ValueError(f"quantize: {quantize!r} is unknown; accepted: none, 8bit, 4bit")
 
 
-def _base_of(adapter: Path) -> str:
-    return str(json.loads((adapter / ADAPTER_CONFIG).read_text())["base_model_name_or_path"])
+def base_of(name_or_path: str | Path) -> str:
+    """The model that an adapter's folder is for; any other name is its own."""
+    config = Path(name_or_path) / ADAPTER_CONFIG
+    return str(json.loads(config.read_text())["base_model_name_or_path"]) if config.is_file() else str(name_or_path)
 
 
 @contextmanager
