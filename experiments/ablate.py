@@ -21,6 +21,7 @@ from rich.console import Console
 
 from agents.methods import METHODS
 from experiments.compare import show, summarise, values_of
+from experiments.fanout import FanOut
 from experiments.grid import Contender, Job, Row, run_grid, split_flags
 from experiments.tracking import markdown_table
 
@@ -163,6 +164,9 @@ class Config:
     """Folder of the runs, of results.csv and of summary-<study>.md."""
     jobs: int = max(1, os.cpu_count() or 1)
     """Runs at a time, each with one torch thread."""
+    fan_out: FanOut = "local"
+    """Where they run: local processes, or ray: the cluster of $RAY_ADDRESS (--out has to be a folder that all its nodes
+    see), else a local one of --jobs workers."""
 
 
 def main() -> None:
@@ -179,7 +183,7 @@ def main() -> None:
             Job(name, env, warm, contender, seed)
             for seed, env, warm, contender in itertools.product(config.seeds, config.envs, config.warm, known[name])
         ]
-        rows = run_grid(jobs, config.out, flags, config.jobs, console)
+        rows = run_grid(jobs, config.out, flags, config.jobs, console, config.fan_out)
         labels = [contender.label for contender in known[name]]
         reference = "student prefix, reverse" if name == "two_by_two" else labels[0]
         summarise(rows, labels, reference, config.out, console)

@@ -22,6 +22,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from experiments.fanout import FanOut
 from experiments.grid import Contender, Job, Row, run_grid, split_flags
 from experiments.inference import Estimate, bootstrap, holm, paired_difference, probability_of_improvement
 from experiments.tracking import TABLE_ROWS, markdown_table
@@ -58,6 +59,9 @@ class Config:
     """Folder of the runs, of results.csv and of summary-<study>.md."""
     jobs: int = max(1, os.cpu_count() or 1)
     """Runs at a time, each with one torch thread."""
+    fan_out: FanOut = "local"
+    """Where they run: local processes, or ray: the cluster of $RAY_ADDRESS (--out has to be a folder that all its nodes
+    see), else a local one of --jobs workers."""
 
 
 def jobs_of(config: Config) -> list[Job]:
@@ -162,7 +166,7 @@ def main() -> None:
     config = tyro.cli(Config, args=arguments, description=__doc__)
     console = Console()
     jobs = jobs_of(config)
-    rows = run_grid(jobs, config.out, flags, config.jobs, console)
+    rows = run_grid(jobs, config.out, flags, config.jobs, console, config.fan_out)
     labels = list(dict.fromkeys(job.contender.label for job in jobs))
     summarise(rows, labels, config.reference, config.out, console)
 

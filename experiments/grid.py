@@ -9,15 +9,12 @@ from __future__ import annotations
 import csv
 import io
 import json
-import multiprocessing
-import os
 import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +23,10 @@ from rich.markup import escape
 
 from agents.disk import write_text
 from experiments.config import load_config, make_agent, make_env, make_student, parse, to_dict
+from experiments.fanout import FanOut, for_each
 
 WARM = {"none": 0.0, "weak": 1 / 3, "strong": 2 / 3}  # share of the teacher's correct chains at which a warm start ends
 NOT_COMPARED = {"name", "out", "resume", "threads"}  # flags that do not make another run
-ATTEMPTS = 2  # of a run whose worker died
 
 
 @dataclass(frozen=True)
@@ -102,7 +99,13 @@ def check_jobs(jobs: Sequence[Job], out: Path, flags: Sequence[str]) -> None:
 
 
 def run_jobs(
-    jobs: Sequence[Job], out: Path, flags: Sequence[str], workers: int, console: Console, each: Callable[[], None]
+    jobs: Sequence[Job],
+    out: Path,
+    flags: Sequence[str],
+    workers: int,
+    console: Console,
+    each: Callable[[], None],
+    fan_out: FanOut = "local",
 ) -> list[Job]:
     """Run what is not finished, warm starts first. `each` is called after every finished run.
 
@@ -110,10 +113,11 @@ def run_jobs(
         the jobs that failed.
     """
     out.mkdir(parents=True, exist_ok=True)
+    where = {"out": out.resolve(), "flags": tuple(flags)}  # a worker may stand in another folder
     todo = [job for job in jobs if not is_finished(out / job.name)]
     warm = list({(j.env, j.warm, j.seed): j for j in todo if WARM[j.warm] > 0}.values())
     console.print(f"{len(jobs) - len(todo)} of {len(jobs)} runs are finished; {len(warm)} warm starts to look after")
-    _in_pool(prepare_warm_start, warm, out, flags, workers, console)
+    for_each(partial(prepare_warm_start, **where), warm, workers, fan_out, console, lambda *_: None)
     console.print(
         f"{len(todo)} runs to go, {workers} at a time, each with one torch thread; {forecast(todo, out, flags)}"
     )
@@ -130,58 +134,8 @@ def run_jobs(
         console.print(f"{done} of {len(todo)} after {minutes:.1f} min, {rest:.0f} min to go: {what}", highlight=False)
         each()
 
-    _in_pool(run_one, todo, out, flags, workers, console, tell)
+    for_each(partial(run_one, **where), todo, workers, fan_out, console, tell)
     return failed
-
-
-def _in_pool(
-    work: Callable[[Job, Path, Sequence[str]], None],
-    jobs: Sequence[Job],
-    out: Path,
-    flags: Sequence[str],
-    workers: int,
-    console: Console,
-    tell: Callable[[Job, int, str | None], None] = lambda job, done, error: None,
-) -> None:
-    """Every job once; where a worker died, what it was at again in a new pool."""
-    waiting, attempts, done = list(jobs), dict.fromkeys(jobs, 0), 0
-    while waiting:
-        context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
-        pool = ProcessPoolExecutor(min(workers, len(waiting)), mp_context=context, initializer=_one_thread)
-        running: dict[Future[None], Job] = {}
-        try:
-            while waiting or running:
-                # a death takes all that run with it, so the suspects are tried again one by one
-                alone = any(attempts[job] for job in [*running.values(), *waiting[:1]])
-                while waiting and len(running) < (1 if alone else workers):
-                    job = waiting.pop(0)
-                    running[pool.submit(work, job, out, flags)] = job
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    job, error = running[future], None
-                    try:
-                        future.result()
-                    except BrokenProcessPool:
-                        raise
-                    except Exception as raised:  # a run's failure is its own
-                        error = f"{type(raised).__name__}: {raised}"
-                    del running[future]
-                    done += 1
-                    tell(job, done, error)
-        except BrokenProcessPool:
-            console.print("[red]a worker died[/]; what was running goes on in a new one")
-            for job in running.values():
-                attempts[job] += 1
-                if attempts[job] < ATTEMPTS:
-                    waiting.insert(0, job)
-                else:
-                    done += 1
-                    tell(job, done, f"its worker died {ATTEMPTS} times")
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _one_thread() -> None:
-    os.environ["OMP_NUM_THREADS"] = "1"
 
 
 def prepare_warm_start(job: Job, out: Path, flags: Sequence[str]) -> None:
@@ -288,17 +242,21 @@ def split_flags(arguments: list[str]) -> tuple[list[str], list[str]]:
     return arguments[:at], arguments[at + 1 :]
 
 
-def run_grid(jobs: Sequence[Job], out: Path, flags: Sequence[str], workers: int, console: Console) -> list[Row]:
+def run_grid(
+    jobs: Sequence[Job], out: Path, flags: Sequence[str], workers: int, console: Console, fan_out: FanOut = "local"
+) -> list[Row]:
     """Check, run, and keep `results.csv` up to date as runs finish. Returns the rows of these jobs.
 
     Exits with code 1 and one line if the flags are wrong or nothing finished.
     """
+    path = out / "results.csv"
     try:
         check_jobs(jobs, out, flags)
+        failed = run_jobs(
+            jobs, out, flags, workers, console, lambda: write_results(load_results(jobs, out), path), fan_out
+        )
     except ValueError as error:
         sys.exit(f"error {error}")
-    path = out / "results.csv"
-    failed = run_jobs(jobs, out, flags, workers, console, lambda: write_results(load_results(jobs, out), path))
     rows = load_results(jobs, out)
     if not rows:
         sys.exit("error: no run has finished")

@@ -15,11 +15,11 @@ import tyro
 from rich.console import Console
 from rich.markup import escape
 
-from experiments import figures, sections
-from experiments.figures import Style
-from experiments.findings import answer
-from experiments.pages import Page, to_html, to_markdown
-from experiments.results import Curves, Results, Setting, load_results
+from experiments.reporting import figures, sections
+from experiments.reporting.figures import Style
+from experiments.reporting.findings import answer
+from experiments.reporting.pages import Page, to_html, to_markdown
+from experiments.reporting.results import Curves, Results, Setting, load_results
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def facts(results: Results) -> list[str]:
 
 def look_at_students(config: Config, results: Results, console: Console) -> dict[str, dict[str, Any]]:
     """What `viewer.see_run` saw of the first run of each contender, in the first task, by contender."""
-    from experiments.viewer import see_run
+    from experiments.reporting.viewer import see_run
 
     seen: dict[str, dict[str, Any]] = {}
     for setting in results.primary()[:1]:

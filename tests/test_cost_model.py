@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from agents.rollout import Rollout
-from experiments.benchmark import difference
+from experiments.benchmarking.rollouts import difference
 from experiments.cost_model import best_length, blocks_per_answer, committed_per_block, interpolated, speed_up
 
 

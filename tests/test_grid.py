@@ -125,3 +125,32 @@ def test_every_study_of_the_ablation_parses_and_has_names_of_its_own(tmp_path: P
 def test_seeds_come_first_so_that_partial_results_can_be_compared() -> None:
     jobs = jobs_of(Config(agents=("rkl", "gated"), seeds=(3, 4), envs=("sums", "categorical")))
     assert [j.seed for j in jobs] == [3] * 4 + [4] * 4
+
+
+@pytest.mark.slow
+def test_ray_runs_the_grid_as_local_processes_do_and_runs_again_what_died(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("ray")
+    monkeypatch.chdir(tmp_path)
+    theirs = Path(__file__).with_name("plugin_agent.py").read_text()
+    (tmp_path / "flaky.py").write_text(
+        theirs + "\n\nimport os\n"
+        "class Flaky(Frequencies):\n"
+        "    def __init__(self, env, seed):\n"
+        "        if not Path('tried').exists():\n"
+        "            Path('tried').touch()\n"
+        "            os.kill(os.getpid(), signal.SIGKILL)\n"
+        "        super().__init__(env, seed)\n"
+    )
+    jobs = [job("gated"), job("rkl", 1), job("nowhere:Agent"), job("flaky:Flaky")]
+    failed = run_jobs(jobs, tmp_path / "ray", FLAGS, 2, QUIET, lambda: None, "ray")
+    assert failed == [jobs[2]]
+    assert (tmp_path / "tried").exists()
+    assert run_all(jobs[:2], tmp_path / "local") == []
+    for one in jobs[:2]:
+        here, there = (
+            load_file(tmp_path / where / one.name / "student/table.safetensors") for where in ("local", "ray")
+        )
+        assert all(bool((here[k] == there[k]).all()) for k in here)
+    assert len(load_results(jobs, tmp_path / "ray")) == 3

@@ -14,9 +14,11 @@ import numpy as np
 import pytest
 from comparisons import random_rows, write_comparison
 
-from experiments import report, sections
-from experiments.figures import INK, Panel, Point, Style, scatter, svg
-from experiments.findings import (
+from experiments import report
+from experiments.inference import Estimate, bootstrap, holm, interquartile_mean, paired_difference
+from experiments.reporting import sections
+from experiments.reporting.figures import INK, Panel, Point, Style, scatter, svg
+from experiments.reporting.findings import (
     CLAIMS,
     answer,
     crossed,
@@ -26,9 +28,8 @@ from experiments.findings import (
     primary_comparisons,
     secondary_comparisons,
 )
-from experiments.inference import Estimate, bootstrap, holm, interquartile_mean, paired_difference
-from experiments.pages import Page, Viewer, inline, plain, script_json, to_html
-from experiments.results import BEFORE, ENDPOINT, MEASURES, Curves, Results, Setting, load_results
+from experiments.reporting.pages import Page, Viewer, inline, plain, script_json, to_html
+from experiments.reporting.results import BEFORE, ENDPOINT, MEASURES, Curves, Results, Setting, load_results
 
 SUMS = Setting("sums", "weak")
 HOSTILE = """</script><script>window.hacked = 1</script><img src=x onerror="window.hacked = 1">'"&`{{data}}"""

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from test_report import HOSTILE, hostile_page
 
-from experiments.pages import to_html
+from experiments.reporting.pages import to_html
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="needs Chromium on the path (apt-get install chromium)")

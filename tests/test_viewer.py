@@ -15,7 +15,7 @@ from distill_env.models.load import build_model, load_model
 from distill_env.tasks import make_task
 from experiments import run as run_module
 from experiments.config import CATEGORICAL_VOCABULARY, load_config, tau_of
-from experiments.viewer import END, see_run, spread, token_text
+from experiments.reporting.viewer import END, see_run, spread, token_text
 
 TAU = 0.3
 

@@ -7,9 +7,22 @@ from typing import Any, Literal
 
 import numpy as np
 
-from experiments import figures
-from experiments.figures import Panel, Point, Style
-from experiments.findings import (
+from experiments.inference import PairedDifference, bootstrap
+from experiments.reporting import figures
+from experiments.reporting.cells import (
+    EMPTY,
+    change_cell,
+    in_unit,
+    is_best,
+    name_cell,
+    number_cell,
+    p_text,
+    setting_cells,
+    setting_columns,
+    start_of,
+)
+from experiments.reporting.figures import Panel, Point, Style
+from experiments.reporting.findings import (
     CLAIMS,
     Crossed,
     crossed,
@@ -18,9 +31,8 @@ from experiments.findings import (
     primary_comparisons,
     secondary_comparisons,
 )
-from experiments.inference import Estimate, PairedDifference, bootstrap
-from experiments.pages import Block, Cell, Picture, Section, Table, Viewer
-from experiments.results import (
+from experiments.reporting.pages import Block, Cell, Picture, Section, Table, Viewer
+from experiments.reporting.results import (
     BASELINES,
     BEFORE,
     ENDPOINT,
@@ -31,7 +43,6 @@ from experiments.results import (
     PURE,
     Curves,
     Line,
-    Measure,
     Results,
     Setting,
     measure,
@@ -39,49 +50,6 @@ from experiments.results import (
 
 BINS = 40  # points of a curve over training
 PROBABLE = 0.05
-EMPTY = "\u2013"
-
-
-# ---------------------------------------------------------------------- cells
-
-
-def name_cell(label: str) -> Cell:
-    return Cell(label, chip="" if label == BEFORE else label)
-
-
-def number_cell(key: str, estimate: Estimate | None, best: bool = False) -> Cell:
-    """An estimate and its interval; a dash where nothing was measured."""
-    if estimate is None:
-        return Cell(EMPTY)
-    m = measure(key)
-    return Cell(m.number(estimate.value), m.interval(estimate), estimate.value, "best" if best else "")
-
-
-def change_cell(m: Measure, estimate: Estimate) -> Cell:
-    """A difference with its sign, and its interval."""
-    sign = m.signed(estimate.value)
-    return Cell(sign, m.change(estimate).removeprefix(sign).strip(), estimate.value)
-
-
-def setting_cells(setting: Setting, settings: Sequence[Setting]) -> list[Cell]:
-    """Task and warm start, each only where there are several."""
-    cells = []
-    if len({s.env for s in settings}) > 1:
-        cells.append(Cell(setting.env))
-    if len({s.warm for s in settings}) > 1:
-        cells.append(Cell(setting.warm))
-    return cells
-
-
-def setting_columns(settings: Sequence[Setting]) -> list[str]:
-    return [
-        title
-        for title, part in (("task", {s.env for s in settings}), ("warm start", {s.warm for s in settings}))
-        if len(part) > 1
-    ]
-
-
-# ---------------------------------------------------------------------- sections
 
 
 def expectations(results: Results) -> Section | None:
@@ -117,11 +85,6 @@ def expectations(results: Results) -> Section | None:
     return Section("expected", "Expected and measured", [Table("expectations", columns, rows, caption, names)])
 
 
-def start_of(settings: Sequence[Setting]) -> str:
-    warm = sorted({s.warm for s in settings if s.warm})
-    return f"All from the {' or '.join(warm)} warm start." if warm else ""
-
-
 def scatter_panels(results: Results, style: Style, x: str, y: str, diagonals: Sequence[float] = ()) -> list[Panel]:
     """One panel a setting, a point a contender."""
     panels = []
@@ -139,11 +102,6 @@ def scatter_panels(results: Results, style: Style, x: str, y: str, diagonals: Se
 
             panels.append(Panel(str(setting), draw))
     return panels
-
-
-def in_unit(key: str, estimate: Estimate) -> Estimate:
-    scale = measure(key).scale
-    return Estimate(estimate.value * scale, estimate.low * scale, estimate.high * scale)
 
 
 def diversity(results: Results, style: Style) -> Section | None:
@@ -203,14 +161,6 @@ def contenders(results: Results) -> Section | None:
     blocks: list[Block] = [Table("contenders-table", columns, rows, caption, names)]
     blocks += pooled(results, settings)
     return Section("contenders", "All contenders", blocks)
-
-
-def is_best(key: str, label: str, labels: Sequence[str], found: dict[tuple[str, str], Estimate | None]) -> bool:
-    less = measure(key).less_is_better
-    values = {c: e.value for c in labels if c != BEFORE and (e := found[key, c])}
-    if less is None or label not in values or len(values) < 2:
-        return False
-    return values[label] == (min if less else max)(values.values())
 
 
 def pooled(results: Results, settings: Sequence[Setting]) -> Iterator[Table]:
@@ -282,10 +232,6 @@ def difference_row(
         number_cell("improvement", results.improvement(label, baseline, ENDPOINT, [setting])),
         Cell(str(difference.n), value=difference.n),
     ]
-
-
-def p_text(p: float) -> str:
-    return f"{p:.3f}" if p >= 0.001 else "<0.001"
 
 
 BAND = "Interquartile means over seeds; the band holds the middle half of them, or all if there are fewer than four."

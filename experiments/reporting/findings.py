@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from experiments.inference import Estimate, PairedDifference, holm
-from experiments.results import (
+from experiments.reporting.results import (
     BASELINES,
     ENDPOINT,
     MEASURES,

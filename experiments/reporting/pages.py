@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from experiments.figures import MUTED, Panel, Style, png, svg
+from experiments.reporting.figures import MUTED, Panel, Style, png, svg
 
 TEMPLATE = Path(__file__).with_name("report.html")
 COLUMNS_OF_A_PICTURE = 2

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from experiments.inference import Estimate
-from experiments.results import OURS, Line
+from experiments.reporting.results import OURS, Line
 
 INK, MUTED, RULE, HEAT = "#22262d", "#6a717c", "#dde1e7", "#e4572e"
 CSS_VARIABLES = {INK: "var(--ink)", MUTED: "var(--muted)", RULE: "var(--rule)"}

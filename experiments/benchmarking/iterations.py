@@ -1,0 +1,102 @@
+"""Whole iterations and their floor; memory and peers, each in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from agents.distill import DistillAgent
+from experiments.benchmarking.rollouts import Rollouts, run_config
+from experiments.benchmarking.timing import Config, alternate
+from experiments.config import make_env, make_student
+
+
+def measure_iterations(config: Config) -> dict[str, Any]:
+    """One whole iteration of gated (at 5 % hard steps) and of rkl, and the matrix work that rkl cannot avoid."""
+    rollouts = Rollouts(config, config.batch)
+    tau = rollouts.tau_for(0.05)
+    contenders: dict[str, Callable[[], None]] = {}
+    for name in ("gated", "rkl"):
+        run = run_config(config, config.batch, name)
+        options = run.options
+        env = make_env(run, "train", config.batch, purpose="train")
+        agent = DistillAgent(make_student(run, env), with_tau(options, tau))
+        contenders[name] = lambda agent=agent, env=env: agent.learn(env, 1)  # type: ignore[misc]
+    if config.teacher:
+        contenders["floor"] = floor(rollouts)
+    seconds = alternate(contenders, config.repetitions)
+    return {"rows": config.batch, "tokens": rollouts.tokens, "seconds": seconds, "tau": tau}
+
+
+def with_tau(options: Any, tau: float) -> Any:
+    """The options with another threshold and a step size that leaves the student, and so the hard rate, as it is."""
+    return replace(options, method=replace(options.method, tau=tau), learning_rate=1e-9)
+
+
+def floor(rollouts: Rollouts) -> Callable[[], None]:
+    """The bare matrix work of an rkl iteration: decode with a cache, one teacher pass, one student pass and back."""
+    from transformers import DynamicCache
+
+    ids = [p.ids for p in rollouts.prompts[: rollouts.rows]]
+    width, tokens = max(map(len, ids)), rollouts.tokens
+    prompt = torch.randint(0, rollouts.env.vocab_size, (rollouts.rows, width))
+    answer = torch.randint(0, rollouts.env.vocab_size, (rollouts.rows, tokens))
+    whole = torch.cat([prompt, answer[:, :-1]], 1)
+    student: Any = rollouts.student
+    teacher: Any = rollouts.env.teacher
+    cached = student._cache_name
+    student_head, teacher_head = (m.model.get_output_embeddings() for m in (student, teacher))
+
+    def contender() -> None:
+        with torch.no_grad():
+            cache = DynamicCache(config=student.model.config)
+            hidden = student.model.base_model(input_ids=prompt, use_cache=True, **{cached: cache}).last_hidden_state
+            student_head(hidden[:, -1:])
+            for t in range(tokens - 1):
+                one = student.model.base_model(input_ids=answer[:, t : t + 1], use_cache=True, **{cached: cache})
+                student_head(one.last_hidden_state)
+            read = teacher.model.base_model(input_ids=whole, use_cache=False).last_hidden_state
+            teacher_head(read[:, width - 1 :])
+        hidden = student.model.base_model(input_ids=whole, use_cache=False).last_hidden_state
+        logits = student_head(hidden[:, width - 1 :])
+        logits.backward(torch.ones_like(logits))
+        student.model.zero_grad()
+
+    return contender
+
+
+def child(config: Config, name: str, *arguments: object) -> dict[str, Any]:
+    """One measurement in a fresh process, whose peak memory is its own."""
+    command = [sys.executable, "-m", "experiments.benchmarking.peers", name, "--teacher", config.teacher]
+    command += ["--student", config.student, "--task-path", config.task_path]
+    command += ["--threads", str(torch.get_num_threads()), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise ValueError(f"peers: {name} failed: {done.stderr.strip().splitlines()[-1]}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def measure_peers(config: Config) -> dict[str, list[dict[str, Any]]]:
+    """Iterations of ours and of TRL's trainers, taking turns."""
+    names = ("gated", "rkl", "DistillationTrainer", "GKDTrainer")
+    results: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    for _ in range(config.repetitions):
+        for name in names:
+            size = ("--rows", config.batch, "--new-tokens", config.new_tokens, "--steps", 2)
+            results[name].append(child(config, name, *size))
+    return results
+
+
+def measure_memory(config: Config) -> list[dict[str, Any]]:
+    """Peak memory of one update, above that of the loaded model, by batch, length and chunk."""
+    sizes = [(4, 32, 256), (8, 32, 256), (16, 32, 256), (8, 64, 256), (16, 64, 256), (16, 64, 64), (16, 64, 1024)]
+    return [
+        child(config, "update", "--rows", rows, "--new-tokens", tokens, "--chunk", chunk)
+        for rows, tokens, chunk in sizes
+    ]

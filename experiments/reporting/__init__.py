@@ -1,0 +1,1 @@
+"""What `experiments/report.py` is made of: results, what they say, pictures, pages, and the viewer of answers."""
