@@ -323,13 +323,14 @@ class DistillAgent:
         save_state(folder, "optimizer", tensors, state)
 
     @classmethod
-    def load(cls, path: str | Path) -> DistillAgent:
+    def load(cls, path: str | Path, **options: Any) -> DistillAgent:
+        """Read what `save` wrote; `options` say how the student is loaded, as `build_model` takes them."""
         folder = existing_folder(path)
         tensors, state = load_state(folder, "optimizer")
         with reading(folder):
             config = DistillConfig(**{**state["config"], "method": Method(**state["config"]["method"])})
             ids = {key: state[key] for key in ("vocab_size", "eos_token_id")}  # the folder's head may have more rows
-            agent = cls(build_model(folder / "student", **ids), config)
+            agent = cls(build_model(folder / "student", **ids, **options), config)
             restore_optimizer(agent.optimizer, tensors, state["param_groups"])
             agent.iteration, agent.hard_share = state["iteration"], state["hard_share"]
             agent.method = dataclasses.replace(config.method, tau=state.get("tau", config.method.tau))

@@ -10,9 +10,10 @@ import itertools
 import json
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -21,6 +22,14 @@ import tyro
 from agents.config import DistillConfig, PluginConfig, SB3Config
 from agents.methods import METHODS, Method
 from distill_env.tasks import Split
+from experiments.language_models import (
+    adapter_arguments,
+    check_flags,
+    shared_ids,
+    student_arguments,
+    teacher_arguments,
+    teacher_tokenizer,
+)
 
 if TYPE_CHECKING:
     from agents.base import Agent
@@ -115,8 +124,37 @@ class RunConfig:
     """Hub repository, user/name, that the student is pushed to at the end; the token is $HF_TOKEN or the stored one."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Weights of a teacher that is a language model; the student's are float32."""
+    device: str = "cpu"
+    """Of the models of --env lm: cpu, cuda, cuda:1, ..., or auto: cuda if there is one, else cpu. Not run on CUDA
+    yet."""
+    device_map: str = ""
+    """Transformers' placement of a teacher over devices, for example auto; instead of --device. Needs accelerate. Not
+    run on CUDA yet."""
+    attn_implementation: Literal["auto", "sdpa", "eager"] = "auto"
+    """Attention of teacher and student; auto leaves it to Transformers. Others (flash attention) cannot serve the
+    rollout's cache."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with a model or a tokenizer."""
+    quantize: Literal["none", "8bit", "4bit"] = "none"
+    """Weights of the teacher in so few bits, by bitsandbytes (pip install 'distill-env[quantize]'). Not run on CUDA
+    yet."""
+    gguf_file: str = ""
+    """A GGUF file in the teacher's folder or repository, turned into --dtype (pip install 'distill-env[gguf]')."""
+    lora_rank: int = 0
+    """Train only a LoRA adapter of this rank on the student (pip install 'distill-env[peft]'); 0 trains all weights.
+    There is no dropout: what is trained is what was rolled out. The saved student has it merged."""
+    lora_alpha: float = 16.0
+    """Scale of the adapter, times its rank."""
+    lora_targets: str = "all-linear"
+    """Modules that it is added to, for example q_proj,v_proj; all-linear is all linear ones but the head."""
+    gradient_checkpointing: bool = False
+    """Keep only each layer's input of the student for the backward pass, which computes the rest again."""
+    accept: tuple[Literal["special_tokens", "end_of_turn", "chat_template", "memory"], ...] = ()
+    """Rows of the preflight of --env lm whose errors are accepted."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "accept", tuple(self.accept))  # JSON has lists
+        check_flags(self)
         for name in ("validate_every", "checkpoint_every", "keep_checkpoints"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: {getattr(self, name)} is not at least 1")
@@ -185,7 +223,7 @@ AnyRun = DistillRun | SB3Run | PluginRun
 RUN_CLASSES: dict[type, type[AnyRun]] = {DistillConfig: DistillRun, SB3Config: SB3Run, PluginConfig: PluginRun}
 # what a resumed run may change
 RESUMABLE = {"resume", "iterations", "validate_every", "checkpoint_every", "eval_prompts", "eval_samples", "threads"}
-RESUMABLE |= {"keep_checkpoints", "track", "push_to_hub"}
+RESUMABLE |= {"keep_checkpoints", "track", "push_to_hub", "device", "device_map", "gradient_checkpointing"}
 
 
 @dataclass(frozen=True)
@@ -331,7 +369,7 @@ def make_env(config: AnyRun, split: Split, rows: int, *, purpose: Literal["train
             "task": config.task,
             "teacher": config.teacher,
             "task_kwargs": task_arguments(config),
-            "teacher_kwargs": {**shared_ids(config), "dtype": config.dtype},
+            "teacher_kwargs": teacher_arguments(config),
         }
     return DistillVectorEnv(rows, **arguments)
 
@@ -340,7 +378,7 @@ def task_arguments(config: AnyRun) -> dict[str, Any]:
     """The arguments of the task of --env lm. Raises ValueError for a flag that the task does not know."""
     arguments: dict[str, Any] = {
         "path": config.task_path,
-        "tokenizer": config.teacher,
+        "tokenizer": teacher_tokenizer(config),
         "max_prompt_tokens": config.max_prompt_tokens,
         "step_pattern": config.step_pattern,
     }
@@ -350,24 +388,6 @@ def task_arguments(config: AnyRun) -> dict[str, Any]:
     if config.few_shot or config.chat == "yes":
         raise ValueError("few_shot, chat: not with --task text, which has no questions; accepted: 0, auto or no")
     return arguments | ({"max_new_tokens": config.max_new_tokens} if config.max_new_tokens else {})
-
-
-def shared_ids(config: AnyRun) -> dict[str, int]:
-    """The ids that teacher and student share, those of their tokenizer, which has to be one; and its end token.
-
-    Raises:
-        ValueError: if the tokenizers map text to ids differently.
-    """
-    from distill_env.models.load import load_tokenizer
-
-    teacher, student = load_tokenizer(config.teacher), load_tokenizer(config.student)
-    if teacher.get_vocab() != student.get_vocab():
-        differing = len(set(teacher.get_vocab().items()) ^ set(student.get_vocab().items()))
-        raise ValueError(
-            f"student: {config.student!r} and the teacher {config.teacher!r} do not share a tokenizer ({differing} "
-            "entries differ); take a student of the teacher's family"
-        )
-    return {"vocab_size": len(teacher), "eos_token_id": int(teacher.eos_token_id)}
 
 
 def make_student(config: AnyRun, env: DistillVectorEnv) -> TrainableModel:
@@ -381,7 +401,9 @@ def make_student(config: AnyRun, env: DistillVectorEnv) -> TrainableModel:
     from distill_env.models.load import build_model
 
     if config.student:
-        kwargs = shared_ids(config) if config.env == "lm" else {}
+        kwargs: dict[str, Any] = {}
+        if config.env == "lm":
+            kwargs = {**shared_ids(config), **student_arguments(config), **adapter_arguments(config)}
         student: TrainableModel = build_model(config.student, **kwargs)
         if student.vocab_size != env.vocab_size:
             raise ValueError(f"student: {config.student!r} has {student.vocab_size} ids, the teacher {env.vocab_size}")
@@ -423,6 +445,12 @@ def agent_class(config: AnyRun) -> Any:
 
         return SB3Agent
     return plugin(config.agent)
+
+
+def agent_loader(config: AnyRun) -> Callable[[Path], Any]:
+    """Reads an agent of the run from a checkpoint, its student as the flags say."""
+    load = agent_class(config).load
+    return load if isinstance(config.options, PluginConfig) else partial(load, **student_arguments(config))
 
 
 def plugin(name: str) -> Any:

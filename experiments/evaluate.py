@@ -19,7 +19,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from agents.base import Metrics
-from experiments.config import AnyRun, agent_class, load_config, shared_ids
+from experiments.config import AnyRun, agent_loader, load_config
+from experiments.language_models import shared_ids, student_arguments, teacher_arguments, teacher_tokenizer
 from experiments.run import evaluate_all
 from experiments.tracking import add_metrics, finite, progress_bar, write_json
 
@@ -61,7 +62,7 @@ def main() -> int:
         )
         from agents.checkpoint import load_checkpoint
 
-        agent, _, damaged = load_checkpoint(config.folder / "checkpoints", agent_class(run).load)
+        agent, _, damaged = load_checkpoint(config.folder / "checkpoints", agent_loader(run))
         for reason in damaged.values():
             console.print(f"[bold yellow]warning[/] {escape(reason)}: taking the one before", soft_wrap=True)
         if config.corpus:
@@ -101,12 +102,12 @@ def corpus_perplexities(config: Config, run: AnyRun, agent: Any, console: Consol
         raise ValueError(f"corpus: {str(config.folder)!r} is a run of --env {run.env}; accepted: --env lm, a student")
     splits = read_corpus(config.corpus)
     text = splits.get("test") or next(iter(splits.values()))
-    ids = load_tokenizer(run.teacher)(text, add_special_tokens=False, verbose=False)["input_ids"]
+    ids = load_tokenizer(teacher_tokenizer(run))(text, add_special_tokens=False, verbose=False)["input_ids"]
     ids = ids[: config.corpus_tokens or None]
     models = {
-        "before": lambda: build_model(run.student, **shared_ids(run)),
+        "before": lambda: build_model(run.student, **shared_ids(run), **student_arguments(run)),
         "after": lambda: agent.student,
-        "teacher": lambda: load_model(run.teacher, **shared_ids(run), dtype=run.dtype),
+        "teacher": lambda: load_model(run.teacher, **teacher_arguments(run)),
     }
     metrics: Metrics = {"tokens": float(len(ids))}
     with progress_bar(console) as progress:

@@ -30,7 +30,7 @@ from experiments.card import model_card, push
 from experiments.config import (
     SMALL_TASKS,
     AnyRun,
-    agent_class,
+    agent_loader,
     make_agent,
     make_env,
     make_student,
@@ -94,11 +94,18 @@ def run(config: AnyRun, console: Console) -> dict[str, Any]:
     check_track(config.track)
     folder = config.out / config.name
     refuse_taken(config, folder)
-    env = make_env(config, "train", config.rows or config.options.batch_size, purpose="train")
+    begun = bool(checkpoints(folder / "checkpoints"))
+    student: TrainableModel | None = None
+    if config.env == "lm" and not begun:
+        from experiments.preflight import checked
+
+        env, student = checked(config, console)
+    else:
+        env = make_env(config, "train", config.rows or config.options.batch_size, purpose="train")
+        student = None if begun else make_student(config, env)
     dropped = getattr(env.task, "dropped", 0)
     if dropped:
         console.print(f"{dropped:,} prompts have more than {config.max_prompt_tokens} tokens and are left out")
-    student = None if checkpoints(folder / "checkpoints") else make_student(config, env)
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with lock(folder / ".lock"):
@@ -174,7 +181,7 @@ def go_on(config: AnyRun, folder: Path, console: Console) -> tuple[Agent, dict[s
     """The agent of the newest checkpoint that can be read, and what was evaluated before."""
     from agents.checkpoint import load_checkpoint, load_state, restore_random_state, set_aside, tidy
 
-    agent, path, damaged = load_checkpoint(folder / "checkpoints", agent_class(config).load)
+    agent, path, damaged = load_checkpoint(folder / "checkpoints", agent_loader(config))
     for bad, reason in damaged.items():
         set_aside(bad)
         console.print(f"[bold yellow]warning[/] {escape(reason)}: taking the one before", soft_wrap=True)
@@ -398,7 +405,7 @@ def save_student(config: AnyRun, agent: Any, env: DistillVectorEnv, evaluation: 
         return
 
     def write(path: Path) -> None:
-        agent.student.save_pretrained(path)
+        getattr(agent.student, "export", agent.student.save_pretrained)(path)
         if config.env == "lm":
             env.task.tokenizer.save_pretrained(path)  # type: ignore[attr-defined]
         elif config.env in SMALL_TASKS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ def load_model(name: str | Path, **kwargs: Any) -> TrainableModel:
     Args:
         name: `sums` or `coins` (the shipped teachers), `markov` or `two_modes` (tables in closed form), a folder
             written by `save_pretrained`, or a hub id.
-        kwargs: arguments of the table, or of `CausalLM.load` (vocab_size, dtype, device).
+        kwargs: arguments of the table, or of `CausalLM.load` (vocab_size, dtype, device, ...).
 
     Raises:
         ValueError: if there is no such model.
@@ -47,8 +48,23 @@ def build_model(name: str | Path, **kwargs: Any) -> Any:
     return CausalLM.load(TEACHERS.get(name, name), **kwargs)
 
 
+@dataclass(frozen=True)
+class TokenizerSource:
+    """Where a tokenizer is read from, if a name does not say it all."""
+
+    name: str
+    gguf_file: str = ""
+    trust_remote_code: bool = False
+
+    def __str__(self) -> str:
+        return self.name
+
+
+TokenizerName = str | Path | TokenizerSource
+
+
 @lru_cache(maxsize=8)
-def load_tokenizer(name: str | Path) -> Any:
+def load_tokenizer(source: TokenizerName) -> Any:
     """The tokenizer of a folder or hub id.
 
     Raises:
@@ -56,8 +72,13 @@ def load_tokenizer(name: str | Path) -> Any:
     """
     from transformers import AutoTokenizer
 
+    name = str(source)
+    options: dict[str, Any] = {}
+    if isinstance(source, TokenizerSource):
+        options = {"trust_remote_code": source.trust_remote_code}
+        options |= {"gguf_file": source.gguf_file} if source.gguf_file else {}
     try:
-        return AutoTokenizer.from_pretrained(str(name))
-    except (OSError, ValueError, KeyError) as error:
+        return AutoTokenizer.from_pretrained(name, **options)
+    except (OSError, ValueError, KeyError, ImportError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"tokenizer: {str(name)!r} is no folder with a tokenizer and no hub id: {reason}") from None
+        raise ValueError(f"tokenizer: {name!r} is no folder with a tokenizer and no hub id: {reason}") from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from distill_env.models.load import TokenizerName
 from distill_env.models.small import TEACHERS
 from distill_env.tasks.language import Example, LanguageTask, Wording, complete_splits
 from distill_env.tasks.sources import read_rows
@@ -33,7 +34,7 @@ class InstructTask(LanguageTask):
     def __init__(
         self,
         path: str | Path = EXAMPLE_PATH,
-        tokenizer: str | Path = TEACHERS["sums"],
+        tokenizer: TokenizerName = TEACHERS["sums"],
         chat: bool | None = None,
         few_shot: int = 0,
         seed: int = 0,

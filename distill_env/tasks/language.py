@@ -6,11 +6,11 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from distill_env.models.load import TokenizerName, load_tokenizer
 from distill_env.tasks import SPLITS, Grade, Prompt, Split
 
 FEWEST = 20  # examples that are split; fewer serve as every split
@@ -41,10 +41,8 @@ class LanguageTask:
     graded = False
 
     def __init__(
-        self, tokenizer: str | Path, max_new_tokens: int, max_prompt_tokens: int | None, step_pattern: str
+        self, tokenizer: TokenizerName, max_new_tokens: int, max_prompt_tokens: int | None, step_pattern: str
     ) -> None:
-        from distill_env.models.load import load_tokenizer
-
         self.tokenizer = load_tokenizer(tokenizer)
         self.vocab_size = len(self.tokenizer)
         if self.tokenizer.eos_token_id is None:

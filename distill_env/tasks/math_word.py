@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from distill_env.models.load import TokenizerName
 from distill_env.tasks import Grade, Prompt
 from distill_env.tasks.grading import grade, last_boxed, number, require_math_verify
 from distill_env.tasks.language import Example, LanguageTask, Wording, complete_splits
@@ -55,7 +56,7 @@ class MathTask(LanguageTask):
     def __init__(
         self,
         name: str,
-        tokenizer: str | Path,
+        tokenizer: TokenizerName,
         path: str | Path = "",
         chat: bool | None = None,
         few_shot: int = 0,
