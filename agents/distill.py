@@ -27,15 +27,8 @@ from torch import Tensor
 
 from agents.actor import Actor
 from agents.base import Callback, Metrics
-from agents.checkpoint import (
-    existing_folder,
-    load_state,
-    optimizer_tensors,
-    reading,
-    restore_optimizer,
-    save_state,
-    write_folder,
-)
+from agents.cache import TeacherCache
+from agents.checkpoint import existing_folder, load_state, reading, save_state, write_folder
 from agents.config import DistillConfig
 from agents.methods import Method
 from agents.objectives import (
@@ -47,6 +40,7 @@ from agents.objectives import (
     per_step_to_come,
     policy_gradient_loss,
 )
+from agents.optimizer import MasterAdamW, step_size
 from agents.rollout import DraftLength, Rollout, collect, read_references
 from distill_env.divergence import entropy, finite, project, reverse_kl
 from distill_env.gate import Carry, Draft, follow_quantile, raw_score, read_and_decide
@@ -63,13 +57,16 @@ class DistillAgent:
     Args:
         student: what is trained, in place.
         config: how.
+        cache: where the teacher's answers are kept for other runs; only for methods whose answers do not depend on the
+            student. It changes no result.
     """
 
-    def __init__(self, student: TrainableModel, config: DistillConfig) -> None:
+    def __init__(self, student: TrainableModel, config: DistillConfig, cache: TeacherCache | None = None) -> None:
         self.student = student
         self.config = config
+        self.cache = cache
         self.method = config.method  # whose tau is the one in force
-        self.optimizer = torch.optim.AdamW(student.parameters(), lr=config.learning_rate, weight_decay=0.0)
+        self.optimizer = MasterAdamW(student.parameters(), config)
         self.iteration = 0
         self.hard_share = 0.0  # in the last iteration; the rate of the matched random writer
         self._draft_length: DraftLength | None = None
@@ -113,35 +110,34 @@ class DistillAgent:
         method, size = self.method, self.config.batch_size
         episodes = np.arange(self.iteration * size, (self.iteration + 1) * size)
         prompts = stream.take(int(episodes[0]), size)
+        keys = episode_keys(self.config.seed, episodes)
+        if self.cache is None:
+            return self._write_answers(env, prompts, keys)
+        return self.cache.rollout(env, method, prompts, keys, lambda: self._write_answers(env, prompts, keys))
+
+    def _write_answers(self, env: Any, prompts: list[Prompt], keys: NDArray[np.uint64]) -> Rollout:
+        method = self.method
+        limits = (method.top_k, method.top_p, method.keeps_teacher)
         if method.writer == "data":
-            return read_references(env, prompts, method.top_k, method.top_p, keep_teacher=method.loss != "nll")
+            return read_references(env, prompts, *limits)
         length: DraftLength | int = self.config.draft_length
         if length == 0:
             self._draft_length = length = self._draft_length or DraftLength(env.unwrapped.chunk)
-        return collect(
-            env,
-            self.student,
-            prompts,
-            episode_keys(self.config.seed, episodes),
-            method.writer_gate(self.hard_share, self.iteration),
-            length,
-            method.top_k,
-            method.top_p,
-            keep_teacher=method.estimator == "exact",
-        )
+        gate = method.writer_gate(self.hard_share, self.iteration)
+        return collect(env, self.student, prompts, keys, gate, length, *limits)
 
     def update(self, rollout: Rollout) -> Metrics:
         """One step of the optimiser on the mean loss over the tokens of the batch, however it is split."""
         self.optimizer.zero_grad()
         totals = self.backward(rollout)
-        norm = torch.nn.utils.clip_grad_norm_(list(self.student.parameters()), self.config.max_grad_norm)
+        norm = torch.nn.utils.clip_grad_norm_(self.optimizer.masters, self.config.max_grad_norm)
         if not math.isfinite(totals["train/loss"]) or not bool(torch.isfinite(norm)):
             raise FloatingPointError(
                 f"iteration {self.iteration + 1}: loss {totals['train/loss']}, its gradient's norm {float(norm)}; "
                 "the student was not changed. Lower --learning-rate, or set --loss-clip"
             )
         for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate()
+            group["lr"] = step_size(self.config, self.iteration)
         self.optimizer.step()
         self.hard_share = totals.get("rollout/hard_share", 0.0)
         return totals | {"train/grad_norm": float(norm)} | self._follow_budget(rollout, totals)
@@ -156,13 +152,6 @@ class DistillAgent:
             share = float(rollout.rewritten.sum()) / float(rollout.mask.sum())
         self.method = dataclasses.replace(method, tau=follow_quantile(method.tau, share, method.budget))
         return {"rollout/tau": method.tau, "rollout/budget_error": share - method.budget}
-
-    def learning_rate(self) -> float:
-        """The step size of the present iteration."""
-        config, i = self.config, self.iteration
-        rise = min(1.0, (i + 1) / (config.warmup_iterations + 1))
-        fall = max(1 - i / config.decay_iterations, 0.01) if config.decay_iterations else 1.0
-        return config.learning_rate * min(rise, fall)
 
     def backward(self, rollout: Rollout) -> Metrics:
         """Accumulate the gradient of the mean loss, chunk by chunk over the valid positions."""
@@ -182,8 +171,10 @@ class DistillAgent:
             for chunk in _chunks(len(leaf), self.config.chunk_positions):
                 loss = self._chunk_loss(leaf[chunk], states, chunk, reverse_weight, sums)
                 (loss / count).backward()
+                self.optimizer.gather()
             if features.requires_grad and leaf.grad is not None:
                 features.backward(leaf.grad)
+                self.optimizer.gather()
         return {key: value / count for key, value in sums.items()}
 
     def _chunk_loss(
@@ -309,11 +300,12 @@ class DistillAgent:
 
     def _write(self, folder: Path) -> None:
         self.student.save_pretrained(folder / "student")
-        tensors, groups = optimizer_tensors(self.optimizer)
+        tensors, groups = self.optimizer.tensors()
         state = {
             "config": dataclasses.asdict(self.config),
             "vocab_size": self.student.vocab_size,
             "eos_token_id": self.student.eos_token_id,
+            "dtype": next(str(t.dtype)[6:] for t in self.student.state_dict().values() if t.is_floating_point()),
             "iteration": self.iteration,
             "hard_share": self.hard_share,
             "tau": self.method.tau,
@@ -328,8 +320,9 @@ class DistillAgent:
         with reading(folder):
             config = DistillConfig(**{**state["config"], "method": Method(**state["config"]["method"])})
             ids = {key: state[key] for key in ("vocab_size", "eos_token_id")}  # the folder's head may have more rows
-            agent = cls(build_model(folder / "student", **ids), config)
-            restore_optimizer(agent.optimizer, tensors, state["param_groups"])
+            student = build_model(folder / "student", **ids, dtype=state.get("dtype", "float32"))
+            agent = cls(student, config)
+            agent.optimizer.restore(tensors, state["param_groups"])
             agent.iteration, agent.hard_share = state["iteration"], state["hard_share"]
             agent.method = dataclasses.replace(config.method, tau=state.get("tau", config.method.tau))
         return agent
@@ -389,6 +382,9 @@ def _add(sums: dict[str, float], key: str, values: Tensor) -> None:
     sums[key] = sums.get(key, 0.0) + float(values.detach().sum())
 
 
+CACHED = ("teacher_passes", "teacher_positions", "teacher_tokens")  # what an answer read from disk once cost
+
+
 def rollout_metrics(rollout: Rollout) -> Metrics:
     """What a rollout showed and cost."""
     ledger, mask = rollout.ledger, rollout.mask
@@ -412,7 +408,7 @@ def rollout_metrics(rollout: Rollout) -> Metrics:
         "time/student_seconds": ledger.student_seconds,
         "time/teacher_seconds": ledger.teacher_seconds,
         "time/rollout_seconds": ledger.seconds,
-    }
+    } | {f"cost/cached_{name}": getattr(rollout.cached, name) for name in CACHED if rollout.cached is not None}
 
 
 def repeated_share(tokens: Tensor, n: int = 4) -> Tensor:

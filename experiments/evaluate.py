@@ -102,7 +102,7 @@ def corpus_perplexities(config: Config, run: AnyRun, agent: Any, console: Consol
     ids = load_tokenizer(run.teacher)(text, add_special_tokens=False, verbose=False)["input_ids"]
     ids = ids[: config.corpus_tokens or None]
     models = {
-        "before": lambda: build_model(run.student, **shared_ids(run)),
+        "before": lambda: build_model(run.student, **shared_ids(run), dtype=run.student_dtype),
         "after": lambda: agent.student,
         "teacher": lambda: load_model(run.teacher, **shared_ids(run), dtype=run.dtype),
     }

@@ -53,6 +53,7 @@ from experiments.tracking import (
 
 if TYPE_CHECKING:
     from agents.base import Agent, Metrics
+    from agents.cache import TeacherCache
     from distill_env.env import DistillVectorEnv
     from distill_env.models import TrainableModel
 
@@ -86,6 +87,7 @@ def run(config: AnyRun, console: Console) -> dict[str, Any]:
     """The whole job. Returns what is in `evaluation.json`."""
     import torch
 
+    from agents.cache import TeacherCache
     from agents.checkpoint import checkpoints
 
     if config.threads:
@@ -93,6 +95,11 @@ def run(config: AnyRun, console: Console) -> dict[str, Any]:
     check_track(config.track)
     folder = config.out / config.name
     refuse_taken(config, folder)
+    cache = None
+    if config.teacher_cache:
+        cache = TeacherCache(
+            config.teacher_cache, lambda text: console.print(f"[bold yellow]warning[/] {escape(text)}", soft_wrap=True)
+        )
     env = make_env(config, "train", config.rows or config.options.batch_size, purpose="train")
     dropped = getattr(env.task, "dropped", 0)
     if dropped:
@@ -102,7 +109,7 @@ def run(config: AnyRun, console: Console) -> dict[str, Any]:
     try:
         with lock(folder / ".lock"):
             refuse_taken(config, folder)
-            return run_alone(config, student, env, folder, console)
+            return run_alone(config, student, env, folder, console, cache)
     except BlockingIOError:
         raise ValueError(
             f"name: {str(folder)!r} is in use by another process; wait for it to end, or take another --name"
@@ -120,7 +127,12 @@ def refuse_taken(config: AnyRun, folder: Path) -> None:
 
 
 def run_alone(
-    config: AnyRun, student: TrainableModel | None, env: DistillVectorEnv, folder: Path, console: Console
+    config: AnyRun,
+    student: TrainableModel | None,
+    env: DistillVectorEnv,
+    folder: Path,
+    console: Console,
+    cache: TeacherCache | None = None,
 ) -> dict[str, Any]:
     """The same by the only process that writes into the folder. The last file that it writes is `evaluation.json`."""
     started = time.perf_counter()
@@ -131,6 +143,8 @@ def run_alone(
         if config.resume:
             console.print(f"{folder} has no checkpoint yet: it starts over")
         agent, evaluation = begin(config, student, env, folder, console)
+    if cache is not None:
+        agent.cache = cache  # type: ignore[attr-defined]
     alarms = train(config, agent, env, folder, console)
     evaluation["after"] = evaluate_all(config, agent, console, "after training")
     evaluation["training"] = summarise_training(read_metrics(folder))
@@ -208,7 +222,7 @@ def train(config: AnyRun, agent: Agent, env: DistillVectorEnv, folder: Path, con
     bar = progress.add_task(f"{config.agent} on {config.env}", total=config.iterations, completed=done)
     live: dict[str, float] = {}
     clock, written = time.perf_counter(), env.teacher_use.tokens
-    spent = sum(row.get(LIMITS[config.limit_of], 0.0) for row in tracker.rows)
+    spent = sum(used(row, config.limit_of) for row in tracker.rows)
 
     def callback(iteration: int, metrics: Metrics) -> None:
         nonlocal clock, written, spent
@@ -216,7 +230,7 @@ def train(config: AnyRun, agent: Agent, env: DistillVectorEnv, folder: Path, con
         metrics.setdefault("time/seconds", time.perf_counter() - clock)
         metrics.setdefault("cost/teacher_tokens", env.teacher_use.tokens - written)
         clock, written = time.perf_counter(), env.teacher_use.tokens
-        spent += metrics.get(LIMITS[config.limit_of], 0.0)
+        spent += used(metrics, config.limit_of)
         broke = 0 < config.limit <= spent
         last = iteration >= config.iterations or broke
         if iteration == 1 or iteration % config.validate_every == 0 or last:
@@ -260,6 +274,11 @@ def train(config: AnyRun, agent: Agent, env: DistillVectorEnv, folder: Path, con
         finally:
             tracker.close()
     return log.lines
+
+
+def used(metrics: Metrics, limit_of: str) -> float:
+    """What an iteration used of a limit, answers read from a cache included: with and without it a run ends alike."""
+    return metrics.get(LIMITS[limit_of], 0.0) + metrics.get(f"cost/cached_{limit_of}", 0.0)
 
 
 def is_gated(config: AnyRun) -> bool:
@@ -313,6 +332,7 @@ def summarise_training(rows: list[dict[str, float]]) -> dict[str, float]:
     own = total("rollout/student_tokens")
     losses = [row["train/loss"] for row in rows if "train/loss" in row]
     jumps = [abs(b - a) for a, b in itertools.pairwise(losses)]
+    cached = {key: total(f"cost/{key}") for key in ("cached_teacher_tokens", "cached_teacher_positions")}
     return {
         "iterations": len(rows),
         "tokens": total("rollout/tokens"),
@@ -330,7 +350,7 @@ def summarise_training(rows: list[dict[str, float]]) -> dict[str, float]:
         "grad_norm": mean("train/grad_norm", rows),
         "validation_correct_chains": mean("validation/correct_chains", rows[-len(rows) // 3 :]),
         "seconds": total("time/seconds"),
-    }
+    } | {key: value for key, value in cached.items() if value}
 
 
 # ---------------------------------------------------------------------- after training
