@@ -41,6 +41,7 @@ from agents.objectives import (
     policy_gradient_loss,
 )
 from agents.optimizer import MasterAdamW, step_size
+from agents.ranks import Ranks
 from agents.rollout import DraftLength, Rollout, collect, read_references
 from distill_env.divergence import entropy, finite, project, reverse_kl
 from distill_env.gate import Carry, Draft, follow_quantile, raw_score, read_and_decide
@@ -65,6 +66,7 @@ class DistillAgent:
         self.student = student
         self.config = config
         self.cache = cache
+        self.ranks = Ranks()  # the processes that share every batch
         self.method = config.method  # whose tau is the one in force
         self.optimizer = MasterAdamW(student.parameters(), config)
         self.iteration = 0
@@ -89,27 +91,39 @@ class DistillAgent:
                 f"importance: with rewrite, rewrite_span, task_reward = {setting}; accepted: "
                 "sample, token, 0, for only these make each token a draw of the mixture and log p its reward"
             )
+        self._check_ranks()
         stream = PromptStream(core.prompts, self.config.seed)
         for _ in range(iterations):
+            self.ranks.go_on()
             started = time.perf_counter()
             rollout = self.rollout(env, stream)
             update_started = time.perf_counter()
             metrics = self.update(rollout)
             self.iteration += 1
             ended = time.perf_counter()
-            metrics |= rollout_metrics(rollout)
+            metrics |= rollout_metrics(self.ranks.total(rollout_sums(rollout)))
             metrics["time/update_seconds"] = ended - update_started
             metrics["time/seconds"] = ended - started
-            metrics["time/tokens_per_second"] = float(rollout.mask.sum()) / (ended - started)
+            metrics["time/tokens_per_second"] = metrics["rollout/tokens"] / (ended - started)
             if callback is not None:
                 callback(self.iteration, metrics)
         return self
 
+    def _check_ranks(self) -> None:
+        config, count = self.config, self.ranks.count
+        if count > config.batch_size:
+            raise ValueError(f"batch_size: {config.batch_size} answers for {count} processes; at least one each")
+        if count > 1 and (self.method.gamma > 0 or self.method.estimator == "sampled" or self.method.importance):
+            raise ValueError(
+                f"gamma, estimator, importance: with {count} processes accepted: 0, exact and no importance, since "
+                "their baseline compares all answers of a batch"
+            )
+
     def rollout(self, env: Any, stream: PromptStream) -> Rollout:
         """Write the answers of the present iteration. A batch is the first N started, not the first N finished."""
         method, size = self.method, self.config.batch_size
-        episodes = np.arange(self.iteration * size, (self.iteration + 1) * size)
-        prompts = stream.take(int(episodes[0]), size)
+        episodes = np.arange(self.iteration * size, (self.iteration + 1) * size)[self.ranks.part(size)]
+        prompts = stream.take(int(episodes[0]), len(episodes))
         keys = episode_keys(self.config.seed, episodes)
         if self.cache is None:
             return self._write_answers(env, prompts, keys)
@@ -149,14 +163,15 @@ class DistillAgent:
             return {}
         share = 1 - totals["train/reverse_weight"]
         if method.writer in ("hard", "soft"):
-            share = float(rollout.rewritten.sum()) / float(rollout.mask.sum())
+            written = {"rewritten": float(rollout.rewritten.sum()), "all": float(rollout.mask.sum())}
+            share = (total := self.ranks.total(written))["rewritten"] / total["all"]
         self.method = dataclasses.replace(method, tau=follow_quantile(method.tau, share, method.budget))
         return {"rollout/tau": method.tau, "rollout/budget_error": share - method.budget}
 
     def backward(self, rollout: Rollout) -> Metrics:
         """Accumulate the gradient of the mean loss, chunk by chunk over the valid positions."""
         mask = rollout.mask  # [N, T]
-        count = int(mask.sum())
+        count = self.ranks.total({"tokens": float(mask.sum())})["tokens"]
         offsets = torch.cat([torch.zeros(1, dtype=torch.long), mask.sum(1).cumsum(0)])
         future, weight = self._long_range(rollout)  # [N, T] each
         sums: dict[str, float] = {}
@@ -175,7 +190,8 @@ class DistillAgent:
             if features.requires_grad and leaf.grad is not None:
                 features.backward(leaf.grad)
                 self.optimizer.gather()
-        return {key: value / count for key, value in sums.items()}
+        self.ranks.sum_gradients(self.optimizer.masters)
+        return {key: value / count for key, value in self.ranks.total(sums).items()}
 
     def _chunk_loss(
         self, features: Tensor, states: _States, chunk: slice, weight: Tensor | None, sums: dict[str, float]
@@ -385,30 +401,43 @@ def _add(sums: dict[str, float], key: str, values: Tensor) -> None:
 CACHED = ("teacher_passes", "teacher_positions", "teacher_tokens")  # what an answer read from disk once cost
 
 
-def rollout_metrics(rollout: Rollout) -> Metrics:
-    """What a rollout showed and cost."""
+def rollout_sums(rollout: Rollout) -> dict[str, float]:
+    """What a rollout showed and cost, as numbers that add up over the processes that share a batch."""
     ledger, mask = rollout.ledger, rollout.mask
-    tokens = float(mask.sum())
-    written = float(rollout.rewritten.sum())
-    own = max(tokens - written, 1.0)
+    tokens, written = float(mask.sum()), float(rollout.rewritten.sum())
     return {
-        "rollout/reward": float(rollout.rewards.sum()) / len(rollout.prompts),
-        "rollout/grade": float(rollout.grades.mean()),
-        "rollout/length": tokens / len(rollout.prompts),
-        "rollout/loops": float((repeated_share(rollout.tokens) > 0.5).double().mean()),
-        "rollout/rewritten_share": written / tokens,
-        "rollout/teacher_tokens_per_student_token": written / own,
+        "processes": 1.0,
+        "answers": float(len(rollout.prompts)),
+        "reward": float(rollout.rewards.sum()),
+        "grade": float(rollout.grades.sum()),
+        "loops": float((repeated_share(rollout.tokens) > 0.5).sum()),
         "rollout/tokens": tokens,
         "rollout/student_tokens": tokens - written,
-        "cost/drafted": ledger.drafted,
-        "cost/wasted": ledger.wasted,
-        "cost/teacher_passes": ledger.teacher_passes,
-        "cost/teacher_positions": ledger.teacher_positions,
-        "cost/teacher_tokens": ledger.teacher_tokens,
+        "cost/drafted": float(ledger.drafted),
+        "cost/wasted": float(ledger.wasted),
+        "cost/teacher_passes": float(ledger.teacher_passes),
+        "cost/teacher_positions": float(ledger.teacher_positions),
+        "cost/teacher_tokens": float(ledger.teacher_tokens),
         "time/student_seconds": ledger.student_seconds,
         "time/teacher_seconds": ledger.teacher_seconds,
         "time/rollout_seconds": ledger.seconds,
-    } | {f"cost/cached_{name}": getattr(rollout.cached, name) for name in CACHED if rollout.cached is not None}
+    } | {f"cost/cached_{name}": float(getattr(rollout.cached, name, 0)) for name in CACHED}
+
+
+def rollout_metrics(sums: dict[str, float]) -> Metrics:
+    """From the sums of a batch: costs as they are, seconds a process, and means."""
+    answers, tokens, own = sums["answers"], sums["rollout/tokens"], sums["rollout/student_tokens"]
+    means = {
+        "rollout/reward": sums["reward"] / answers,
+        "rollout/grade": sums["grade"] / answers,
+        "rollout/length": tokens / answers,
+        "rollout/loops": sums["loops"] / answers,
+        "rollout/rewritten_share": (tokens - own) / tokens,
+        "rollout/teacher_tokens_per_student_token": (tokens - own) / max(own, 1.0),
+    }
+    seconds = {key: sums[key] / sums["processes"] for key in sums if key.startswith("time/")}
+    kept = {key: sums[key] for key in sums if "/" in key and (sums[key] or "cached" not in key)}
+    return means | kept | seconds
 
 
 def repeated_share(tokens: Tensor, n: int = 4) -> Tensor:

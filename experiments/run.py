@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -24,6 +25,8 @@ from rich.text import Text
 
 from agents.config import DistillConfig
 from agents.disk import lock, write_folder, write_text
+from agents.methods import METHODS
+from agents.ranks import Ended, Ranks, is_first, join
 from experiments.alarms import Alarm, AlarmLog
 from experiments.card import model_card, push
 from experiments.config import (
@@ -62,6 +65,7 @@ LIMITS = {
     "teacher_positions": "cost/teacher_positions",
     "teacher_tokens": "cost/teacher_tokens",
 }
+ALONE = Ranks()
 EVALUATION_ROWS = 512
 EVALUATION_SEED = 1_000_003  # no training seed
 
@@ -73,21 +77,73 @@ def main(args: Sequence[str] | None = None) -> int:
         config = parse(args, description=__doc__)
         if ":" in config.agent:
             plugin(config.agent)  # before anything is made
+        ranks = join()
+        if ranks.number:
+            follow(config, ranks)
+            return 0
         with signals_raise():
-            run(config, console)
+            run(config, console, ranks)
     except KeyboardInterrupt as stop:
         return getattr(stop, "exit_code", 130)
     except (ValueError, FloatingPointError, OSError) as error:
-        Console(stderr=True).print(f"[red]error[/] {escape(str(error))}", soft_wrap=True, highlight=False)
+        Console(stderr=True, quiet=not is_first()).print(
+            f"[red]error[/] {escape(str(error))}", soft_wrap=True, highlight=False
+        )
         return 1
     return 0
 
 
-def run(config: AnyRun, console: Console) -> dict[str, Any]:
-    """The whole job. Returns what is in `evaluation.json`."""
+def follow(config: AnyRun, ranks: Ranks) -> None:
+    """What every process but the first does: its part of each batch, and nothing on disk."""
     import torch
 
+    from agents.checkpoint import load_checkpoint
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # the first ends the training in order
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    try:
+        name = ranks.agree("")  # an automatic name is the first one's to choose
+        ranks.go_on()  # the first has saved a checkpoint
+        agent, _, _ = load_checkpoint(config.out / name / "checkpoints", agent_class(config).load)
+        env = make_env(config, "train", training_rows(config, ranks), purpose="train")
+        agent.ranks, agent.cache = ranks, teacher_cache(config, Console(quiet=True))
+        agent.learn(env, sys.maxsize)
+    except Ended:
+        return
+
+
+def training_rows(config: AnyRun, ranks: Ranks) -> int:
+    """Rows of the training environment: at most this process's part of a batch."""
+    if ranks.count == 1:
+        return config.rows or config.options.batch_size
+    part = len(range(config.options.batch_size)[ranks.part(config.options.batch_size)])
+    return max(1, min(config.rows or part, part))
+
+
+def teacher_cache(config: AnyRun, console: Console) -> TeacherCache | None:
     from agents.cache import TeacherCache
+
+    if not config.teacher_cache:
+        return None
+    return TeacherCache(
+        config.teacher_cache, lambda text: console.print(f"[bold yellow]warning[/] {escape(text)}", soft_wrap=True)
+    )
+
+
+def run(config: AnyRun, console: Console, ranks: Ranks = ALONE) -> dict[str, Any]:
+    """The whole job, of the first process if there are several. Returns what is in `evaluation.json`."""
+    try:
+        ranks.agree(config.name)
+        return run_first(config, console, ranks)
+    finally:
+        ranks.go_on(False)
+
+
+def run_first(config: AnyRun, console: Console, ranks: Ranks) -> dict[str, Any]:
+    import torch
+
     from agents.checkpoint import checkpoints
 
     if config.threads:
@@ -95,12 +151,9 @@ def run(config: AnyRun, console: Console) -> dict[str, Any]:
     check_track(config.track)
     folder = config.out / config.name
     refuse_taken(config, folder)
-    cache = None
-    if config.teacher_cache:
-        cache = TeacherCache(
-            config.teacher_cache, lambda text: console.print(f"[bold yellow]warning[/] {escape(text)}", soft_wrap=True)
-        )
-    env = make_env(config, "train", config.rows or config.options.batch_size, purpose="train")
+    if ranks.count > 1 and not isinstance(config.options, DistillConfig):
+        raise ValueError(f"agent: {config.agent!r} with {ranks.count} processes; accepted: {', '.join(METHODS)}")
+    env = make_env(config, "train", training_rows(config, ranks), purpose="train")
     dropped = getattr(env.task, "dropped", 0)
     if dropped:
         console.print(f"{dropped:,} prompts have more than {config.max_prompt_tokens} tokens and are left out")
@@ -109,7 +162,7 @@ def run(config: AnyRun, console: Console) -> dict[str, Any]:
     try:
         with lock(folder / ".lock"):
             refuse_taken(config, folder)
-            return run_alone(config, student, env, folder, console, cache)
+            return run_alone(config, student, env, folder, console, ranks)
     except BlockingIOError:
         raise ValueError(
             f"name: {str(folder)!r} is in use by another process; wait for it to end, or take another --name"
@@ -132,7 +185,7 @@ def run_alone(
     env: DistillVectorEnv,
     folder: Path,
     console: Console,
-    cache: TeacherCache | None = None,
+    ranks: Ranks,
 ) -> dict[str, Any]:
     """The same by the only process that writes into the folder. The last file that it writes is `evaluation.json`."""
     started = time.perf_counter()
@@ -143,8 +196,9 @@ def run_alone(
         if config.resume:
             console.print(f"{folder} has no checkpoint yet: it starts over")
         agent, evaluation = begin(config, student, env, folder, console)
-    if cache is not None:
-        agent.cache = cache  # type: ignore[attr-defined]
+    if isinstance(config.options, DistillConfig):
+        agent.ranks, agent.cache = ranks, teacher_cache(config, console)
+        ranks.go_on()
     alarms = train(config, agent, env, folder, console)
     evaluation["after"] = evaluate_all(config, agent, console, "after training")
     evaluation["training"] = summarise_training(read_metrics(folder))
