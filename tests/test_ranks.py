@@ -26,7 +26,16 @@ def test_the_parts_of_a_batch_are_all_of_it_in_order(size: int, count: int) -> N
 
 
 def run(processes: int, *arguments: object) -> subprocess.CompletedProcess[str]:
-    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(processes), "--num_machines", "1"]
+    # --multi_gpu is its way to start several processes, which without a GPU talk over gloo
+    launch = [
+        "-m",
+        "accelerate.commands.launch",
+        "--multi_gpu",
+        "--num_processes",
+        str(processes),
+        "--num_machines",
+        "1",
+    ]
     launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
     command = [sys.executable, *(launch if processes > 1 else []), str(ROOT / "experiments/run.py"), *FLAGS]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
