@@ -57,7 +57,7 @@ def test_two_processes_end_at_the_weights_of_one_and_resume_as_one(tmp_path: Pat
     assert run(2, *where, "--name", "resumed", "--iterations", 3).returncode == 0
     assert run(1, *where, "--name", "resumed", "--iterations", 6, "--resume").returncode == 0
     one = table(tmp_path / "1")
-    assert one.abs().max() > 0.1  # it has learned something
+    assert one.abs().max() > 0.05  # it has learned something
     for name in ("2", "resumed"):
         torch.testing.assert_close(table(tmp_path / name), one, rtol=0, atol=1e-9)
     training = [json.loads((tmp_path / name / "evaluation.json").read_text())["training"] for name in ("1", "2")]
