@@ -60,6 +60,7 @@ class Rollout:
     support: Tensor | None  # int64 [M, S - 1], padded with -1; None: S is V and nothing is truncated
     step_end_ids: tuple[int, ...] = ()  # a token of these ends a reasoning step
     ledger: Ledger = field(default_factory=Ledger)
+    cached: Ledger | None = None  # what it cost when it was written, if it was read from disk
 
     @property
     def mask(self) -> Tensor:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from agents.config import DistillConfig, PluginConfig, SB3Config
-from agents.methods import METHODS, Method
+from agents.methods import METHODS, Method, check_cacheable
 from distill_env.tasks import Split
 from experiments.language_models import (
     adapter_arguments,
@@ -103,7 +103,8 @@ class RunConfig:
     task_reward: float = 0.0
     """Weight of the grade in the last reward; needs gamma > 0."""
     rows: int = 0
-    """Rows of the training environment; 0 for the batch size."""
+    """Answers written at a time, at most the batch size; a row that ends one begins the next of the batch, which stays
+    the same. With --micro-batch this is gradient accumulation. 0 for the batch size."""
     draft_limit: int = 16
     """The longest draft."""
     validate_every: int = 10
@@ -123,7 +124,13 @@ class RunConfig:
     push_to_hub: str = ""
     """Hub repository, user/name, that the student is pushed to at the end; the token is $HF_TOKEN or the stored one."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Weights of a teacher that is a language model; the student's are float32."""
+    """Weights of a teacher that is a language model."""
+    student_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Weights of a student that is a language model, in which it computes and is saved; in bfloat16 the optimiser keeps
+    and steps on float32 copies."""
+    teacher_cache: str = ""
+    """Folder in which the teacher's answers are kept, and read by later runs at no cost; for methods whose answers do
+    not depend on the student. A file holds its distributions: large ones without --top-k."""
     device: str = "cpu"
     """Of the models of --env lm: cpu, cuda, cuda:1, ..., or auto: cuda if there is one, else cpu. Not run on CUDA
     yet."""
@@ -223,7 +230,8 @@ AnyRun = DistillRun | SB3Run | PluginRun
 RUN_CLASSES: dict[type, type[AnyRun]] = {DistillConfig: DistillRun, SB3Config: SB3Run, PluginConfig: PluginRun}
 # what a resumed run may change
 RESUMABLE = {"resume", "iterations", "validate_every", "checkpoint_every", "eval_prompts", "eval_samples", "threads"}
-RESUMABLE |= {"keep_checkpoints", "track", "push_to_hub", "device", "device_map", "gradient_checkpointing"}
+RESUMABLE |= {"keep_checkpoints", "track", "push_to_hub", "teacher_cache", "device", "device_map"}
+RESUMABLE |= {"gradient_checkpointing"}
 
 
 @dataclass(frozen=True)
@@ -259,6 +267,13 @@ def parse(args: Sequence[str] | None = None, description: str | None = None) -> 
             type(default), args=args, default=default, description=description, config=(tyro.conf.OmitArgPrefixes,)
         )
     method = given.options.method if isinstance(given.options, DistillConfig) else None
+    if given.teacher_cache and method is not None:
+        check_cacheable(method)
+    for flag, plain in (("teacher_cache", ""), ("student_dtype", "float32")):
+        if method is None and getattr(given, flag) != plain:
+            raise ValueError(f"{flag}: {getattr(given, flag)!r} with agent {given.agent}; accepted: a method's agent")
+    if given.student_dtype != "float32" and given.env == "categorical":
+        raise ValueError(f"student_dtype: {given.student_dtype!r} with a student that is a table; accepted: float32")
     if given.task_reward and method is not None and method.gamma == 0:
         raise ValueError(f"task_reward: {given.task_reward} is never seen by the agent with gamma = 0; set --gamma 1")
     if choice.resume:
@@ -401,9 +416,9 @@ def make_student(config: AnyRun, env: DistillVectorEnv) -> TrainableModel:
     from distill_env.models.load import build_model
 
     if config.student:
-        kwargs: dict[str, Any] = {}
+        kwargs: dict[str, Any] = {} if config.env == "categorical" else {"dtype": config.student_dtype}
         if config.env == "lm":
-            kwargs = {**shared_ids(config), **student_arguments(config), **adapter_arguments(config)}
+            kwargs |= {**shared_ids(config), **student_arguments(config), **adapter_arguments(config)}
         student: TrainableModel = build_model(config.student, **kwargs)
         if student.vocab_size != env.vocab_size:
             raise ValueError(f"student: {config.student!r} has {student.vocab_size} ids, the teacher {env.vocab_size}")
@@ -418,6 +433,7 @@ def make_student(config: AnyRun, env: DistillVectorEnv) -> TrainableModel:
     with torch.random.fork_rng():
         torch.manual_seed(config.options.seed)
         model = small_student(config.env, config.student_width, config.student_layers, config.student_mlp)
+    model.to(getattr(torch, config.student_dtype))
     return CausalLM(model, eos_token_id=env.task.eos_token_id)
 
 

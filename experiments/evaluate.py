@@ -105,7 +105,9 @@ def corpus_perplexities(config: Config, run: AnyRun, agent: Any, console: Consol
     ids = load_tokenizer(teacher_tokenizer(run))(text, add_special_tokens=False, verbose=False)["input_ids"]
     ids = ids[: config.corpus_tokens or None]
     models = {
-        "before": lambda: build_model(run.student, **shared_ids(run), **student_arguments(run)),
+        "before": lambda: build_model(
+            run.student, **shared_ids(run), **student_arguments(run), dtype=run.student_dtype
+        ),
         "after": lambda: agent.student,
         "teacher": lambda: load_model(run.teacher, **teacher_arguments(run)),
     }

@@ -377,8 +377,13 @@ def refuse_errors(rows: Iterable[Row]) -> None:
     raise ValueError(f"preflight: {first.name}: {first.found}; {first.change}{accepting}{others}")
 
 
-def checked(config: AnyRun, console: Console) -> tuple[DistillVectorEnv, TrainableModel]:
+def checked(config: AnyRun, console: Console, rows: int) -> tuple[DistillVectorEnv, TrainableModel]:
     """The training environment and the student of a run of --env lm, once all is well; prints the table.
+
+    Args:
+        config: the run.
+        console: where the table goes.
+        rows: of the environment.
 
     Raises:
         ValueError: in one line, for the first error that is not accepted.
@@ -386,15 +391,15 @@ def checked(config: AnyRun, console: Console) -> tuple[DistillVectorEnv, Trainab
     for flag in ("teacher", "student"):
         if not getattr(config, flag):
             raise ValueError(f"{flag}: --env lm needs --{flag}")
-    rows = judge(file_rows(config), config.accept)
+    found = judge(file_rows(config), config.accept)
     try:
-        refuse_errors(rows)
-        env = make_env(config, "train", config.rows or config.options.batch_size, purpose="train")
+        refuse_errors(found)
+        env = make_env(config, "train", rows, purpose="train")
         student = make_student(config, env)
-        rows += judge(model_rows(config, env, student), config.accept)
+        found += judge(model_rows(config, env, student), config.accept)
     finally:
-        console.print(table_of(rows, f"teacher {config.teacher}, student {config.student}"))
-    refuse_errors(rows)
+        console.print(table_of(found, f"teacher {config.teacher}, student {config.student}"))
+    refuse_errors(found)
     return env, student
 
 
@@ -402,7 +407,8 @@ def main(args: Sequence[str] | None = None) -> int:
     """The check alone. Returns the exit code."""
     args = list(sys.argv[1:] if args is None else args)
     try:
-        checked(parse([*([] if "--env" in args else ["--env", "lm"]), *args], description=__doc__), Console())
+        config = parse([*([] if "--env" in args else ["--env", "lm"]), *args], description=__doc__)
+        checked(config, Console(), config.rows or config.options.batch_size)
     except (ValueError, OSError) as error:
         Console(stderr=True).print(f"[red]error[/] {escape(str(error))}", soft_wrap=True, highlight=False)
         return 1

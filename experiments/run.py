@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -24,6 +25,8 @@ from rich.text import Text
 
 from agents.config import DistillConfig
 from agents.disk import lock, write_folder, write_text
+from agents.methods import METHODS
+from agents.ranks import Ended, Ranks, is_first, join
 from experiments import answers
 from experiments.alarms import Alarm, AlarmLog
 from experiments.card import model_card, push
@@ -54,6 +57,7 @@ from experiments.tracking import (
 
 if TYPE_CHECKING:
     from agents.base import Agent, Metrics
+    from agents.cache import TeacherCache
     from distill_env.env import DistillVectorEnv
     from distill_env.models import TrainableModel
 
@@ -62,6 +66,7 @@ LIMITS = {
     "teacher_positions": "cost/teacher_positions",
     "teacher_tokens": "cost/teacher_tokens",
 }
+ALONE = Ranks()
 EVALUATION_ROWS = 512
 EVALUATION_SEED = 1_000_003  # no training seed
 
@@ -73,18 +78,71 @@ def main(args: Sequence[str] | None = None) -> int:
         config = parse(args, description=__doc__)
         if ":" in config.agent:
             plugin(config.agent)  # before anything is made
+        ranks = join()
+        if ranks.number:
+            follow(config, ranks)
+            return 0
         with signals_raise():
-            run(config, console)
+            run(config, console, ranks)
     except KeyboardInterrupt as stop:
         return getattr(stop, "exit_code", 130)
     except (ValueError, FloatingPointError, OSError) as error:
-        Console(stderr=True).print(f"[red]error[/] {escape(str(error))}", soft_wrap=True, highlight=False)
+        Console(stderr=True, quiet=not is_first()).print(
+            f"[red]error[/] {escape(str(error))}", soft_wrap=True, highlight=False
+        )
         return 1
     return 0
 
 
-def run(config: AnyRun, console: Console) -> dict[str, Any]:
-    """The whole job. Returns what is in `evaluation.json`."""
+def follow(config: AnyRun, ranks: Ranks) -> None:
+    """What every process but the first does: its part of each batch, and nothing on disk."""
+    import torch
+
+    from agents.checkpoint import load_checkpoint
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # the first ends the training in order
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    try:
+        name = ranks.agree("")  # an automatic name is the first one's to choose
+        ranks.go_on()  # the first has saved a checkpoint
+        agent, _, _ = load_checkpoint(config.out / name / "checkpoints", agent_loader(config))
+        env = make_env(config, "train", training_rows(config, ranks), purpose="train")
+        agent.ranks, agent.cache = ranks, teacher_cache(config, Console(quiet=True))
+        agent.learn(env, sys.maxsize)
+    except Ended:
+        return
+
+
+def training_rows(config: AnyRun, ranks: Ranks) -> int:
+    """Rows of the training environment: at most this process's part of a batch."""
+    if ranks.count == 1:
+        return config.rows or config.options.batch_size
+    part = len(range(config.options.batch_size)[ranks.part(config.options.batch_size)])
+    return max(1, min(config.rows or part, part))
+
+
+def teacher_cache(config: AnyRun, console: Console) -> TeacherCache | None:
+    from agents.cache import TeacherCache
+
+    if not config.teacher_cache:
+        return None
+    return TeacherCache(
+        config.teacher_cache, lambda text: console.print(f"[bold yellow]warning[/] {escape(text)}", soft_wrap=True)
+    )
+
+
+def run(config: AnyRun, console: Console, ranks: Ranks = ALONE) -> dict[str, Any]:
+    """The whole job, of the first process if there are several. Returns what is in `evaluation.json`."""
+    try:
+        ranks.agree(config.name)
+        return run_first(config, console, ranks)
+    finally:
+        ranks.go_on(False)
+
+
+def run_first(config: AnyRun, console: Console, ranks: Ranks) -> dict[str, Any]:
     import torch
 
     from agents.checkpoint import checkpoints
@@ -94,14 +152,16 @@ def run(config: AnyRun, console: Console) -> dict[str, Any]:
     check_track(config.track)
     folder = config.out / config.name
     refuse_taken(config, folder)
+    if ranks.count > 1 and not isinstance(config.options, DistillConfig):
+        raise ValueError(f"agent: {config.agent!r} with {ranks.count} processes; accepted: {', '.join(METHODS)}")
     begun = bool(checkpoints(folder / "checkpoints"))
     student: TrainableModel | None = None
     if config.env == "lm" and not begun:
         from experiments.preflight import checked
 
-        env, student = checked(config, console)
+        env, student = checked(config, console, training_rows(config, ranks))
     else:
-        env = make_env(config, "train", config.rows or config.options.batch_size, purpose="train")
+        env = make_env(config, "train", training_rows(config, ranks), purpose="train")
         student = None if begun else make_student(config, env)
     dropped = getattr(env.task, "dropped", 0)
     if dropped:
@@ -110,7 +170,7 @@ def run(config: AnyRun, console: Console) -> dict[str, Any]:
     try:
         with lock(folder / ".lock"):
             refuse_taken(config, folder)
-            return run_alone(config, student, env, folder, console)
+            return run_alone(config, student, env, folder, console, ranks)
     except BlockingIOError:
         raise ValueError(
             f"name: {str(folder)!r} is in use by another process; wait for it to end, or take another --name"
@@ -128,7 +188,12 @@ def refuse_taken(config: AnyRun, folder: Path) -> None:
 
 
 def run_alone(
-    config: AnyRun, student: TrainableModel | None, env: DistillVectorEnv, folder: Path, console: Console
+    config: AnyRun,
+    student: TrainableModel | None,
+    env: DistillVectorEnv,
+    folder: Path,
+    console: Console,
+    ranks: Ranks,
 ) -> dict[str, Any]:
     """The same by the only process that writes into the folder. The last file that it writes is `evaluation.json`."""
     started = time.perf_counter()
@@ -139,6 +204,9 @@ def run_alone(
         if config.resume:
             console.print(f"{folder} has no checkpoint yet: it starts over")
         agent, evaluation = begin(config, student, env, folder, console)
+    if isinstance(config.options, DistillConfig):
+        agent.ranks, agent.cache = ranks, teacher_cache(config, console)
+        ranks.go_on()
     alarms = train(config, agent, env, folder, console)
     # the small tasks' answers are many and short, and evaluate.py --answers writes them again
     keep = folder / answers.FILE if config.env == "lm" else None
@@ -218,7 +286,7 @@ def train(config: AnyRun, agent: Agent, env: DistillVectorEnv, folder: Path, con
     bar = progress.add_task(f"{config.agent} on {config.env}", total=config.iterations, completed=done)
     live: dict[str, float] = {}
     clock, written = time.perf_counter(), env.teacher_use.tokens
-    spent = sum(row.get(LIMITS[config.limit_of], 0.0) for row in tracker.rows)
+    spent = sum(used(row, config.limit_of) for row in tracker.rows)
 
     def callback(iteration: int, metrics: Metrics) -> None:
         nonlocal clock, written, spent
@@ -226,7 +294,7 @@ def train(config: AnyRun, agent: Agent, env: DistillVectorEnv, folder: Path, con
         metrics.setdefault("time/seconds", time.perf_counter() - clock)
         metrics.setdefault("cost/teacher_tokens", env.teacher_use.tokens - written)
         clock, written = time.perf_counter(), env.teacher_use.tokens
-        spent += metrics.get(LIMITS[config.limit_of], 0.0)
+        spent += used(metrics, config.limit_of)
         broke = 0 < config.limit <= spent
         last = iteration >= config.iterations or broke
         if iteration == 1 or iteration % config.validate_every == 0 or last:
@@ -270,6 +338,11 @@ def train(config: AnyRun, agent: Agent, env: DistillVectorEnv, folder: Path, con
         finally:
             tracker.close()
     return log.lines
+
+
+def used(metrics: Metrics, limit_of: str) -> float:
+    """What an iteration used of a limit, answers read from a cache included: with and without it a run ends alike."""
+    return metrics.get(LIMITS[limit_of], 0.0) + metrics.get(f"cost/cached_{limit_of}", 0.0)
 
 
 def is_gated(config: AnyRun) -> bool:
@@ -323,6 +396,7 @@ def summarise_training(rows: list[dict[str, float]]) -> dict[str, float]:
     own = total("rollout/student_tokens")
     losses = [row["train/loss"] for row in rows if "train/loss" in row]
     jumps = [abs(b - a) for a, b in itertools.pairwise(losses)]
+    cached = {key: total(f"cost/{key}") for key in ("cached_teacher_tokens", "cached_teacher_positions")}
     return {
         "iterations": len(rows),
         "tokens": total("rollout/tokens"),
@@ -340,7 +414,7 @@ def summarise_training(rows: list[dict[str, float]]) -> dict[str, float]:
         "grad_norm": mean("train/grad_norm", rows),
         "validation_correct_chains": mean("validation/correct_chains", rows[-len(rows) // 3 :]),
         "seconds": total("time/seconds"),
-    }
+    } | {key: value for key, value in cached.items() if value}
 
 
 # ---------------------------------------------------------------------- after training

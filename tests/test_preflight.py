@@ -51,7 +51,7 @@ def pair(tmp_path: Path) -> tuple[str, str, str]:
 def rows_of(pair: tuple[str, str, str], *more: object) -> dict[str, preflight.Row]:
     """What the check finds, its table drawn for nobody."""
     config = parse(flags(*pair, *more))
-    env, student = preflight.checked(config, Console(quiet=True))
+    env, student = preflight.checked(config, Console(quiet=True), config.options.batch_size)
     rows = preflight.judge([*preflight.file_rows(config), *preflight.model_rows(config, env, student)], config.accept)
     return {row.name: row for row in rows}
 
