@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from agents.base import Agent
     from distill_env.env import DistillVectorEnv
     from distill_env.models import TrainableModel
+    from distill_env.tasks import Task
 
 LanguageTaskName = Literal["instruct", "gsm8k", "math", "aime", "svamp", "text"]
 EnvName = Literal["sums", "coins", "categorical", "lm"]
@@ -295,12 +296,20 @@ def tau_of(config: AnyRun) -> float:
     return options.method.tau if isinstance(options, DistillConfig) else getattr(options, "tau", Method().tau)
 
 
-def make_env(config: AnyRun, split: Split, rows: int, *, purpose: Literal["train", "evaluate"]) -> DistillVectorEnv:
-    """The run's environment: for training as its agent wants it, for evaluation token by token."""
+def make_env(
+    config: AnyRun,
+    split: Split,
+    rows: int,
+    *,
+    purpose: Literal["train", "evaluate", "decode"],
+    task: Task | None = None,
+) -> DistillVectorEnv:
+    """The run's environment: for training as its agent wants it, for evaluation token by token, for decoding by whole
+    drafts. `task` is taken instead of the run's own."""
     from distill_env.env import DistillVectorEnv
 
     kind = type(config.options) if purpose == "train" else None
-    distills = isinstance(config.options, DistillConfig) and kind is DistillConfig
+    distills = purpose == "decode" or kind is DistillConfig
     cost = tau_of(config) if config.rewrite_cost is None else config.rewrite_cost
     arguments: dict[str, Any] = {
         "split": split,
@@ -333,6 +342,8 @@ def make_env(config: AnyRun, split: Split, rows: int, *, purpose: Literal["train
             "task_kwargs": task_arguments(config),
             "teacher_kwargs": {**shared_ids(config), "dtype": config.dtype},
         }
+    if task is not None:
+        arguments |= {"task": task, "task_kwargs": None}
     return DistillVectorEnv(rows, **arguments)
 
 
