@@ -20,6 +20,7 @@ import tyro
 
 from agents.config import DistillConfig, PluginConfig, SB3Config
 from agents.methods import METHODS, Method
+from distill_env.models.load import is_served
 from distill_env.tasks import Split
 
 if TYPE_CHECKING:
@@ -44,7 +45,16 @@ class RunConfig:
     env: EnvName = "sums"
     """Sums or coins with their shipped teachers, a categorical table, or any pair of causal language models."""
     teacher: str = ""
-    """Teacher of --env lm: a folder or hub id."""
+    """Teacher of --env lm: a folder, a hub id, or a completions server as vLLM's, http://host:port/v1."""
+    teacher_model: str = ""
+    """Its name on the server, if there are several. The server's key is $DISTILL_TEACHER_KEY."""
+    teacher_tokenizer: str = ""
+    """Tokenizer of a served teacher: a folder or hub id; the student's if not given."""
+    teacher_top_k: int = 20
+    """Likeliest ids whose log-probabilities a served teacher tells, and so at most the method's top_k; 0 for all. The
+    server's limit is vLLM's --max-logprobs."""
+    teacher_timeout: float = 600.0
+    """Seconds that a served teacher may be away before the run ends."""
     student: str = ""
     """Student to begin with: a folder or hub id; for the other environments a fresh one if empty."""
     task: LanguageTaskName = "instruct"
@@ -186,7 +196,7 @@ AnyRun = DistillRun | SB3Run | PluginRun
 RUN_CLASSES: dict[type, type[AnyRun]] = {DistillConfig: DistillRun, SB3Config: SB3Run, PluginConfig: PluginRun}
 # what a resumed run may change
 RESUMABLE = {"resume", "iterations", "validate_every", "checkpoint_every", "eval_prompts", "eval_samples", "threads"}
-RESUMABLE |= {"keep_checkpoints", "track", "push_to_hub"}
+RESUMABLE |= {"keep_checkpoints", "track", "push_to_hub", "teacher_timeout"}
 
 
 @dataclass(frozen=True)
@@ -224,10 +234,12 @@ def parse(args: Sequence[str] | None = None, description: str | None = None) -> 
     method = given.options.method if isinstance(given.options, DistillConfig) else None
     if given.task_reward and method is not None and method.gamma == 0:
         raise ValueError(f"task_reward: {given.task_reward} is never seen by the agent with gamma = 0; set --gamma 1")
+    if is_served(given.teacher):
+        given = truncated(given)
     if choice.resume:
-        changed = [
-            k for k, v in to_dict(given).items() if v != to_dict(default)[k] and k not in RESUMABLE | {"name", "out"}
-        ]
+        moved = {"teacher"} if is_served(default.teacher) and is_served(given.teacher) else set()
+        may = RESUMABLE | moved | {"name", "out"}
+        changed = [k for k, v in to_dict(given).items() if v != to_dict(default)[k] and k not in may]
         if changed:
             raise ValueError(
                 f"resume: {changed[0]} differs from the run that is resumed; accepted: {sorted(RESUMABLE)}"
@@ -237,6 +249,28 @@ def parse(args: Sequence[str] | None = None, description: str | None = None) -> 
         taken = (f"{name}-{i}" for i in itertools.count(2))
         name = next(n for n in taken if not (given.out / n).exists())
     return dataclasses.replace(given, name=name)
+
+
+def truncated(config: AnyRun) -> AnyRun:
+    """With a served teacher divergences are of its likeliest ids and a tail.
+
+    Raises:
+        ValueError: for a method that needs all of the teacher's distribution.
+    """
+    told, options = config.teacher_top_k, config.options
+    if not told or not isinstance(options, DistillConfig):
+        return config
+    wanted = options.method.top_k or told
+    if wanted > told:
+        raise ValueError(f"top_k: {wanted}; accepted: at most teacher_top_k, {told}")
+    try:
+        method = dataclasses.replace(options.method, top_k=wanted)
+    except ValueError as error:
+        raise ValueError(
+            f"teacher: {config.teacher!r} tells its {told} likeliest ids, and so cannot be: {error}, with "
+            "--teacher-top-k 0"
+        ) from None
+    return dataclasses.replace(config, options=dataclasses.replace(options, method=method))  # type: ignore[arg-type]
 
 
 @contextmanager
@@ -340,18 +374,33 @@ def make_env(
             "task": config.task,
             "teacher": config.teacher,
             "task_kwargs": task_arguments(config),
-            "teacher_kwargs": {**shared_ids(config), "dtype": config.dtype},
+            "teacher_kwargs": teacher_arguments(config),
         }
     if task is not None:
         arguments |= {"task": task, "task_kwargs": None}
     return DistillVectorEnv(rows, **arguments)
 
 
+def teacher_arguments(config: AnyRun) -> dict[str, Any]:
+    """The arguments with which the teacher of --env lm is loaded."""
+    if not is_served(config.teacher):
+        return {**shared_ids(config), "dtype": config.dtype}
+    served = {"model": config.teacher_model, "top_k": config.teacher_top_k, "patience": config.teacher_timeout}
+    return {**shared_ids(config), **served, "tokenizer": teacher_tokenizer(config)}
+
+
+def teacher_tokenizer(config: AnyRun) -> str:
+    """Where the tokenizer of the teacher of --env lm is."""
+    if is_served(config.teacher):
+        return config.teacher_tokenizer or config.student
+    return config.teacher
+
+
 def task_arguments(config: AnyRun) -> dict[str, Any]:
     """The arguments of the task of --env lm. Raises ValueError for a flag that the task does not know."""
     arguments: dict[str, Any] = {
         "path": config.task_path,
-        "tokenizer": config.teacher,
+        "tokenizer": teacher_tokenizer(config),
         "max_prompt_tokens": config.max_prompt_tokens,
         "step_pattern": config.step_pattern,
     }
@@ -371,7 +420,7 @@ def shared_ids(config: AnyRun) -> dict[str, int]:
     """
     from distill_env.models.load import load_tokenizer
 
-    teacher, student = load_tokenizer(config.teacher), load_tokenizer(config.student)
+    teacher, student = load_tokenizer(teacher_tokenizer(config)), load_tokenizer(config.student)
     if teacher.get_vocab() != student.get_vocab():
         differing = len(set(teacher.get_vocab().items()) ^ set(student.get_vocab().items()))
         raise ValueError(

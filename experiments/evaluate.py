@@ -6,6 +6,7 @@ python experiments/evaluate.py runs/gated-lm-s0 --corpus wikitext2/test.txt
 
 from __future__ import annotations
 
+import math
 import sys
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,7 +19,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from agents.base import Metrics
-from experiments.config import AnyRun, agent_class, load_config, shared_ids
+from experiments.config import AnyRun, agent_class, load_config, shared_ids, teacher_tokenizer
 from experiments.run import evaluate_all
 from experiments.tracking import finite, progress_bar, table_rows, write_json
 
@@ -92,14 +93,14 @@ def corpus_perplexities(config: Config, run: AnyRun, agent: Any, console: Consol
         ValueError: for a run without language models, or an agent without a student.
     """
     from agents.evaluation import corpus_perplexity
-    from distill_env.models.load import build_model, load_model, load_tokenizer
+    from distill_env.models.load import build_model, is_served, load_model, load_tokenizer
     from distill_env.tasks.text import read_corpus
 
     if run.env != "lm" or not hasattr(agent, "student"):
         raise ValueError(f"corpus: {str(config.folder)!r} is a run of --env {run.env}; accepted: --env lm, a student")
     splits = read_corpus(config.corpus)
     text = splits.get("test") or next(iter(splits.values()))
-    ids = load_tokenizer(run.teacher)(text, add_special_tokens=False, verbose=False)["input_ids"]
+    ids = load_tokenizer(teacher_tokenizer(run))(text, add_special_tokens=False, verbose=False)["input_ids"]
     ids = ids[: config.corpus_tokens or None]
     models = {
         "before": lambda: build_model(run.student, **shared_ids(run)),
@@ -107,6 +108,9 @@ def corpus_perplexities(config: Config, run: AnyRun, agent: Any, console: Consol
         "teacher": lambda: load_model(run.teacher, **shared_ids(run), dtype=run.dtype),
     }
     metrics: Metrics = {"tokens": float(len(ids))}
+    if is_served(run.teacher):
+        del models["teacher"]
+        metrics["teacher"] = math.nan
     with progress_bar(console) as progress:
         for name, load in models.items():
             bar = progress.add_task(f"perplexity, {name}", total=max(1, len(ids) - 1))

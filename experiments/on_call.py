@@ -104,6 +104,7 @@ def decode(
     repeated = [p for p in prompts for _ in range(samples)]
     keys = episode_keys(EVALUATION_SEED, np.arange(len(repeated)))
     chosen = writer(tau, gate)
+    top_k = top_k or env.teacher_top_k
     rollout = collect(env, student, repeated, keys, chosen, draft_length, top_k, top_p, keep_teacher=False)
     grades = []
     if env.task.graded:
