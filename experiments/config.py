@@ -21,6 +21,7 @@ import tyro
 
 from agents.config import DistillConfig, PluginConfig, SB3Config
 from agents.methods import METHODS, Method, check_cacheable
+from distill_env.models.load import is_served
 from distill_env.tasks import Split
 from experiments.language_models import (
     adapter_arguments,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from agents.base import Agent
     from distill_env.env import DistillVectorEnv
     from distill_env.models import TrainableModel
+    from distill_env.tasks import Task
 
 LanguageTaskName = Literal["instruct", "gsm8k", "math", "aime", "svamp", "text"]
 EnvName = Literal["sums", "coins", "categorical", "lm"]
@@ -52,7 +54,16 @@ class RunConfig:
     env: EnvName = "sums"
     """Sums or coins with their shipped teachers, a categorical table, or any pair of causal language models."""
     teacher: str = ""
-    """Teacher of --env lm: a folder or hub id."""
+    """Teacher of --env lm: a folder, a hub id, or a completions server as vLLM's, http://host:port/v1."""
+    teacher_model: str = ""
+    """Its name on the server, if there are several. The server's key is $DISTILL_TEACHER_KEY."""
+    teacher_tokenizer: str = ""
+    """Tokenizer of a served teacher: a folder or hub id; the student's if not given."""
+    teacher_top_k: int = 20
+    """Likeliest ids whose log-probabilities a served teacher tells, and so at most the method's top_k; 0 for all. The
+    server's limit is vLLM's --max-logprobs."""
+    teacher_timeout: float = 600.0
+    """Seconds that a served teacher may be away before the run ends."""
     student: str = ""
     """Student to begin with: a folder or hub id; for the other environments a fresh one if empty."""
     task: LanguageTaskName = "instruct"
@@ -231,7 +242,7 @@ RUN_CLASSES: dict[type, type[AnyRun]] = {DistillConfig: DistillRun, SB3Config: S
 # what a resumed run may change
 RESUMABLE = {"resume", "iterations", "validate_every", "checkpoint_every", "eval_prompts", "eval_samples", "threads"}
 RESUMABLE |= {"keep_checkpoints", "track", "push_to_hub", "teacher_cache", "device", "device_map"}
-RESUMABLE |= {"gradient_checkpointing"}
+RESUMABLE |= {"gradient_checkpointing", "teacher_timeout"}
 
 
 @dataclass(frozen=True)
@@ -276,10 +287,12 @@ def parse(args: Sequence[str] | None = None, description: str | None = None) -> 
         raise ValueError(f"student_dtype: {given.student_dtype!r} with a student that is a table; accepted: float32")
     if given.task_reward and method is not None and method.gamma == 0:
         raise ValueError(f"task_reward: {given.task_reward} is never seen by the agent with gamma = 0; set --gamma 1")
+    if is_served(given.teacher):
+        given = truncated(given)
     if choice.resume:
-        changed = [
-            k for k, v in to_dict(given).items() if v != to_dict(default)[k] and k not in RESUMABLE | {"name", "out"}
-        ]
+        moved = {"teacher"} if is_served(default.teacher) and is_served(given.teacher) else set()
+        may = RESUMABLE | moved | {"name", "out"}
+        changed = [k for k, v in to_dict(given).items() if v != to_dict(default)[k] and k not in may]
         if changed:
             raise ValueError(
                 f"resume: {changed[0]} differs from the run that is resumed; accepted: {sorted(RESUMABLE)}"
@@ -289,6 +302,28 @@ def parse(args: Sequence[str] | None = None, description: str | None = None) -> 
         taken = (f"{name}-{i}" for i in itertools.count(2))
         name = next(n for n in taken if not (given.out / n).exists())
     return dataclasses.replace(given, name=name)
+
+
+def truncated(config: AnyRun) -> AnyRun:
+    """With a served teacher divergences are of its likeliest ids and a tail.
+
+    Raises:
+        ValueError: for a method that needs all of the teacher's distribution.
+    """
+    told, options = config.teacher_top_k, config.options
+    if not told or not isinstance(options, DistillConfig):
+        return config
+    wanted = options.method.top_k or told
+    if wanted > told:
+        raise ValueError(f"top_k: {wanted}; accepted: at most teacher_top_k, {told}")
+    try:
+        method = dataclasses.replace(options.method, top_k=wanted)
+    except ValueError as error:
+        raise ValueError(
+            f"teacher: {config.teacher!r} tells its {told} likeliest ids, and so cannot be: {error}, with "
+            "--teacher-top-k 0"
+        ) from None
+    return dataclasses.replace(config, options=dataclasses.replace(options, method=method))  # type: ignore[arg-type]
 
 
 @contextmanager
@@ -348,12 +383,20 @@ def tau_of(config: AnyRun) -> float:
     return options.method.tau if isinstance(options, DistillConfig) else getattr(options, "tau", Method().tau)
 
 
-def make_env(config: AnyRun, split: Split, rows: int, *, purpose: Literal["train", "evaluate"]) -> DistillVectorEnv:
-    """The run's environment: for training as its agent wants it, for evaluation token by token."""
+def make_env(
+    config: AnyRun,
+    split: Split,
+    rows: int,
+    *,
+    purpose: Literal["train", "evaluate", "decode"],
+    task: Task | None = None,
+) -> DistillVectorEnv:
+    """The run's environment: for training as its agent wants it, for evaluation token by token, for decoding by whole
+    drafts. `task` is taken instead of the run's own."""
     from distill_env.env import DistillVectorEnv
 
     kind = type(config.options) if purpose == "train" else None
-    distills = isinstance(config.options, DistillConfig) and kind is DistillConfig
+    distills = purpose == "decode" or kind is DistillConfig
     cost = tau_of(config) if config.rewrite_cost is None else config.rewrite_cost
     arguments: dict[str, Any] = {
         "split": split,
@@ -386,6 +429,8 @@ def make_env(config: AnyRun, split: Split, rows: int, *, purpose: Literal["train
             "task_kwargs": task_arguments(config),
             "teacher_kwargs": teacher_arguments(config),
         }
+    if task is not None:
+        arguments |= {"task": task, "task_kwargs": None}
     return DistillVectorEnv(rows, **arguments)
 
 

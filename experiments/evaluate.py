@@ -7,6 +7,7 @@ python experiments/evaluate.py runs/gated-sums-s0 --answers runs/gated-sums-s0/a
 
 from __future__ import annotations
 
+import math
 import sys
 from dataclasses import dataclass, replace
 from functools import partial
@@ -95,7 +96,7 @@ def corpus_perplexities(config: Config, run: AnyRun, agent: Any, console: Consol
         ValueError: for a run without language models, or an agent without a student.
     """
     from agents.evaluation import corpus_perplexity
-    from distill_env.models.load import build_model, load_model, load_tokenizer
+    from distill_env.models.load import build_model, is_served, load_model, load_tokenizer
     from distill_env.tasks.text import read_corpus
 
     if run.env != "lm" or not hasattr(agent, "student"):
@@ -112,6 +113,9 @@ def corpus_perplexities(config: Config, run: AnyRun, agent: Any, console: Consol
         "teacher": lambda: load_model(run.teacher, **teacher_arguments(run)),
     }
     metrics: Metrics = {"tokens": float(len(ids))}
+    if is_served(run.teacher):
+        del models["teacher"]
+        metrics["teacher"] = math.nan
     with progress_bar(console) as progress:
         for name, load in models.items():
             bar = progress.add_task(f"perplexity, {name}", total=max(1, len(ids) - 1))

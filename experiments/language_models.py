@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from distill_env.models.load import TokenizerSource, load_tokenizer
+from distill_env.models.load import TokenizerSource, is_served, load_tokenizer
 
 if TYPE_CHECKING:
     from experiments.config import AnyRun
@@ -21,6 +21,10 @@ def check_flags(config: Any) -> None:
 
 
 def teacher_tokenizer(config: AnyRun) -> TokenizerSource:
+    """Where the tokenizer of the teacher is; of a served one beside the student, unless --teacher-tokenizer says."""
+    if is_served(config.teacher):
+        name = config.teacher_tokenizer or config.student
+        return TokenizerSource(name, trust_remote_code=config.trust_remote_code)
     return TokenizerSource(config.teacher, config.gguf_file, config.trust_remote_code)
 
 
@@ -50,7 +54,10 @@ def differing_entries(a: Any, b: Any) -> int:
 
 
 def teacher_arguments(config: AnyRun) -> dict[str, Any]:
-    """How the teacher of --env lm is loaded."""
+    """How the teacher of --env lm is loaded, or asked."""
+    if is_served(config.teacher):
+        served = {"model": config.teacher_model, "top_k": config.teacher_top_k, "patience": config.teacher_timeout}
+        return {**shared_ids(config), **served, "tokenizer": teacher_tokenizer(config)}
     return {
         **shared_ids(config),
         "dtype": config.dtype,

@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from distill_env.models.load import is_served
 from experiments.config import AnyRun, make_env, make_student, parse, tau_of
 from experiments.language_models import differing_entries, student_tokenizer, teacher_tokenizer
 from experiments.memory import estimate, free_bytes, in_words
@@ -300,7 +301,9 @@ def file_rows(config: AnyRun) -> list[Row]:
     used = config.task != "text" and config.chat != "no" and teacher.chat_template is not None
     remote = {"trust_remote_code": config.trust_remote_code}
     gguf = {"gguf_file": config.gguf_file} if config.gguf_file else {}
-    ends = {"teacher": ends_of(config.teacher, **remote, **gguf), "student": ends_of(config.student, **remote)}
+    ends = {"student": ends_of(config.student, **remote)}
+    if not is_served(config.teacher):
+        ends["teacher"] = ends_of(config.teacher, **remote, **gguf)
     return [
         tokenizer_row(teacher, student),
         special_tokens_row(teacher, student),
@@ -316,13 +319,17 @@ def model_rows(config: AnyRun, env: DistillVectorEnv, student: Any) -> list[Row]
     teacher: Any = env.teacher
     lengths = {"teacher": teacher.max_length, "student": student.max_length}
     longest = env.max_prompt_length + env.max_new_tokens
-    needs = estimate(teacher.model, student.model, shape_of(config, env), config.gradient_checkpointing)
-    loaded = needs["teacher"] + needs["student"]
+    models = {"student": student.model}
+    if not is_served(config.teacher):
+        models["teacher"] = teacher.model
     rows = [
-        weights_row({"teacher": teacher.model, "student": student.model}),
+        weights_row(models),
         context_row(longest, config.max_prompt_tokens + env.max_new_tokens, lengths),
-        memory_row(needs, loaded, free_bytes(student.model.device)),
     ]
+    if "teacher" in models:  # a server's memory is its own affair, and the estimate is of both
+        needs = estimate(teacher.model, student.model, shape_of(config, env), config.gradient_checkpointing)
+        loaded = needs["teacher"] + needs["student"]
+        rows.append(memory_row(needs, loaded, free_bytes(student.model.device)))
     if any(row.status == "error" for row in rows[:2]):
         return rows
     seed, size = config.options.seed, min(PROBED_ANSWERS, config.options.batch_size)

@@ -27,6 +27,7 @@ from agents.config import DistillConfig
 from agents.disk import lock, write_folder, write_text
 from agents.methods import METHODS
 from agents.ranks import Ended, Ranks, is_first, join
+from distill_env.models import ServerLostError
 from experiments import answers
 from experiments.alarms import Alarm, AlarmLog
 from experiments.card import model_card, push
@@ -335,6 +336,10 @@ def train(config: AnyRun, agent: Agent, env: DistillVectorEnv, folder: Path, con
             raise FloatingPointError(
                 f"{error}; the last good checkpoint is {good}: --student {good}/agent/student begins another run there"
             ) from None
+        except ServerLostError:
+            if isinstance(config.options, DistillConfig):  # whose state is whole until an update
+                save_checkpoint(root, agent.iteration, agent.save, config.keep_checkpoints)  # type: ignore[attr-defined]
+            raise
         finally:
             tracker.close()
     return log.lines

@@ -208,6 +208,19 @@ def test_solved_examples_are_the_same_for_all_but_never_the_question(
     assert [p.ids for s in SPLITS for p in again.prompts(s)] == [p.ids for p in prompts]
 
 
+@pytest.mark.parametrize("chat", [True, False])
+@pytest.mark.parametrize("few_shot", [0, 3])
+def test_the_tasks_own_questions_asked_by_the_user_are_its_own_prompts(
+    chat: bool, few_shot: int, words: dict[bool, str], tmp_path: Path
+) -> None:
+    rows = [{"question": f"What is {i} + 1?", "answer": f"#### {i + 1}"} for i in range(9)]
+    path = write(tmp_path / "train.jsonl", *rows)
+    task: Any = make_task("gsm8k", path=path, tokenizer=words[chat], few_shot=few_shot)
+    asked = task.ask([p.text for p in task.prompts("train")])
+    assert [p.ids for p in asked] == [p.ids for p in task.prompts("train")]
+    assert all(p.answer is None for p in asked)
+
+
 def test_a_step_is_a_line_or_what_the_pattern_says(words: dict[bool, str], tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", {"prompt": "x"})
     line = make_task("instruct", path=path, tokenizer=words[False])

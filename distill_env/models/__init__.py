@@ -11,6 +11,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+class ServerLostError(OSError):
+    """A served model's server has not answered for as long as the run was willing to wait."""
+
+
 class TokenModel(Protocol):
     """A batch of token sequences under one model: three verbs, for teacher and student alike.
 

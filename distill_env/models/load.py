@@ -15,8 +15,8 @@ def load_model(name: str | Path, **kwargs: Any) -> TrainableModel:
 
     Args:
         name: `sums` or `coins` (the shipped teachers), `markov` or `two_modes` (tables in closed form), a folder
-            written by `save_pretrained`, or a hub id.
-        kwargs: arguments of the table, or of `CausalLM.load` (vocab_size, dtype, device, ...).
+            written by `save_pretrained`, a hub id, or the URL of a completions server.
+        kwargs: arguments of the table, of `CausalLM.load` (vocab_size, dtype, device, ...), or of `ServedModel`.
 
     Raises:
         ValueError: if there is no such model.
@@ -38,6 +38,10 @@ def build_model(name: str | Path, **kwargs: Any) -> Any:
     from distill_env.models import tabular
 
     name = str(name)
+    if is_served(name):
+        from distill_env.models.served import ServedModel
+
+        return ServedModel(name, **kwargs)
     if name in ("markov", "two_modes"):
         return getattr(tabular, name)(**kwargs)
     if (Path(name) / "table.safetensors").is_file():
@@ -46,6 +50,11 @@ def build_model(name: str | Path, **kwargs: Any) -> Any:
     from distill_env.models.small import TEACHERS
 
     return CausalLM.load(TEACHERS.get(name, name), **kwargs)
+
+
+def is_served(name: str | Path) -> bool:
+    """Whether a model of that name is behind a server."""
+    return str(name).startswith(("http://", "https://"))
 
 
 @dataclass(frozen=True)

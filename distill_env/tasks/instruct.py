@@ -45,8 +45,7 @@ class InstructTask(LanguageTask):
         super().__init__(tokenizer, max_new_tokens, max_prompt_tokens, step_pattern)
         examples = {split: [read_row(w, row) for w, row in rows] for split, rows in read_rows(path).items()}
         plain = "{}\n" if few_shot else "{}"
-        wording = Wording(chat, few_shot, seed, plain)
-        self._keep(wording.encode(complete_splits(examples), self.tokenizer))
+        self._ask(complete_splits(examples), Wording(chat, few_shot, seed, plain))
 
 
 def read_row(where: str, row: dict[str, Any]) -> Example:

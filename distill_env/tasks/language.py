@@ -39,6 +39,7 @@ class LanguageTask:
     """
 
     graded = False
+    wording: Wording | None = None  # how questions are put; None: a prompt is plain text
 
     def __init__(
         self, tokenizer: TokenizerName, max_new_tokens: int, max_prompt_tokens: int | None, step_pattern: str
@@ -53,6 +54,7 @@ class LanguageTask:
         self.max_prompt_tokens = max_prompt_tokens
         self.dropped = 0
         self._splits: dict[Split, tuple[Prompt, ...]] = {}
+        self._solved: Sequence[Example] = ()  # what solved examples are taken from
 
     def _step_ends(self, pattern: str) -> frozenset[int]:
         try:
@@ -83,6 +85,19 @@ class LanguageTask:
         if split not in SPLITS:
             raise ValueError(f"split: {split!r}; accepted: {', '.join(SPLITS)}")
         return self._splits.get(split, ())
+
+    def _ask(self, examples: Mapping[Split, Sequence[Example]], wording: Wording) -> None:
+        """Take these examples, so worded."""
+        self.wording, self._solved = wording, examples.get("train", ()) if wording.few_shot else ()
+        self._keep(wording.encode(examples, self.tokenizer))
+
+    def ask(self, texts: Sequence[str]) -> list[Prompt]:
+        """Prompts of the user's own, put as the task puts its own."""
+        if self.wording is None:
+            ids = [self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] for text in texts]
+            return [Prompt(tuple(i), text) for i, text in zip(ids, texts, strict=True)]
+        asked: dict[Split, Sequence[Example]] = {"train": self._solved, "test": [Example(text) for text in texts]}
+        return self.wording.encode(asked, self.tokenizer)["test"]
 
     def grade(self, prompt: Prompt, tokens: Sequence[int]) -> Grade:
         return Grade(0.0, False, None)

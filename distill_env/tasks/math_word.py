@@ -72,7 +72,7 @@ class MathTask(LanguageTask):
         if self.symbolic:
             require_math_verify(name)
         wording = Wording(chat, few_shot, seed, "Question: {}\nAnswer:", " {}", REQUEST)
-        self._keep(wording.encode(complete_splits(examples), self.tokenizer))
+        self._ask(complete_splits(examples), wording)
 
     def grade(self, prompt: Prompt, tokens: Sequence[int]) -> Grade:
         """`correct`: the final value is right; in an answer that was cut off, only if it is marked as such. Steps are
