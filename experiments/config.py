@@ -230,9 +230,9 @@ def parse(args: Sequence[str] | None = None, description: str | None = None) -> 
     method = given.options.method if isinstance(given.options, DistillConfig) else None
     if given.teacher_cache and method is not None:
         check_cacheable(method)
-    for name, plain in (("teacher_cache", ""), ("student_dtype", "float32")):
-        if method is None and getattr(given, name) != plain:
-            raise ValueError(f"{name}: {getattr(given, name)!r} with agent {given.agent}; accepted: a method's agent")
+    for flag, plain in (("teacher_cache", ""), ("student_dtype", "float32")):
+        if method is None and getattr(given, flag) != plain:
+            raise ValueError(f"{flag}: {getattr(given, flag)!r} with agent {given.agent}; accepted: a method's agent")
     if given.student_dtype != "float32" and given.env == "categorical":
         raise ValueError(f"student_dtype: {given.student_dtype!r} with a student that is a table; accepted: float32")
     if given.task_reward and method is not None and method.gamma == 0:
