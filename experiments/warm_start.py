@@ -74,7 +74,8 @@ def warm_start(config: AnyRun, console: Console) -> tuple[Any, Path]:
     options = DistillConfig(
         method=METHODS["sft"], batch_size=64, learning_rate=1e-2, warmup_iterations=100, seed=config.options.seed
     )
-    shape = [config.env, config.student_width, config.student_layers, config.student_mlp, config.max_new_tokens]
+    shape: list[Any] = [config.env, config.student_width, config.student_layers, config.student_mlp]
+    shape.append(config.max_new_tokens)
     how = [options.batch_size, options.learning_rate, options.warmup_iterations, options.seed]
     if config.student_dtype != "float32":
         shape.append(config.student_dtype)

@@ -233,6 +233,12 @@ BAD = {
     "no checkpoints": (["--keep-checkpoints", "0"], "keep_checkpoints", "at least 1"),
     "never a checkpoint": (["--checkpoint-every", "0"], "checkpoint_every", "at least 1"),
     "unknown tracker": (["--track", "mlflow"], "mlflow", "wandb"),
+    "cache of what the student wrote": (["--teacher-cache", "cache"], "teacher_cache", "sft, fkl"),
+    "cache of ppo": (["--agent", "ppo", "--teacher-cache", "cache"], "teacher_cache", "method"),
+    "cache in a file": (["--agent", "fkl", "--teacher-cache", __file__], "teacher_cache", "folder"),
+    "bfloat16 with ppo": (["--agent", "ppo", "--student-dtype", "bfloat16"], "student_dtype", "method"),
+    "bfloat16 table": (["--env", "categorical", "--student-dtype", "bfloat16"], "student_dtype", "float32"),
+    "cosine without an end": (["--schedule", "cosine"], "decay_iterations", "--iterations"),
     "nothing to resume": (["--resume", "--name", "nothing"], "nothing", "config.json"),
 }
 
@@ -343,6 +349,25 @@ def test_a_run_ends_with_the_iteration_that_reaches_its_limit(tmp_path: Path, of
     assert 1 < len(spent) < 30
     assert run("--resume", "--out", tmp_path, "--name", "short") == 0
     assert len(metrics(tmp_path / "short")) == len(spent)
+
+
+@pytest.mark.parametrize("limit", [(), ("--limit", 30, "--limit-of", "teacher_tokens")], ids=["all", "limit"])
+def test_a_run_from_a_warm_cache_is_the_same_run(limit: tuple[object, ...], tmp_path: Path) -> None:
+    """Its student, and where a limit ends it; the teacher's tokens are counted in the run that paid for them."""
+    flags = ("--agent", "fkl", "--iterations", 4, "--out", tmp_path, *limit)
+    assert run(*flags, "--name", "plain") == 0
+    for name in ("cold", "warm"):
+        assert run(*flags, "--name", name, "--teacher-cache", tmp_path / "cache") == 0
+    weights = [load_file(tmp_path / name / "student/table.safetensors")["logits"] for name in ("plain", "cold", "warm")]
+    assert all(bool((w == weights[0]).all()) for w in weights)
+    paid, cold, free = (
+        json.loads((tmp_path / name / "evaluation.json").read_text())["training"] for name in ("plain", "cold", "warm")
+    )
+    assert paid["teacher_tokens"] == cold["teacher_tokens"] == free["cached_teacher_tokens"] > 0
+    assert free["teacher_tokens"] == free["teacher_positions"] == 0
+    assert "cached_teacher_tokens" not in cold
+    assert paid["iterations"] == free["iterations"]
+    assert (free["iterations"] < 4) == bool(limit)
 
 
 def test_runs_that_share_a_warm_start_share_its_evaluation(tmp_path: Path) -> None:
