@@ -52,7 +52,7 @@ def checkpoints(root: Path) -> list[Path]:
 
 
 def load_checkpoint(root: Path, load: Callable[[Path], Any]) -> tuple[Any, Path, dict[Path, str]]:
-    """The newest checkpoint that can be read.
+    """The newest checkpoint that can be read; the global generators go on from it.
 
     Args:
         root: the folder of the checkpoints.
@@ -69,7 +69,7 @@ def load_checkpoint(root: Path, load: Callable[[Path], Any]) -> tuple[Any, Path,
         try:
             with reading(path):
                 agent = load(path / "agent")
-                load_state(path, "random")
+                restore_random_state(*load_state(path, "random"))
         except ValueError as error:
             damaged[path] = error
             continue
@@ -121,7 +121,16 @@ def reading(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (
+        OSError,
+        SafetensorError,
+        LookupError,
+        TypeError,
+        ValueError,
+        RuntimeError,
+        ArithmeticError,
+        AttributeError,
+    ) as error:
         if str(error).startswith("checkpoint: "):
             raise  # told already, further down
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
@@ -143,7 +152,11 @@ def load_state(path: Path, name: str) -> tuple[dict[str, torch.Tensor], dict[str
         ValueError: in one line, if a file is missing or damaged.
     """
     with reading(path):
-        return load_file(path / f"{name}.safetensors"), json.loads((path / f"{name}.json").read_text())
+        tensors = load_file(path / f"{name}.safetensors")
+        bad = [key for key, value in tensors.items() if not bool(value.isfinite().all())]
+        if bad:
+            raise ValueError(f"{bad[0]} of {name}.safetensors holds what is no number")
+        return tensors, json.loads((path / f"{name}.json").read_text())
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:
@@ -156,8 +169,12 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch
 def restore_optimizer(
     optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor], groups: list[dict[str, Any]]
 ) -> None:
+    """Raises ValueError or LookupError if that is not the state of this optimiser."""
     state: dict[int, dict[str, torch.Tensor]] = {}
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for name, value in tensors.items():
         index, key = name.split(".", 1)
+        if value.dim() and value.shape != parameters[int(index)].shape:
+            raise ValueError(f"the optimiser's {name} is {list(value.shape)}")
         state.setdefault(int(index), {})[key] = value
     optimizer.load_state_dict({"state": state, "param_groups": groups})

@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from agents.methods import Method
+from distill_env.checks import check_range, check_types
+
+LARGEST_SEED = 2**63 - 1  # of torch's generators
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,9 @@ class DistillConfig:
     """Seed of prompts and of all draws."""
 
     def __post_init__(self) -> None:
+        check_types(self)
+        check_range(self, "seed", least=0, most=LARGEST_SEED)
+        check_range(self, "learning_rate", finite=True)
         for name in ("batch_size", "chunk_positions"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: {getattr(self, name)} is not at least 1")
@@ -75,6 +81,11 @@ class PluginConfig:
     seed: int = 0
     """Seed that it is given."""
 
+    def __post_init__(self) -> None:
+        check_types(self)
+        check_range(self, "batch_size", least=1)
+        check_range(self, "seed", least=0, most=LARGEST_SEED)
+
 
 @dataclass(frozen=True)
 class SB3Config:
@@ -104,8 +115,9 @@ class SB3Config:
     """Seed of prompts and of all draws."""
 
     def __post_init__(self) -> None:
-        if self.algorithm not in ("ppo", "a2c"):
-            raise ValueError(f"algorithm: {self.algorithm!r} is unknown; accepted: ppo, a2c")
+        check_types(self)
+        check_range(self, "seed", least=0, most=LARGEST_SEED)
+        check_range(self, "learning_rate", "ent_coef", finite=True)
         for name in ("batch_size", "n_epochs", "minibatches"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: {getattr(self, name)} is not at least 1")

@@ -29,10 +29,13 @@ def write_text(path: Path, text: str) -> None:
         OSError: if writing fails; what was there stays.
     """
     aside = path.with_name(path.name + ".new")
-    with aside.open("w", newline="") as file:
-        file.write(text)
-    sync(aside)
-    os.replace(aside, path)
+    try:
+        with aside.open("w", newline="") as file:
+            file.write(text)
+        sync(aside)
+        os.replace(aside, path)
+    except OSError as error:
+        raise _not_written(path, error) from None
 
 
 def write_shared_file(path: Path, write: Callable[[Path], None]) -> None:
@@ -70,9 +73,9 @@ def write_folder(path: str | Path, write: Callable[[Path], None]) -> None:
         write(new)
         for entry in (*new.rglob("*"), new):
             sync(entry)
-    except SafetensorError as error:  # what its writer makes of an OSError
+    except (OSError, SafetensorError) as error:  # which is what its writer makes of an OSError
         shutil.rmtree(new, ignore_errors=True)
-        raise OSError(f"{str(path)!r} could not be written ({error}); what was saved before stands") from None
+        raise _not_written(path, error) from None
     except BaseException:
         shutil.rmtree(new, ignore_errors=True)
         raise
@@ -82,6 +85,16 @@ def write_folder(path: str | Path, write: Callable[[Path], None]) -> None:
     os.replace(new, path)
     sync(path.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+class NotWrittenError(OSError):
+    """In one line, what could not be written and why."""
+
+
+def _not_written(path: Path, error: Exception) -> OSError:
+    if isinstance(error, NotWrittenError):
+        return error  # told already, further down
+    return NotWrittenError(f"{str(path)!r} could not be written ({error}); what was saved before stands")
 
 
 def existing_folder(path: str | Path) -> Path:

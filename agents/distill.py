@@ -339,9 +339,11 @@ class DistillAgent:
             config = DistillConfig(**{**state["config"], "method": Method(**state["config"]["method"])})
             ids = {key: state[key] for key in ("vocab_size", "eos_token_id")}  # the folder's head may have more rows
             student = build_model(folder / "student", **ids, dtype=state.get("dtype", "float32"), **options)
+            if student.vocab_size != state["vocab_size"]:
+                raise ValueError(f"its student has {student.vocab_size} ids, not {state['vocab_size']}")
             agent = cls(student, config)
             agent.optimizer.restore(tensors, state["param_groups"])
-            agent.iteration, agent.hard_share = state["iteration"], state["hard_share"]
+            agent.iteration, agent.hard_share = int(state["iteration"]), float(state["hard_share"])
             agent.method = dataclasses.replace(config.method, tau=state.get("tau", config.method.tau))
         return agent
 

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from distill_env.checks import check_types
 from distill_env.gate import ALWAYS, NEVER, Gate, OverStep, random_gate
 
 Writer = Literal["never", "always", "hard", "soft", "random", "mixture", "matched", "data"]
@@ -95,6 +96,7 @@ class Method:
     they then carry a policy gradient, which they do not otherwise."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         gate = self.gate(self.alpha)
         random_gate(self.rate)
         for name, value, low, high in (("beta", self.beta, 0, 1), ("skew", self.skew, 0, 1)):

@@ -139,7 +139,7 @@ class SB3Agent:
         }
         algorithm: PPO | A2C
         if config.algorithm == "ppo":
-            parts = next(d for d in range(config.minibatches, 0, -1) if states % d == 0)
+            parts = next(d for d in range(min(config.minibatches, states), 0, -1) if states % d == 0)
             algorithm = PPO(StudentPolicy, env, batch_size=states // parts, n_epochs=config.n_epochs, **options)
         else:
             algorithm = A2C(StudentPolicy, env, **options)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import operator
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -145,10 +147,12 @@ class DistillVectorEnv(VectorEnv):
             raise ValueError(f"chunk and num_envs: {chunk} and {num_envs}; both have to be at least 1")
         if max_new_tokens is not None and max_new_tokens < 1:
             raise ValueError(f"max_new_tokens: {max_new_tokens} is not at least 1")
+        if not math.isfinite(task_reward):
+            raise ValueError(f"task_reward: {task_reward} is not finite")
         if not rewrite_cost >= 0:
             raise ValueError(f"rewrite_cost: {rewrite_cost} is not a price; accepted: at least 0 nats")
-        if not log_prob_floor < 0:
-            raise ValueError(f"log_prob_floor: {log_prob_floor} is not below 0, as log-probabilities are")
+        if not -math.inf < log_prob_floor < 0:
+            raise ValueError(f"log_prob_floor: {log_prob_floor} is not below 0, as log-probabilities are, and finite")
         self.num_envs = num_envs
         self.split: Split = split
         self.max_new_tokens = max_new_tokens or self.task.max_new_tokens
@@ -286,8 +290,16 @@ class DistillVectorEnv(VectorEnv):
         if not self._started:
             raise gym.error.ResetNeeded("lookahead: call reset before lookahead")
         n, drafted = tokens.shape
-        if n != self.num_envs or (drafted and int(tokens.max()) >= self.vocab_size):
-            raise ValueError(f"tokens: accepted: [{self.num_envs}, K], ids below {self.vocab_size}, padded with {PAD}")
+        ids = tokens.numpy()
+        if (
+            n != self.num_envs
+            or ids.dtype.kind != "i"
+            or (drafted and not PAD <= ids.min() <= ids.max() < self.vocab_size)
+            or ((ids[:, :-1] == PAD) & (ids[:, 1:] != PAD)).any()
+        ):
+            raise ValueError(
+                f"tokens: accepted: [{self.num_envs}, K], ids below {self.vocab_size}, padded with {PAD} on the right"
+            )
         self._reader.rewind(self._lengths, ~self._ended)
         return self._reader.look(self._unread(), tokens, ~self._ended)
 
@@ -471,6 +483,8 @@ class DistillVectorEnv(VectorEnv):
             value = seeds[row]
             if value is None and self._started:
                 continue  # the row's stream goes on
+            if value is not None and not 0 <= value < 2**64:
+                raise ValueError(f"seed: {value}; accepted: 0 to 2**64 - 1")
             self._seeds[row] = int(self.np_random.integers(2**63)) if value is None else value
             self._episodes[row] = 0
 
@@ -563,13 +577,18 @@ class DistillVectorEnv(VectorEnv):
             raise ValueError(
                 f"actions: shape {actions.shape}; accepted: ({self.num_envs}, k) with 1 <= k <= chunk = {self.chunk}"
             )
+        if actions.dtype.kind not in "iu":
+            raise ValueError(f"actions: {actions.dtype}; accepted: integers")
         if actions.min() < PAD or actions.max() > self.rewrite_action:
             raise ValueError(f"actions: outside [{PAD}, {self.rewrite_action}]")
         return actions.astype(np.int64)
 
     def _check_prompt(self, prompt: Any) -> Prompt:
         if not isinstance(prompt, Prompt):
-            ids = tuple(int(t) for t in prompt)
+            try:
+                ids = tuple(operator.index(t) for t in prompt)
+            except TypeError:
+                raise ValueError(f"prompts: {prompt!r:.60}; accepted: a Prompt or a sequence of token ids") from None
             prompt = Prompt(ids, self.task.decode(ids))
         if len(prompt.ids) > self.max_prompt_length:
             raise ValueError(

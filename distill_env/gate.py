@@ -15,6 +15,8 @@ import math
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Literal
 
+from distill_env.checks import check_types
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -55,16 +57,15 @@ class Gate:
     lasting: bool = False
 
     def __post_init__(self) -> None:
+        check_types(self)
         if self.score in ("divergence", "forward_kl", "teacher_entropy", "rank") and self.threshold < 0:
             raise ValueError(f"tau: {self.threshold} is negative; a threshold on {self.score} is at least 0")
-        if math.isnan(self.threshold):
-            raise ValueError("tau: is not a number; accepted: a number of at least 0, or inf")
-        if self.alpha is not None and not self.alpha > 0:
-            raise ValueError(f"alpha: {self.alpha} is not positive; a larger alpha is a harder gate")
+        if self.alpha is not None and not 0 < self.alpha < math.inf:
+            raise ValueError(f"alpha: {self.alpha} is not positive and finite; a larger alpha is a harder gate")
         if not 0 <= self.smoothing < 1:
             raise ValueError(f"smoothing: {self.smoothing} is not in [0, 1)")
         if not self.clip > 0:
-            raise ValueError(f"clip: {self.clip} is not positive")
+            raise ValueError(f"score_clip: {self.clip} is not positive")
         if self.since_rewrite and self.over_step != "none":
             raise ValueError(f"over_step: {self.over_step!r} does not go with since_rewrite; accepted: none")
         if self.remembers and self.score in ("uniform", "episode_uniform"):

@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import tyro
 from rich.console import Console
 
 from agents.methods import METHODS
+from distill_env.checks import check_range
+from experiments.command_line import exit_code, read_flags
 from experiments.compare import show, summarise, values_of
 from experiments.fanout import FanOut
 from experiments.grid import Contender, Job, Row, run_grid, split_flags
@@ -168,16 +169,22 @@ class Config:
     """Where they run: local processes, or ray: the cluster of $RAY_ADDRESS (--out has to be a folder that all its nodes
     see), else a local one of --jobs workers."""
 
+    def __post_init__(self) -> None:
+        check_range(self, "jobs", least=1)
 
-def main() -> None:
-    arguments, flags = split_flags(sys.argv[1:])
-    config = tyro.cli(Config, args=arguments, description=__doc__)
-    console = Console()
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the studies, or say in one line why not. Returns the exit code."""
+    arguments, flags = split_flags(list(sys.argv[1:] if args is None else args))
+    return exit_code(lambda: ablate(read_flags(Config, arguments, __doc__), flags, Console()))
+
+
+def ablate(config: Config, flags: Sequence[str], console: Console) -> None:
     known = studies()
     names = list(known) if config.studies == ("all",) else list(config.studies)
     for name in names:
         if name not in known:
-            sys.exit(f"error studies: {name!r} is unknown; accepted: all, {', '.join(known)}")
+            raise ValueError(f"studies: {name!r} is unknown; accepted: all, {', '.join(known)}")
     for name in names:
         jobs = [
             Job(name, env, warm, contender, seed)
@@ -194,4 +201,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import platform
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -18,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import tyro
 from rich.console import Console
 
 from experiments.benchmarking.environment import measure_environment
@@ -26,6 +26,7 @@ from experiments.benchmarking.iterations import measure_iterations, measure_memo
 from experiments.benchmarking.rollouts import measure_precision, measure_rollouts
 from experiments.benchmarking.tables import lines
 from experiments.benchmarking.timing import Config, Part
+from experiments.command_line import command
 
 
 def main(config: Config) -> None:
@@ -40,7 +41,7 @@ def main(config: Config) -> None:
     }
     needs_pair = {"memory", "peers"} & set(config.parts)
     if needs_pair and not config.teacher:
-        raise SystemExit(f"parts: {', '.join(sorted(needs_pair))}: need --teacher, --student and --task-path")
+        raise ValueError(f"parts: {', '.join(sorted(needs_pair))}: need --teacher, --student and --task-path")
     measures: dict[Part, Callable[[], Any]] = {
         "rollout": lambda: [measure_rollouts(config, rows) for rows in config.rows],
         "iteration": lambda: measure_iterations(config),
@@ -61,4 +62,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    sys.exit(command(main, Config, __doc__))

@@ -12,16 +12,18 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import tyro
 from rich.console import Console
 from rich.table import Table
 
+from distill_env.checks import check_range
+from experiments.command_line import exit_code, read_flags
 from experiments.fanout import FanOut
 from experiments.grid import Contender, Job, Row, run_grid, split_flags
 from experiments.inference import Estimate, bootstrap, holm, paired_difference, probability_of_improvement
@@ -62,6 +64,11 @@ class Config:
     fan_out: FanOut = "local"
     """Where they run: local processes, or ray: the cluster of $RAY_ADDRESS (--out has to be a folder that all its nodes
     see), else a local one of --jobs workers."""
+
+    def __post_init__(self) -> None:
+        check_range(self, "jobs", least=1)
+        if not re.fullmatch(r"[\w.-]+", self.study):
+            raise ValueError(f"study: {self.study!r}; accepted: letters, digits, '.', '-' and '_', for a file's name")
 
 
 def jobs_of(config: Config) -> list[Job]:
@@ -161,10 +168,13 @@ def summarise(rows: Sequence[Row], labels: Sequence[str], reference: str, out: P
     console.print(f"wrote {out}/results.csv and {path.name}; python experiments/report.py --runs {out} draws it")
 
 
-def main() -> None:
-    arguments, flags = split_flags(sys.argv[1:])
-    config = tyro.cli(Config, args=arguments, description=__doc__)
-    console = Console()
+def main(args: Sequence[str] | None = None) -> int:
+    """Compare, or say in one line why not. Returns the exit code."""
+    arguments, flags = split_flags(list(sys.argv[1:] if args is None else args))
+    return exit_code(lambda: compare(read_flags(Config, arguments, __doc__), flags, Console()))
+
+
+def compare(config: Config, flags: Sequence[str], console: Console) -> None:
     jobs = jobs_of(config)
     rows = run_grid(jobs, config.out, flags, config.jobs, console, config.fan_out)
     labels = list(dict.fromkeys(job.contender.label for job in jobs))
@@ -172,4 +182,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import importlib
-import io
 import itertools
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -21,8 +18,10 @@ import tyro
 
 from agents.config import DistillConfig, PluginConfig, SB3Config
 from agents.methods import METHODS, Method, check_cacheable
+from distill_env.checks import check_range, check_types
 from distill_env.models.load import is_served
 from distill_env.tasks import Split
+from experiments.command_line import errors_in_one_line
 from experiments.language_models import (
     adapter_arguments,
     check_flags,
@@ -173,9 +172,25 @@ class RunConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "accept", tuple(self.accept))  # JSON has lists
         check_flags(self)
-        for name in ("validate_every", "checkpoint_every", "keep_checkpoints"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: {getattr(self, name)} is not at least 1")
+        check_types(self)
+        check_range(self, "validate_every", "checkpoint_every", "keep_checkpoints", least=1)
+        check_range(self, "iterations", "max_new_tokens", "max_prompt_tokens", "draft_limit", least=1)
+        check_range(self, "eval_prompts", "eval_samples", "student_layers", "student_mlp", least=1)
+        check_range(self, "few_shot", "rows", "rewrite_cost", "lora_rank", least=0)
+        check_range(self, "limit", least=0, finite=True)
+        check_range(self, "task_reward", "log_prob_floor", finite=True)
+        check_range(self, "warm_start", least=0, most=1)
+        check_range(self, "threads", least=0, most=4096)  # above any machine's, under what overflows
+        if not self.log_prob_floor < 0:
+            raise ValueError(f"log_prob_floor: {self.log_prob_floor} is not below 0, as log-probabilities are")
+        if not 0 < self.rewrite_top_p <= 1:
+            raise ValueError(f"rewrite_top_p: {self.rewrite_top_p} is not in (0, 1]")
+        if self.student_width < 4 or self.student_width % 4:
+            raise ValueError(f"student_width: {self.student_width}; accepted: a multiple of 4, at least 4")
+        if Path(self.name).name != self.name or self.name == ".." or len(self.name.encode()) > 200:
+            raise ValueError(f"name: {self.name!r}; accepted: the name of one folder under --out, up to 200 bytes")
+        if self.push_to_hub and not re.fullmatch(r"[\w.-]+/[\w.-]+", self.push_to_hub):
+            raise ValueError(f"push_to_hub: {self.push_to_hub!r}; accepted: user/name")
 
 
 # what differs from the fields above, by environment
@@ -264,7 +279,7 @@ def parse(args: Sequence[str] | None = None, description: str | None = None) -> 
         ValueError: in one line that names the flag, the value and what is accepted.
     """
     args = list(sys.argv[1:] if args is None else args)
-    with _errors_in_one_line():
+    with errors_in_one_line():
         choice, _ = tyro.cli(Choice, args=args, return_unknown_args=True, add_help=False)
     name = choice.name or default_name(choice)
     if choice.resume:
@@ -273,7 +288,7 @@ def parse(args: Sequence[str] | None = None, description: str | None = None) -> 
         options = default_options(choice.agent, choice.env)
         run_class = RUN_CLASSES[type(options)]
         default = run_class(agent=choice.agent, options=options, **{"env": choice.env, **ENV_DEFAULTS[choice.env]})
-    with _errors_in_one_line():
+    with errors_in_one_line():
         given: AnyRun = tyro.cli(
             type(default), args=args, default=default, description=description, config=(tyro.conf.OmitArgPrefixes,)
         )
@@ -289,6 +304,8 @@ def parse(args: Sequence[str] | None = None, description: str | None = None) -> 
         raise ValueError(f"task_reward: {given.task_reward} is never seen by the agent with gamma = 0; set --gamma 1")
     if is_served(given.teacher):
         given = truncated(given)
+    if method is not None and given.rows > given.options.batch_size:
+        raise ValueError(f"rows: {given.rows}; accepted: at most the batch size, {given.options.batch_size}")
     if choice.resume:
         moved = {"teacher"} if is_served(default.teacher) and is_served(given.teacher) else set()
         may = RESUMABLE | moved | {"name", "out"}
@@ -326,26 +343,6 @@ def truncated(config: AnyRun) -> AnyRun:
     return dataclasses.replace(config, options=dataclasses.replace(options, method=method))  # type: ignore[arg-type]
 
 
-@contextmanager
-def _errors_in_one_line() -> Iterator[None]:
-    """The parser draws a box around what is wrong; the sentence in it becomes the error."""
-    with contextlib.redirect_stderr(io.StringIO()) as said:
-        try:
-            yield
-        except SystemExit as stop:
-            if not stop.code:
-                raise
-            text = re.sub(r"\x1b\[[0-9;]*m|[│╭╮╰╯─]+|-{4,}", " ", said.getvalue())
-            text = text.split("For full helptext")[0]
-            raise ValueError(
-                re.sub(
-                    r"^(Value error|Parsing error|Unrecognized options(?= Unrec)) |Error parsing options[.\w]*: ",
-                    "",
-                    " ".join(text.split()),
-                )
-            ) from None
-
-
 def default_name(choice: Choice) -> str:
     agent = re.sub(r"[^A-Za-z0-9_]+", "-", choice.agent)
     return f"{agent}-{choice.env}-s{choice.seed}"
@@ -371,10 +368,10 @@ def load_config(folder: Path) -> AnyRun:
         fields["options"] = type(options)(**fields["options"])
         fields["out"], fields["name"] = folder.parent, folder.name  # it may have been moved
         return RUN_CLASSES[type(options)](**fields)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise ValueError(f"run: {str(folder)!r} holds no run (no config.json)") from None
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"run: {str(path)!r} is damaged: {error}") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"run: {str(path)!r} is damaged: {type(error).__name__}: {error}") from None
 
 
 def tau_of(config: AnyRun) -> float:
@@ -523,8 +520,14 @@ def plugin(name: str) -> Any:
     module, _, attribute = name.partition(":")
     sys.path.insert(0, str(Path.cwd()))  # a user's file beside the command
     try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"agent: {name!r} cannot be imported ({error}); accepted: package.module:Class") from None
+        found = getattr(importlib.import_module(module), attribute)
+    except Exception as error:  # a module may raise anything
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(f"agent: {name!r} cannot be imported ({reason}); accepted: package.module:Class") from None
     finally:
         sys.path.pop(0)
+    missing = [verb for verb in ("learn", "act", "save", "load") if not callable(getattr(found, verb, None))]
+    if missing or not isinstance(found, type):
+        lacks = f"has no {', '.join(missing)}" if missing else "is no class"
+        raise ValueError(f"agent: {name!r} {lacks}; accepted: a class as agents.base.Agent describes it")
+    return found

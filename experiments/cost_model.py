@@ -10,14 +10,16 @@ among them. Rows advance raggedly, and a batch ends with its last row. Draws doc
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tyro
 from numpy.typing import NDArray
+
+from experiments.command_line import command
 
 
 def committed_per_block(hard_rate: float, length: int) -> float:
@@ -173,4 +175,4 @@ def draw_measured(axis: Any, rates: NDArray[np.float64], measured: dict[str, Any
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    sys.exit(command(main, Config, __doc__))

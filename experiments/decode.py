@@ -22,6 +22,7 @@ from rich.text import Text
 
 from agents.methods import GATED, Method
 from distill_env.tasks import Split
+from experiments.command_line import exit_code, read_flags
 from experiments.config import DRAFT_LENGTH, AnyRun, load_config, make_env, task_arguments
 from experiments.on_call import Decoded, Row, curve_row, decode, pieces, short_labels, write_curve
 from experiments.results import measure
@@ -72,18 +73,13 @@ class Config:
 
 def main(args: Sequence[str] | None = None) -> int:
     """Decode, or say in one line why not. Returns the exit code."""
-    config = tyro.cli(Config, args=args, description=__doc__)
-    console = Console()
-    try:
+
+    def work() -> None:
+        config = read_flags(Config, args, __doc__)
         check(config)
-        if config.curve:
-            draw_curve(config, console)
-        else:
-            show(config, console)
-    except (ValueError, FloatingPointError, OSError) as error:
-        Console(stderr=True).print(f"[red]error[/] {escape(str(error))}", soft_wrap=True, highlight=False)
-        return 1
-    return 0
+        (draw_curve if config.curve else show)(config, Console())
+
+    return exit_code(work)
 
 
 def check(config: Config) -> None:

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import tyro
 from rich.console import Console
 from rich.progress import track
 
+from experiments.command_line import command
 from experiments.compare import show, with_interval
 from experiments.config import SMALL_TASKS, load_config, make_env
 from experiments.grid import read_results
@@ -152,18 +152,15 @@ def diagnose(folder: Path, count: int, samples: int) -> dict[str, float]:
     return found
 
 
-def main() -> int:
-    config = tyro.cli(Config, description=__doc__)
+def main(config: Config) -> None:
     wanted = (config.study, config.env, config.warm)
     rows = [r for r in read_results(config.runs / "results.csv") if (r["study"], r["env"], r["warm"]) == wanted]
     rows = [r for r in rows if not config.labels or r["label"] in config.labels]
     rows = [r for r in rows if not config.seeds or r["seed"] in config.seeds]
     if config.env not in SMALL_TASKS:
-        print(f"error env: {config.env!r}; accepted: {', '.join(SMALL_TASKS)}", file=sys.stderr)
-        return 1
+        raise ValueError(f"env: {config.env!r}; accepted: {', '.join(SMALL_TASKS)}")
     if not rows:
-        print(f"error runs: no finished run of {', '.join(wanted)} in {str(config.runs)!r}", file=sys.stderr)
-        return 1
+        raise ValueError(f"runs: no finished run of {', '.join(wanted)} in {str(config.runs)!r}")
     console = Console()
     found: dict[str, list[dict[str, float]]] = defaultdict(list)
     for row in track(rows, description="students", console=console):
@@ -177,8 +174,7 @@ def main() -> int:
     path = config.runs / f"diagnose-{config.env}-{config.warm}.md"
     path.write_text(markdown_table(lines) + "\n")
     console.print(f"wrote {path}")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command(main, Config, __doc__))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from agents.base import Metrics
+from distill_env.checks import check_range
+from experiments.command_line import exit_code, read_flags
 from experiments.config import AnyRun, agent_loader, load_config
 from experiments.language_models import shared_ids, student_arguments, teacher_arguments, teacher_tokenizer
 from experiments.run import evaluate_all
@@ -50,29 +53,29 @@ class Config:
     answers: Path | None = None
     """Write the answers into this JSONL file, as experiments/answers.py says; experiments/judge.py compares such."""
 
+    def __post_init__(self) -> None:
+        check_range(self, "eval_prompts", "eval_samples", least=1)
+        check_range(self, "corpus_tokens", least=0)
 
-def main() -> int:
-    config = tyro.cli(Config, description=__doc__)
-    console = Console()
-    try:
-        run = load_config(config.folder)
-        run = replace(
-            run,
-            eval_prompts=config.eval_prompts or run.eval_prompts,
-            eval_samples=config.eval_samples or run.eval_samples,
-        )
-        from agents.checkpoint import load_checkpoint
 
-        agent, _, damaged = load_checkpoint(config.folder / "checkpoints", agent_loader(run))
-        for reason in damaged.values():
-            console.print(f"[bold yellow]warning[/] {escape(reason)}: taking the one before", soft_wrap=True)
-        if config.corpus:
-            metrics = corpus_perplexities(config, run, agent, console)
-        else:
-            metrics = evaluate_all(run, agent, console, "again", config.answers)
-    except (ValueError, OSError) as error:
-        Console(stderr=True).print(f"[red]error[/] {escape(str(error))}", soft_wrap=True, highlight=False)
-        return 1
+def main(args: Sequence[str] | None = None) -> int:
+    """Evaluate, or say in one line why not. Returns the exit code."""
+    return exit_code(lambda: evaluate_again(read_flags(Config, args, __doc__), Console()))
+
+
+def evaluate_again(config: Config, console: Console) -> None:
+    from agents.checkpoint import load_checkpoint
+
+    run = load_config(config.folder)
+    wanted = {key: getattr(config, key) for key in ("eval_prompts", "eval_samples")}
+    run = replace(run, **{key: value for key, value in wanted.items() if value is not None})  # type: ignore[arg-type]
+    agent, _, damaged = load_checkpoint(config.folder / "checkpoints", agent_loader(run))
+    for reason in damaged.values():
+        console.print(f"[bold yellow]warning[/] {escape(reason)}: taking the one before", soft_wrap=True)
+    if config.corpus:
+        metrics = corpus_perplexities(config, run, agent, console)
+    else:
+        metrics = evaluate_all(run, agent, console, "again", config.answers)
     table = Table(title=str(config.folder), title_justify="left")
     if config.corpus:
         table.add_column(f"perplexity of {config.corpus}, {metrics['tokens']:,.0f} tokens")
@@ -86,7 +89,6 @@ def main() -> int:
     console.print(table)
     if config.out:
         write_json(config.out, finite(metrics))
-    return 0
 
 
 def corpus_perplexities(config: Config, run: AnyRun, agent: Any, console: Console) -> Metrics:

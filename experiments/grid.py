@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import re
-import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -24,6 +22,7 @@ from rich.markup import escape
 from agents.disk import write_text
 from experiments.config import load_config, make_agent, make_env, make_student, parse, to_dict
 from experiments.fanout import FanOut, for_each
+from experiments.tracking import read_json
 
 WARM = {"none": 0.0, "weak": 1 / 3, "strong": 2 / 3}  # share of the teacher's correct chains at which a warm start ends
 NOT_COMPARED = {"name", "out", "resume", "threads"}  # flags that do not make another run
@@ -41,7 +40,9 @@ class Contender:
     def read(cls, text: str) -> Contender:
         """`gated`, or `LABEL=AGENT --flag value ...`."""
         label, _, rest = text.partition("=")
-        agent, *flags = (rest or label).split()
+        agent, *flags = (rest or label).split() or [""]
+        if not agent or not label.strip():
+            raise ValueError(f"agents: {text!r}; accepted: an agent, or LABEL=AGENT --flag value ...")
         return cls(label.strip(), agent, tuple(flags))
 
 
@@ -166,7 +167,7 @@ def forecast(jobs: Sequence[Job], out: Path, flags: Sequence[str]) -> str:
     if not jobs:
         return "nothing to wait for"
     if paths:
-        mean = sum(json.loads(path.read_text())["seconds"] for path in paths) / len(paths)
+        mean = sum(read_json(path, {"seconds": int | float})["seconds"] for path in paths) / len(paths)
         told = f"{len(paths)} finished ones took"
     elif ":" in jobs[0].contender.agent:
         return "how long somebody else's agent takes is known after its first run"
@@ -189,7 +190,7 @@ def probe(job: Job, out: Path, flags: Sequence[str]) -> float:
 
 def is_finished(folder: Path) -> bool:
     path = folder / "evaluation.json"
-    return path.exists() and "after" in json.loads(path.read_text())
+    return path.exists() and "after" in read_json(path)
 
 
 Row = dict[str, Any]
@@ -201,7 +202,9 @@ def load_results(jobs: Iterable[Job], out: Path) -> list[Row]:
     for job in jobs:
         folder = out / job.name
         if is_finished(folder):
-            evaluation = json.loads((folder / "evaluation.json").read_text())
+            evaluation = read_json(
+                folder / "evaluation.json", {"before": dict, "after": dict, "training": dict, "seconds": int | float}
+            )
             what = {"study": job.study, "env": job.env, "warm": job.warm, "label": job.contender.label}
             before = {f"before/{k}": v for k, v in evaluation["before"].items()}
             seconds = {"seconds": evaluation["seconds"]}
@@ -225,15 +228,21 @@ def write_results(rows: Sequence[Row], path: Path) -> None:
 
 
 def read_results(path: Path) -> list[Row]:
-    """The rows of `results.csv`, numbers as numbers; empty cells are left out."""
+    """The rows of `results.csv`, numbers as numbers; empty cells are left out. Raises ValueError if it is damaged."""
     if not path.exists():
         return []
     texts = {"study", "env", "warm", "label", "run"}
-    with path.open(newline="") as file:
-        return [
-            {k: v if k in texts else int(v) if k == "seed" else float(v) for k, v in row.items() if v}
-            for row in csv.DictReader(file)
-        ]
+    try:
+        with path.open(newline="") as file:
+            return [
+                {k: v if k in texts else int(v) if k == "seed" else float(v) for k, v in row.items() if v}
+                for row in csv.DictReader(file, strict=True)
+            ]
+    except (ValueError, TypeError, csv.Error) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(
+            f"runs: {str(path)!r} is damaged ({reason}); delete it: the same comparison makes it again"
+        ) from None
 
 
 def split_flags(arguments: list[str]) -> tuple[list[str], list[str]]:
@@ -247,19 +256,16 @@ def run_grid(
 ) -> list[Row]:
     """Check, run, and keep `results.csv` up to date as runs finish. Returns the rows of these jobs.
 
-    Exits with code 1 and one line if the flags are wrong or nothing finished.
+    Raises:
+        ValueError: if the flags are wrong or nothing finished.
     """
     path = out / "results.csv"
-    try:
-        check_jobs(jobs, out, flags)
-        failed = run_jobs(
-            jobs, out, flags, workers, console, lambda: write_results(load_results(jobs, out), path), fan_out
-        )
-    except ValueError as error:
-        sys.exit(f"error {error}")
+    check_jobs(jobs, out, flags)
+    read_results(path)  # a damaged one is told before anything is run
+    failed = run_jobs(jobs, out, flags, workers, console, lambda: write_results(load_results(jobs, out), path), fan_out)
     rows = load_results(jobs, out)
     if not rows:
-        sys.exit("error: no run has finished")
+        raise ValueError(f"out: no run in {str(out)!r} has finished; the logs beside the runs say why")
     write_results(rows, path)
     if failed:
         console.print(f"[red]{len(failed)} of {len(jobs)} runs failed[/]; the same command tries them again")

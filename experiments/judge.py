@@ -34,6 +34,7 @@ from rich.table import Table
 
 from agents.disk import lock
 from experiments.answers import FILE, Writer, read_lines, write_lines
+from experiments.command_line import exit_code, read_flags
 from experiments.inference import Estimate, bootstrap
 from experiments.judges import Judge, LocalJudge, Question, Reply, ServedJudge, Verdict
 from experiments.signals import signals_raise
@@ -139,21 +140,21 @@ Command = (
 
 def main(args: Sequence[str] | None = None) -> int:
     """Do what is asked. Returns the exit code."""
-    command: Pairs | Api | Local = tyro.cli(Command, args=args, description=__doc__)
     console = Console()
-    try:
+
+    def work() -> None:
+        command: Pairs | Api | Local = read_flags(Command, args, __doc__)  # type: ignore[arg-type]
         with signals_raise():
             if isinstance(command, Pairs):
                 console.print(make_pairs(command), highlight=False, soft_wrap=True)
             else:
                 judge_pairs(command, console)
+
+    try:
+        return exit_code(work)
     except KeyboardInterrupt as stop:
         console.print("stopped; the same command goes on")
         return getattr(stop, "exit_code", 130)
-    except (ValueError, OSError) as error:
-        Console(stderr=True).print(f"[red]error[/] {escape(str(error))}", soft_wrap=True, highlight=False)
-        return 1
-    return 0
 
 
 # ---------------------------------------------------------------------- pairs

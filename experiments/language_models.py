@@ -12,8 +12,6 @@ if TYPE_CHECKING:
 
 def check_flags(config: Any) -> None:
     """Raises ValueError for flags that contradict each other; config is a `RunConfig`."""
-    if config.lora_rank < 0:
-        raise ValueError(f"lora_rank: {config.lora_rank}; accepted: 0 for none, or a rank of at least 1")
     if not config.lora_alpha > 0:
         raise ValueError(f"lora_alpha: {config.lora_alpha} is not positive")
     if config.gguf_file and config.quantize != "none":
@@ -45,6 +43,8 @@ def shared_ids(config: AnyRun) -> dict[str, int]:
             f"student: {config.student!r} and the teacher {config.teacher!r} do not share a tokenizer ({differing} "
             "entries differ); take a student of the teacher's family"
         )
+    if teacher.eos_token_id is None:
+        raise ValueError(f"teacher: the tokenizer of {config.teacher!r} has no end-of-sequence token")
     return {"vocab_size": len(teacher), "eos_token_id": int(teacher.eos_token_id)}
 
 

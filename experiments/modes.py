@@ -5,6 +5,7 @@ python experiments/modes.py
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,7 +13,6 @@ import matplotlib
 
 matplotlib.use("Agg")
 import torch
-import tyro
 from matplotlib import pyplot as plt
 from rich.console import Console
 from rich.table import Table
@@ -23,6 +23,7 @@ from agents.methods import METHODS, Method
 from distill_env.divergence import entropy, forward_kl, reverse_kl
 from distill_env.env import DistillVectorEnv
 from distill_env.models.tabular import one_mode, two_modes
+from experiments.command_line import command
 
 VOCABULARY = 41
 
@@ -126,4 +127,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    sys.exit(command(main, Config, __doc__))

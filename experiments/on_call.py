@@ -21,9 +21,9 @@ import numpy as np
 
 from agents.disk import write_text
 from distill_env.gate import ALWAYS, Gate
-from experiments import figures
 from experiments.figures import Panel, Style
 from experiments.inference import Estimate, proportion
+from experiments.reporting import figures
 from experiments.results import Line, Measure, measure
 from experiments.run import EVALUATION_SEED
 from experiments.tracking import markdown_table

@@ -19,6 +19,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from distill_env.models.load import is_served
+from experiments.command_line import exit_code
 from experiments.config import AnyRun, make_env, make_student, parse, tau_of
 from experiments.language_models import differing_entries, student_tokenizer, teacher_tokenizer
 from experiments.memory import estimate, free_bytes, in_words
@@ -413,13 +414,12 @@ def checked(config: AnyRun, console: Console, rows: int) -> tuple[DistillVectorE
 def main(args: Sequence[str] | None = None) -> int:
     """The check alone. Returns the exit code."""
     args = list(sys.argv[1:] if args is None else args)
-    try:
+
+    def work() -> None:
         config = parse([*([] if "--env" in args else ["--env", "lm"]), *args], description=__doc__)
         checked(config, Console(), config.rows or config.options.batch_size)
-    except (ValueError, OSError) as error:
-        Console(stderr=True).print(f"[red]error[/] {escape(str(error))}", soft_wrap=True, highlight=False)
-        return 1
-    return 0
+
+    return exit_code(work)
 
 
 if __name__ == "__main__":

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tyro
 from rich.console import Console
 from rich.markup import escape
 
+from distill_env.checks import check_range
+from experiments.command_line import exit_code, read_flags
 from experiments.reporting import figures, sections
 from experiments.reporting.figures import Style
 from experiments.reporting.findings import answer
@@ -39,24 +40,24 @@ class Config:
     draws: int = 2000
     """Resamples of every bootstrap."""
 
+    def __post_init__(self) -> None:
+        check_range(self, "contenders", "answers", "draws", least=1)
+
 
 def main(args: Sequence[str] | None = None) -> int:
     """Write the report, or say in one line why not. Returns the exit code."""
-    config = tyro.cli(Config, args=args, description=__doc__)
-    console = Console()
-    try:
-        results = Results(load_results(config.runs), config.draws)
-        page = make_page(config, results, console)
-        config.out.mkdir(parents=True, exist_ok=True)
-        (config.out / "report.html").write_text(to_html(page), encoding="utf-8")
-        (config.out / "report.md").write_text(to_markdown(page, config.out / "images"), encoding="utf-8")
-    except (ValueError, OSError) as error:
-        Console(stderr=True).print(f"[red]error[/] {escape(str(error))}", soft_wrap=True, highlight=False)
-        return 1
+    return exit_code(lambda: write_report(read_flags(Config, args, __doc__), Console()))
+
+
+def write_report(config: Config, console: Console) -> None:
+    results = Results(load_results(config.runs), config.draws)
+    page = make_page(config, results, console)
+    config.out.mkdir(parents=True, exist_ok=True)
+    (config.out / "report.html").write_text(to_html(page), encoding="utf-8")
+    (config.out / "report.md").write_text(to_markdown(page, config.out / "images"), encoding="utf-8")
     for sentence in page.answer:
         console.print(escape(sentence), highlight=False)
     console.print(f"\nwrote {config.out}/report.html, report.md and images/")
-    return 0
 
 
 def make_page(config: Config, results: Results, console: Console) -> Page:

@@ -8,7 +8,6 @@ Everything of a run lands in runs/<name>/. Ctrl-C, SIGTERM, SIGKILL leave a run 
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import signal
 import sys
@@ -26,11 +25,12 @@ from rich.text import Text
 from agents.config import DistillConfig
 from agents.disk import lock, write_folder, write_text
 from agents.methods import METHODS
-from agents.ranks import Ended, Ranks, is_first, join
+from agents.ranks import Ended, Ranks, join
 from distill_env.models import ServerLostError
 from experiments import answers
 from experiments.alarms import Alarm, AlarmLog
 from experiments.card import model_card, push
+from experiments.command_line import exit_code
 from experiments.config import (
     SMALL_TASKS,
     AnyRun,
@@ -52,6 +52,7 @@ from experiments.tracking import (
     draw_curves,
     finite,
     progress_bar,
+    read_json,
     read_metrics,
     write_json,
 )
@@ -74,25 +75,22 @@ EVALUATION_SEED = 1_000_003  # no training seed
 
 def main(args: Sequence[str] | None = None) -> int:
     """Parse, run, and turn the user's mistakes into one line each. Returns the exit code."""
-    console = Console()
-    try:
+
+    def work() -> None:
         config = parse(args, description=__doc__)
         if ":" in config.agent:
             plugin(config.agent)  # before anything is made
         ranks = join()
         if ranks.number:
             follow(config, ranks)
-            return 0
+            return
         with signals_raise():
-            run(config, console, ranks)
+            run(config, Console(), ranks)
+
+    try:
+        return exit_code(work)
     except KeyboardInterrupt as stop:
         return getattr(stop, "exit_code", 130)
-    except (ValueError, FloatingPointError, OSError) as error:
-        Console(stderr=True, quiet=not is_first()).print(
-            f"[red]error[/] {escape(str(error))}", soft_wrap=True, highlight=False
-        )
-        return 1
-    return 0
 
 
 def follow(config: AnyRun, ranks: Ranks) -> None:
@@ -167,7 +165,12 @@ def run_first(config: AnyRun, console: Console, ranks: Ranks) -> dict[str, Any]:
     dropped = getattr(env.task, "dropped", 0)
     if dropped:
         console.print(f"{dropped:,} prompts have more than {config.max_prompt_tokens} tokens and are left out")
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"out: {str(folder)!r} cannot be made ({error.strerror}); accepted: a folder that can be written to"
+        ) from None
     try:
         with lock(folder / ".lock"):
             refuse_taken(config, folder)
@@ -248,7 +251,7 @@ def begin(
 
 def go_on(config: AnyRun, folder: Path, console: Console) -> tuple[Agent, dict[str, Any]]:
     """The agent of the newest checkpoint that can be read, and what was evaluated before."""
-    from agents.checkpoint import load_checkpoint, load_state, restore_random_state, set_aside, tidy
+    from agents.checkpoint import load_checkpoint, set_aside, tidy
 
     agent, path, damaged = load_checkpoint(folder / "checkpoints", agent_loader(config))
     for bad, reason in damaged.items():
@@ -256,9 +259,7 @@ def go_on(config: AnyRun, folder: Path, console: Console) -> tuple[Agent, dict[s
         console.print(f"[bold yellow]warning[/] {escape(reason)}: taking the one before", soft_wrap=True)
     tidy(folder / "checkpoints", config.keep_checkpoints)
     console.print(f"resuming {folder} after iteration {iteration_of(path)}")
-    evaluation = json.loads((folder / "evaluation.json").read_text())
-    restore_random_state(*load_state(path, "random"))
-    return agent, evaluation
+    return agent, read_json(folder / "evaluation.json", {"before": dict, "seconds": int | float})
 
 
 def iteration_of(checkpoint: Path) -> int:
@@ -433,7 +434,7 @@ def evaluate_before(config: AnyRun, agent: Agent, warm_folder: Path | None, cons
     path = warm_folder.with_name("-".join(map(str, [f"{warm_folder.name}-evaluation", *settings])) + ".json")
     if not path.exists():
         write_json(path, finite(evaluate_all(config, agent, console, "before training")))
-    return json.loads(path.read_text())
+    return read_json(path)
 
 
 def evaluate_all(

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import itertools
 import os
+import sys
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-import tyro
 from rich.progress import track
 
 from agents.config import DistillConfig
@@ -29,6 +29,7 @@ from distill_env.models.causal_lm import CausalLM
 from distill_env.models.small import small_student
 from distill_env.tasks import Split
 from distill_env.tasks.sums import EOS
+from experiments.command_line import command
 from experiments.warm_start import epochs, teacher_answers
 
 
@@ -131,4 +132,4 @@ def cell(values: np.ndarray) -> str:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config))
+    sys.exit(command(main, Config))

@@ -12,6 +12,7 @@ minutes on one core. Ends with the share of correct chains at temperature 1 on h
 from __future__ import annotations
 
 import json
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import tyro
 from rich.progress import track
 from transformers import LlamaForCausalLM
 
@@ -27,6 +27,7 @@ from distill_env.models.causal_lm import CausalLM
 from distill_env.models.small import TEACHERS, small_teacher, small_tokenizer
 from distill_env.randomness import Purpose, episode_keys, inverse_cdf, uniform
 from distill_env.tasks import make_task
+from experiments.command_line import command
 
 ABOUT = {
     "sums": "`7+2+9=` is answered `77;29;98`, or in any other order of the digits: each step writes a digit and the "
@@ -174,4 +175,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config))
+    sys.exit(command(main, Config))

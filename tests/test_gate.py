@@ -288,9 +288,9 @@ def test_infinite_threshold_reads_no_model() -> None:
     ("arguments", "message"),
     [
         ({"threshold": -0.1}, r"tau: -0\.1 is negative"),
-        ({"threshold": math.nan}, "tau: is not a number"),
+        ({"threshold": math.nan}, "threshold: nan; accepted: a number"),
         ({"alpha": 0.0}, r"alpha: 0\.0 is not positive"),
-        ({"alpha": math.nan}, "alpha: nan is not positive"),
+        ({"alpha": math.nan}, "alpha: nan; accepted: a number"),
         ({"smoothing": 1.0}, r"smoothing: 1\.0 is not in"),
         ({"smoothing": -0.1}, r"smoothing: -0\.1 is not in"),
         ({"clip": 0.0}, r"clip: 0\.0 is not positive"),

@@ -124,7 +124,11 @@ class CausalLM:
         """Load from a folder that `save_pretrained` wrote or by an id of the Hugging Face hub; `options` are those of
         `pretrained.read_pretrained`: dtype, device, ... Raises ValueError and OSError as it does, and ValueError for a
         model that is not supported."""
-        return cls(read_pretrained(name_or_path, **options), vocab_size=vocab_size, eos_token_id=eos_token_id)
+        model = read_pretrained(name_or_path, **options)
+        try:
+            return cls(model, vocab_size=vocab_size, eos_token_id=eos_token_id)
+        except ValueError as error:
+            raise ValueError(f"{error} (in {str(name_or_path)!r})") from error
 
     def fork(self) -> CausalLM:
         """Another batch, still empty, over the same weights."""
@@ -354,8 +358,10 @@ class CausalLM:
             expected = torch.stack([x.logits[0, -1, : self.vocab_size] for x in full]).double().softmax(-1)
             self.start([[a], [c, a]])
             after = self.extend(torch.tensor([[b, -1], [b, a]]))
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RuntimeError, IndexError) as error:
             raise ValueError(f"{problem}: its forward pass fails ({error})") from error
+        if not bool(expected.isfinite().all()):
+            raise ValueError(f"model: the probabilities of {type(self.model).__name__} are not numbers")
         self._clear(0)
         distance = float((after[[0, 1], [0, 1]].double().exp() - expected).abs().sum(-1).max()) / 2
         exact = {} if getattr(self.model, "is_quantized", False) else {torch.float64: 1e-6, torch.float32: 1e-3}

@@ -88,6 +88,6 @@ def load_tokenizer(source: TokenizerName) -> Any:
         options |= {"gguf_file": source.gguf_file} if source.gguf_file else {}
     try:
         return AutoTokenizer.from_pretrained(name, **options)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except Exception as error:  # what Transformers raises differs with the damage
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise ValueError(f"tokenizer: {name!r} is no folder with a tokenizer and no hub id: {reason}") from None

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -89,19 +88,39 @@ def read_pretrained(
             raise ValueError(f"lora_rank: {lora_rank}, but {str(adapter)!r} is an adapter; accepted: 0 trains it on")
     try:
         with no_progress_bars():
-            model: Any = AutoModelForCausalLM.from_pretrained(base_of(name_or_path), **arguments)
+            model: Any
+            model, report = AutoModelForCausalLM.from_pretrained(
+                base_of(name_or_path),
+                **arguments,
+                ignore_mismatched_sizes=True,  # they are in the report, with their names
+                output_loading_info=True,
+            )
+            refuse_incomplete(model, report)
             if adapter:
                 load_adapter(model, adapter)
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+    except Exception as error:  # what Transformers raises differs with the damage
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise OSError(
             f"name_or_path: no causal language model can be loaded from {str(name_or_path)!r}; accepted: a folder "
-            f"with config.json and weights, or a Hugging Face hub id ({str(error).strip().splitlines()[0]})"
+            f"with config.json and weights, or a Hugging Face hub id ({reason})"
         ) from error
     if lora_rank:
         add_adapter(model, lora_rank, lora_alpha, lora_targets, lora_seed)
     if gradient_checkpointing:
         recompute_layers(model)
     return model if "device_map" in arguments else model.to(target)
+
+
+def refuse_incomplete(model: Any, report: dict[str, Any]) -> None:
+    """Transformers draws weights that a file lacks at random, and takes NaN as it finds it. Raises ValueError."""
+    wrong = [*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])]
+    if wrong:
+        raise ValueError(f"{len(wrong)} of its weights are missing or of another shape, {min(wrong)} among them")
+    # formats of a byte cannot be asked, nor weights that are elsewhere
+    asked = ((n, p) for n, p in model.named_parameters() if p.element_size() > 1 and not p.is_meta)
+    bad = [name for name, parameter in asked if not bool(parameter.isfinite().all())]
+    if bad:
+        raise ValueError(f"weights are not numbers, {bad[0]} among them")
 
 
 def find_device(device: str | torch.device) -> torch.device:

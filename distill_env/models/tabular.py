@@ -124,7 +124,14 @@ class TabularModel(nn.Module):
             kind = OneModeModel if OneModeModel.contents in tensors else TabularModel
             model = kind.__new__(kind)
             TabularModel.__init__(model, tensors["next_state"], tensors[kind.contents], int(tensors["eos_token_id"]))
-        except (OSError, SafetensorError, KeyError) as error:
+            states, ids = model.next_state.shape
+            if not 0 <= int(model.next_state.min()) <= int(model.next_state.max()) < states:
+                raise ValueError(f"a next state is not from 0 to {states - 1}")
+            if model.log_table().shape != (states, ids) or not 0 <= model.eos_token_id < ids:
+                raise ValueError(f"its parts are not of one table of {states} states and {ids} tokens")
+            if bool(model.log_table().isnan().any()):
+                raise ValueError("its probabilities are not numbers")
+        except (OSError, SafetensorError, KeyError, ValueError, RuntimeError, IndexError) as error:
             reason = str(error).splitlines()[0]
             raise ValueError(f"model: {str(path)!r} holds no readable table ({reason})") from None
         return model

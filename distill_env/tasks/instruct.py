@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from distill_env.models.load import TokenizerName
 from distill_env.models.small import TEACHERS
 from distill_env.tasks.language import Example, LanguageTask, Wording, complete_splits
-from distill_env.tasks.sources import read_rows
+from distill_env.tasks.sources import columns_of, read_rows
 
 QUESTION_KEYS = ("prompt", "instruction", "question", "text")
 SOLUTION_KEYS = ("completion", "output", "answer", "response")
@@ -60,17 +61,24 @@ def read_row(where: str, row: dict[str, Any]) -> Example:
         row = {"prompt": row["turns"][0]}
     key = next((k for k in QUESTION_KEYS if isinstance(row.get(k), str)), None)
     if key is None:
-        found = ", ".join(map(str, row)) or "none"
-        raise ValueError(f"task_path: {where}: the columns are {found}; accepted: {ACCEPTED}")
+        raise ValueError(f"task_path: {where}: the columns are {columns_of(row)}; accepted: {ACCEPTED}")
     if not row[key].strip():
         raise ValueError(f"task_path: {where}: {key} is empty; accepted: a text")
     instances = row.get("instances")
     if isinstance(instances, list) and instances and isinstance(instances[0], dict):
-        row = row | instances[0]
-    given = row.get("input")
-    question = f"{row[key]}\n\n{given}" if isinstance(given, str) and given else row[key]
-    solution = next((row[k] for k in SOLUTION_KEYS if isinstance(row.get(k), str)), None)
-    return Example(question, solution or None)
+        row = row | {k: v for k, v in instances[0].items() if k in ("input", "output")}
+    given = _text(where, row, ("input",))
+    question = f"{row[key]}\n\n{given}" if given else row[key]
+    return Example(question, _text(where, row, SOLUTION_KEYS) or None)
+
+
+def _text(where: str, row: dict[str, Any], keys: Sequence[str]) -> str | None:
+    """The first text of these columns, None if all are empty. Raises ValueError if they hold only something else."""
+    found = {k: row[k] for k in keys if row.get(k) is not None}
+    text = next((value for value in found.values() if isinstance(value, str)), None)
+    if found and text is None:
+        raise ValueError(f"task_path: {where}: no text in {columns_of(found)}; accepted: a text")
+    return text
 
 
 def _read_messages(where: str, messages: list[Any]) -> Example:

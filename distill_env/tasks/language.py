@@ -70,6 +70,8 @@ class LanguageTask:
     def _keep(self, prompts: Mapping[Split, Sequence[Prompt]]) -> None:
         """Take these prompts, but for those that are too long. Raises ValueError if none is left."""
         most = self.max_prompt_tokens
+        for prompt in (p for ps in prompts.values() for p in ps if not p.ids):
+            raise ValueError(f"task_path: the prompt {prompt.text[:40]!r} has no token; accepted: one at least")
         for split, all_of_it in prompts.items():
             self._splits[split] = tuple(p for p in all_of_it if most is None or len(p.ids) <= most)
         shared = len({id(p) for ps in prompts.values() for p in ps})
@@ -171,7 +173,14 @@ class Wording:
         request = "" if solved else self.request
         turns += [*example.before, ("user", example.question + request)]
         messages = [{"role": role, "content": content} for role, content in turns]
-        return str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+        try:
+            return str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+        except Exception as error:  # a template is a program, and raises what it likes
+            said, roles = " ".join(str(error).split()), " ".join(role for role, _ in turns)
+            raise ValueError(
+                f"chat: the tokenizer's template refuses the roles {roles} ({type(error).__name__}: {said}); accepted: "
+                "messages as it wants them, or no"
+            ) from None
 
     def _plainly(self, example: Example, solved: Sequence[Example]) -> str:
         def question(e: Example) -> str:

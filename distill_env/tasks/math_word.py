@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,9 +10,9 @@ from typing import Any
 
 from distill_env.models.load import TokenizerName
 from distill_env.tasks import Grade, Prompt
-from distill_env.tasks.grading import grade, last_boxed, number, require_math_verify
+from distill_env.tasks.grading import LONGEST_ANSWER, grade, last_boxed, number, require_math_verify
 from distill_env.tasks.language import Example, LanguageTask, Wording, complete_splits
-from distill_env.tasks.sources import HubTable, read_rows
+from distill_env.tasks.sources import HubTable, columns_of, read_rows
 
 HUB: dict[str, HubTable] = {
     "gsm8k": {
@@ -92,6 +93,11 @@ def read_row(where: str, row: dict[str, Any]) -> Example:
         ValueError: for other columns, an empty problem, or no final answer.
     """
     columns = {str(k).lower(): v for k, v in row.items() if v is not None}
+    for key in ("body", "question", "problem", "answer", "solution", "equation"):
+        value = columns.get(key, "")
+        is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        if not isinstance(value, str) and not is_number:
+            raise ValueError(f"task_path: {where}: {key} is {str(value)[:40]!r}; accepted: a text or a number")
     if {"body", "question", "answer"} <= columns.keys():
         example = _read_svamp(columns)
     elif {"question", "answer"} <= columns.keys():
@@ -101,15 +107,17 @@ def read_row(where: str, row: dict[str, Any]) -> Example:
     elif "problem" in columns and ("answer" in columns or last_boxed(str(columns.get("solution", "")))):
         solution = str(columns.get("solution", ""))
         answer = str(columns.get("answer", last_boxed(solution)))
-        level = re.search(r"\d+", str(columns.get("level", "")))
+        level = re.search(r"\b\d{1,3}\b", str(columns.get("level", "")))
         example = _example(str(columns["problem"]), solution, answer, int(level[0]) if level else 0)
     else:
-        raise ValueError(
-            f"task_path: {where}: the columns are {', '.join(map(str, row)) or 'none'}; accepted: {ACCEPTED}"
-        )
+        raise ValueError(f"task_path: {where}: the columns are {columns_of(row)}; accepted: {ACCEPTED}")
     if not example.question.strip() or not example.answer:
         missing = "answer" if example.question.strip() else "problem"
         raise ValueError(f"task_path: {where}: the {missing} is empty; accepted: a text")
+    if len(example.answer) > LONGEST_ANSWER:
+        raise ValueError(
+            f"task_path: {where}: the answer has {len(example.answer)} characters; accepted: up to {LONGEST_ANSWER}"
+        )
     return example
 
 

@@ -17,6 +17,7 @@ SPLIT_NAMES: dict[str, Split] = {s: s for s in SPLITS} | {
     "val": "validation",
     "dev": "validation",
 }
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 Row = tuple[str, dict[str, Any]]  # where it stands, for messages, and its columns
 HubTable = Mapping[Split, tuple[str, str | None, str]]  # hub id, configuration, the hub's name of the split
 ACCEPTED = f"a file ({', '.join(SUFFIXES)}), a folder with train, validation or test in the names of such, or a hub id"
@@ -89,7 +90,9 @@ def read_file(path: Path) -> list[Row]:
             rows = [(f"{path}, line {i}", {"prompt": s}) for i, s in enumerate(text.split("\n"), 1) if s.strip()]
         elif path.suffix == ".csv":
             try:
-                rows = [(f"{path}, row {i}", row) for i, row in enumerate(csv.DictReader(text.splitlines(True)), 1)]
+                # strict: a quotation mark that is not closed would swallow the rest
+                reader = csv.DictReader(text.splitlines(True), strict=True)
+                rows = [(f"{path}, row {i}", row) for i, row in enumerate(reader, 1)]
             except csv.Error as error:
                 raise ValueError(f"task_path: {str(path)!r} is not valid CSV: {error}") from None
         else:
@@ -97,6 +100,8 @@ def read_file(path: Path) -> list[Row]:
     for where, row in rows:
         if not isinstance(row, dict):
             raise ValueError(f"task_path: {where}: {type(row).__name__}; accepted: an object with columns")
+        if None in row:  # where CSV puts what has no column
+            raise ValueError(f"task_path: {where}: has more fields than the header; accepted: texts with , in quotes")
     if not rows:
         raise ValueError(f"task_path: {str(path)!r} holds no rows")
     return rows
@@ -105,9 +110,18 @@ def read_file(path: Path) -> list[Row]:
 def read_text(path: Path) -> str:
     """The text of a UTF-8 file. Raises ValueError if it is none."""
     try:
-        return path.read_text(encoding="utf-8-sig")
+        text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"task_path: {str(path)!r} is not UTF-8 at byte {error.start}; accepted: UTF-8") from None
+    if "\0" in text:  # UTF-16 without its mark, for one
+        raise ValueError(f"task_path: {str(path)!r} has a NUL at character {text.index(chr(0))}; accepted: UTF-8")
+    return text
+
+
+def columns_of(row: Mapping[str, Any]) -> str:
+    """For messages: the columns, and of what kind they are if not text."""
+    kinds = (f"{key}" if isinstance(value, str) else f"{key} ({type(value).__name__})" for key, value in row.items())
+    return ", ".join(kinds) or "none"
 
 
 def _read_json(path: Path, text: str) -> list[Row]:
@@ -119,6 +133,11 @@ def _read_json(path: Path, text: str) -> list[Row]:
         except (json.JSONDecodeError, RecursionError) as error:
             what = str(error) if isinstance(error, json.JSONDecodeError) else "nested too deeply"
             raise ValueError(f"task_path: {where}: not valid JSON: {what}") from None
+        if _SURROGATE.search(line):  # maybe half of a pair, which no text may hold
+            try:
+                json.dumps(read, ensure_ascii=False).encode()
+            except UnicodeEncodeError:
+                raise ValueError(f"task_path: {where}: half of a surrogate pair; accepted: whole characters") from None
         rows.append((str(where), read))
     if path.suffix == ".json":
         _, whole = rows[0]

@@ -7,7 +7,7 @@ from pathlib import Path
 from distill_env.models.load import TokenizerName
 from distill_env.tasks import Prompt, Split
 from distill_env.tasks.language import LanguageTask
-from distill_env.tasks.sources import HubTable, find_files, read_file, read_rows, read_text
+from distill_env.tasks.sources import HubTable, columns_of, find_files, read_file, read_rows, read_text
 
 HUB: HubTable = {
     split: ("Salesforce/wikitext", "wikitext-2-raw-v1", split) for split in ("train", "validation", "test")
@@ -68,7 +68,7 @@ def _texts(file: Path) -> list[str]:
 def _text_of(where: str, row: dict[str, object]) -> str:
     text = row.get("text")
     if not isinstance(text, str):
-        raise ValueError(f"task_path: {where}: the columns are {', '.join(map(str, row)) or 'none'}; accepted: text")
+        raise ValueError(f"task_path: {where}: the columns are {columns_of(row)}; accepted: text")
     return text
 
 

@@ -133,9 +133,10 @@ def load_results(folder: Path) -> list[Row]:
     path = folder / "results.csv"
     if not path.is_file():
         raise ValueError(f"runs: {str(folder)!r} has no results.csv; accepted: a folder of experiments/compare.py")
+    found = read_results(path)
     try:
-        rows = [_complete(row) for row in read_results(path)]
-    except (KeyError, ValueError) as error:
+        rows = [_complete(row) for row in found]
+    except KeyError as error:
         raise ValueError(f"runs: {str(path)!r} cannot be read ({error}); needed: {', '.join(NEEDED)}") from None
     if not rows:
         raise ValueError(f"runs: no run in {str(path)!r} has finished")
