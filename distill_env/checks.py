@@ -17,7 +17,8 @@ def check_types(config: Any) -> None:
     Raises:
         ValueError: in one line that names the field, its value and what is accepted.
     """
-    for name, kind in _hints(type(config)).items():
+    kind_of_config: Any = type(config)
+    for name, kind in _hints(kind_of_config).items():
         kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
         value = getattr(config, name)
         if not any(_fits(value, k) for k in kinds):

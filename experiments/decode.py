@@ -25,10 +25,10 @@ from distill_env.tasks import Split
 from experiments.command_line import exit_code, read_flags
 from experiments.config import DRAFT_LENGTH, AnyRun, load_config, make_env, task_arguments
 from experiments.on_call import Decoded, Row, curve_row, decode, pieces, short_labels, write_curve
+from experiments.reporting.viewer import load_student, spread
 from experiments.results import measure
 from experiments.run import EVALUATION_ROWS
 from experiments.tracking import progress_bar
-from experiments.viewer import load_student, spread
 
 if TYPE_CHECKING:
     from distill_env.env import DistillVectorEnv
@@ -38,8 +38,10 @@ if TYPE_CHECKING:
 GRID = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 4.0)
 ROWS = {"lm": 16}  # answers at a time
 FEW = 8
-SAME = ("env", "teacher", "task", "task_path", "few_shot", "chat", "max_prompt_tokens", "max_new_tokens")
-SAME += ("rewrite", "rewrite_span", "rewrite_top_p")
+SAME = (
+    *("env", "teacher", "task", "task_path", "few_shot", "chat", "max_prompt_tokens", "max_new_tokens"),
+    *("rewrite", "rewrite_span", "rewrite_top_p"),
+)
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ def show(config: Config, console: Console) -> None:
     table = Table(title=f"{config.runs[0]}, 95 % intervals over {len(prompts)} prompts", title_justify="left")
     for name in ("tau, nats", "tokens", "by the teacher"):
         table.add_column(name, justify="right")
-    keys = []
+    keys: list[Any] = []
     for tau in config.tau or (own_tau,):
         decoded = write(config, run, env, student, method, prompts, tau)
         console.print(f"\ntau {tau:g}: the teacher's are {'red' if coloured(console) else '⟦so⟧'}", highlight=False)

@@ -68,7 +68,7 @@ def evaluate_again(config: Config, console: Console) -> None:
 
     run = load_config(config.folder)
     wanted = {key: getattr(config, key) for key in ("eval_prompts", "eval_samples")}
-    run = replace(run, **{key: value for key, value in wanted.items() if value is not None})  # type: ignore[arg-type]
+    run = replace(run, **{key: value for key, value in wanted.items() if value is not None})
     agent, _, damaged = load_checkpoint(config.folder / "checkpoints", agent_loader(run))
     for reason in damaged.values():
         console.print(f"[bold yellow]warning[/] {escape(reason)}: taking the one before", soft_wrap=True)

@@ -114,7 +114,7 @@ def run_jobs(
         the jobs that failed.
     """
     out.mkdir(parents=True, exist_ok=True)
-    where = {"out": out.resolve(), "flags": tuple(flags)}  # a worker may stand in another folder
+    where: dict[str, Any] = {"out": out.resolve(), "flags": tuple(flags)}  # a worker may stand in another folder
     todo = [job for job in jobs if not is_finished(out / job.name)]
     warm = list({(j.env, j.warm, j.seed): j for j in todo if WARM[j.warm] > 0}.values())
     console.print(f"{len(jobs) - len(todo)} of {len(jobs)} runs are finished; {len(warm)} warm starts to look after")

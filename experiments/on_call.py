@@ -21,13 +21,13 @@ import numpy as np
 
 from agents.disk import write_text
 from distill_env.gate import ALWAYS, Gate
-from experiments.figures import Panel, Style
 from experiments.inference import Estimate, proportion
 from experiments.reporting import figures
+from experiments.reporting.figures import Panel, Style
+from experiments.reporting.viewer import END
 from experiments.results import Line, Measure, measure
 from experiments.run import EVALUATION_SEED
 from experiments.tracking import markdown_table
-from experiments.viewer import END
 
 if TYPE_CHECKING:
     from agents.rollout import DraftLength, Rollout

@@ -209,7 +209,8 @@ def run_alone(
             console.print(f"{folder} has no checkpoint yet: it starts over")
         agent, evaluation = begin(config, student, env, folder, console)
     if isinstance(config.options, DistillConfig):
-        agent.ranks, agent.cache = ranks, teacher_cache(config, console)
+        distiller: Any = agent
+        distiller.ranks, distiller.cache = ranks, teacher_cache(config, console)
         ranks.go_on()
     alarms = train(config, agent, env, folder, console)
     # the small tasks' answers are many and short, and evaluate.py --answers writes them again

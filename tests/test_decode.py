@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from experiments.viewer import END
 from rich.console import Console
 from tables import Ragged, gated_law, perturbed
 
@@ -30,6 +29,7 @@ from experiments import decode as decode_module
 from experiments.config import make_env, make_student, parse, to_dict
 from experiments.inference import proportion
 from experiments.on_call import Decoded, decode, pieces, short_labels, writer
+from experiments.reporting.viewer import END
 from experiments.run import EVALUATION_SEED
 
 V, HORIZON, N = 5, 9, 21

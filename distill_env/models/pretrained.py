@@ -88,13 +88,14 @@ def read_pretrained(
             raise ValueError(f"lora_rank: {lora_rank}, but {str(adapter)!r} is an adapter; accepted: 0 trains it on")
     try:
         with no_progress_bars():
-            model: Any
-            model, report = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 base_of(name_or_path),
                 **arguments,
                 ignore_mismatched_sizes=True,  # they are in the report, with their names
                 output_loading_info=True,
             )
+            model: Any = loaded[0]
+            report: Any = loaded[1]
             refuse_incomplete(model, report)
             if adapter:
                 load_adapter(model, adapter)
@@ -237,7 +238,8 @@ def load_adapter(model: Any, path: Path) -> None:
     config.inference_mode = False
     _inject(config, model)
     state = {n.removeprefix("base_model.model."): t for n, t in load_file(path / ADAPTER_WEIGHTS).items()}
-    wrong = set_peft_model_state_dict(model, state).unexpected_keys
+    loaded: Any = set_peft_model_state_dict(model, state)
+    wrong = loaded.unexpected_keys
     missing = len(list(filter(_of_adapter, model.state_dict()))) - len(state)
     if wrong or missing:
         raise ValueError(f"adapter: {str(path)!r} is not of {model.name_or_path!r}")
@@ -266,7 +268,8 @@ def merged_state(model: Any) -> dict[str, Tensor]:
     from peft.tuners.lora import LoraLayer
 
     state = {name: tensor for name, tensor in model.state_dict().items() if not _of_adapter(name)}
-    for name, module in model.named_modules():
+    modules: Any = model.named_modules()
+    for name, module in modules:
         if isinstance(module, LoraLayer):
             for part in ("weight", "bias"):
                 if f"{name}.base_layer.{part}" in state:
