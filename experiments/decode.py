@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import tyro
 from rich.console import Console
@@ -203,7 +203,7 @@ class OwnPrompts:
     def __init__(self, run: AnyRun, texts: Sequence[str]) -> None:
         from distill_env.tasks import make_task
 
-        self._task: Any = make_task(run.task, **task_arguments(run))
+        self._task = cast(Any, make_task(run.task, **task_arguments(run)))
         self._prompts = tuple(self._task.ask(texts))
 
     def prompts(self, split: Split) -> tuple[Prompt, ...]:

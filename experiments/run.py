@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -209,7 +209,7 @@ def run_alone(
             console.print(f"{folder} has no checkpoint yet: it starts over")
         agent, evaluation = begin(config, student, env, folder, console)
     if isinstance(config.options, DistillConfig):
-        distiller: Any = agent
+        distiller = cast(Any, agent)
         distiller.ranks, distiller.cache = ranks, teacher_cache(config, console)
         ranks.go_on()
     alarms = train(config, agent, env, folder, console)

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -88,14 +88,16 @@ def read_pretrained(
             raise ValueError(f"lora_rank: {lora_rank}, but {str(adapter)!r} is an adapter; accepted: 0 trains it on")
     try:
         with no_progress_bars():
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                base_of(name_or_path),
-                **arguments,
-                ignore_mismatched_sizes=True,  # they are in the report, with their names
-                output_loading_info=True,
+            loaded = cast(
+                Any,
+                AutoModelForCausalLM.from_pretrained(
+                    base_of(name_or_path),
+                    **arguments,
+                    ignore_mismatched_sizes=True,  # they are in the report, with their names
+                    output_loading_info=True,
+                ),
             )
-            model: Any = loaded[0]
-            report: Any = loaded[1]
+            model, report = loaded
             refuse_incomplete(model, report)
             if adapter:
                 load_adapter(model, adapter)
@@ -238,8 +240,7 @@ def load_adapter(model: Any, path: Path) -> None:
     config.inference_mode = False
     _inject(config, model)
     state = {n.removeprefix("base_model.model."): t for n, t in load_file(path / ADAPTER_WEIGHTS).items()}
-    loaded: Any = set_peft_model_state_dict(model, state)
-    wrong = loaded.unexpected_keys
+    wrong = cast(Any, set_peft_model_state_dict(model, state)).unexpected_keys
     missing = len(list(filter(_of_adapter, model.state_dict()))) - len(state)
     if wrong or missing:
         raise ValueError(f"adapter: {str(path)!r} is not of {model.name_or_path!r}")
@@ -268,15 +269,14 @@ def merged_state(model: Any) -> dict[str, Tensor]:
     from peft.tuners.lora import LoraLayer
 
     state = {name: tensor for name, tensor in model.state_dict().items() if not _of_adapter(name)}
-    modules: Any = model.named_modules()
-    for name, module in modules:
+    for name, module in model.named_modules():
         if isinstance(module, LoraLayer):
             for part in ("weight", "bias"):
                 if f"{name}.base_layer.{part}" in state:
                     state[f"{name}.{part}"] = state.pop(f"{name}.base_layer.{part}")
             for adapter in module.active_adapters:
                 weight = state[f"{name}.weight"]
-                state[f"{name}.weight"] = weight + module.get_delta_weight(adapter).to(weight.dtype)
+                state[f"{name}.weight"] = weight + cast(Any, module).get_delta_weight(adapter).to(weight.dtype)
     return state
 
 
