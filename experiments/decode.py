@@ -25,8 +25,8 @@ from distill_env.tasks import Split
 from experiments.command_line import exit_code, read_flags
 from experiments.config import DRAFT_LENGTH, AnyRun, load_config, make_env, task_arguments
 from experiments.on_call import Decoded, Row, curve_row, decode, pieces, short_labels, write_curve
+from experiments.reporting.results import measure
 from experiments.reporting.viewer import load_student, spread
-from experiments.results import measure
 from experiments.run import EVALUATION_ROWS
 from experiments.tracking import progress_bar
 

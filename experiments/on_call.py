@@ -24,8 +24,8 @@ from distill_env.gate import ALWAYS, Gate
 from experiments.inference import Estimate, proportion
 from experiments.reporting import figures
 from experiments.reporting.figures import Panel, Style
+from experiments.reporting.results import Line, Measure, measure
 from experiments.reporting.viewer import END
-from experiments.results import Line, Measure, measure
 from experiments.run import EVALUATION_SEED
 from experiments.tracking import markdown_table
 
