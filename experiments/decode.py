@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import tyro
 from rich.console import Console
@@ -33,12 +33,15 @@ if TYPE_CHECKING:
     from distill_env.env import DistillVectorEnv
     from distill_env.models import TrainableModel
     from distill_env.tasks import Prompt
+    from distill_env.tasks.language import LanguageTask
 
 GRID = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 4.0)
 ROWS = {"lm": 16}  # answers at a time
 FEW = 8
-SAME = ("env", "teacher", "task", "task_path", "few_shot", "chat", "max_prompt_tokens", "max_new_tokens")
-SAME += ("rewrite", "rewrite_span", "rewrite_top_p")
+SAME = (
+    *("env", "teacher", "task", "task_path", "few_shot", "chat", "max_prompt_tokens", "max_new_tokens"),
+    *("rewrite", "rewrite_span", "rewrite_top_p"),
+)
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,7 @@ def show(config: Config, console: Console) -> None:
     table = Table(title=f"{config.runs[0]}, 95 % intervals over {len(prompts)} prompts", title_justify="left")
     for name in ("tau, nats", "tokens", "by the teacher"):
         table.add_column(name, justify="right")
-    keys = []
+    keys: list[str] = []
     for tau in config.tau or (own_tau,):
         decoded = write(config, run, env, student, method, prompts, tau)
         console.print(f"\ntau {tau:g}: the teacher's are {'red' if coloured(console) else '⟦so⟧'}", highlight=False)
@@ -205,7 +208,7 @@ class OwnPrompts:
     def __init__(self, run: AnyRun, texts: Sequence[str]) -> None:
         from distill_env.tasks import make_task
 
-        self._task: Any = make_task(run.task, **task_arguments(run))
+        self._task = cast("LanguageTask", make_task(run.task, **task_arguments(run)))
         self._prompts = tuple(self._task.ask(texts))
 
     def prompts(self, split: Split) -> tuple[Prompt, ...]:
