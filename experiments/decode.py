@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from distill_env.env import DistillVectorEnv
     from distill_env.models import TrainableModel
     from distill_env.tasks import Prompt
+    from distill_env.tasks.language import LanguageTask
 
 GRID = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 4.0)
 ROWS = {"lm": 16}  # answers at a time
@@ -104,7 +105,7 @@ def show(config: Config, console: Console) -> None:
     table = Table(title=f"{config.runs[0]}, 95 % intervals over {len(prompts)} prompts", title_justify="left")
     for name in ("tau, nats", "tokens", "by the teacher"):
         table.add_column(name, justify="right")
-    keys: list[Any] = []
+    keys: list[str] = []
     for tau in config.tau or (own_tau,):
         decoded = write(config, run, env, student, method, prompts, tau)
         console.print(f"\ntau {tau:g}: the teacher's are {'red' if coloured(console) else '⟦so⟧'}", highlight=False)
@@ -203,7 +204,7 @@ class OwnPrompts:
     def __init__(self, run: AnyRun, texts: Sequence[str]) -> None:
         from distill_env.tasks import make_task
 
-        self._task = cast(Any, make_task(run.task, **task_arguments(run)))
+        self._task = cast("LanguageTask", make_task(run.task, **task_arguments(run)))
         self._prompts = tuple(self._task.ask(texts))
 
     def prompts(self, split: Split) -> tuple[Prompt, ...]:

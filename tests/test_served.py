@@ -253,7 +253,7 @@ def test_a_run_outlives_its_server(tmp_path: Path, capsys: pytest.CaptureFixture
     CausalLM(small_student("sums", 16, 1, 16)).save_pretrained(student)
     small_tokenizer("sums").save_pretrained(student)
     flags = ["--env", "lm", "--student", student, "--task-path", str(tmp_path / "data.jsonl"), "--max-new-tokens", "6"]
-    flags += ["--iterations", "4", "--batch-size", "4", "--eval-prompts", "1", "--eval-samples", "1", "--tau", "2.5"]
+    flags += ["--iterations", "4", "--batch-size", "4", "--eval-prompts", "1", "--eval-samples", "1", "--tau", "7.5"]
     flags += ["--draft-length", "3", "--draft-limit", "3", "--teacher-top-k", "5", "--validate-every", "9"]
     flags += ["--teacher-timeout", "0.2", "--learning-rate", "1e-3", "--track", "none", "--out", str(tmp_path)]
     model, tokenizer = load_model(SUMS), load_tokenizer(SUMS)
