@@ -240,9 +240,9 @@ def load_adapter(model: Any, path: Path) -> None:
     config.inference_mode = False
     _inject(config, model)
     state = {n.removeprefix("base_model.model."): t for n, t in load_file(path / ADAPTER_WEIGHTS).items()}
-    wrong = cast(Any, set_peft_model_state_dict(model, state)).unexpected_keys
+    found: Any = set_peft_model_state_dict(model, state)
     missing = len(list(filter(_of_adapter, model.state_dict()))) - len(state)
-    if wrong or missing:
+    if found.unexpected_keys or missing:
         raise ValueError(f"adapter: {str(path)!r} is not of {model.name_or_path!r}")
 
 
@@ -269,14 +269,15 @@ def merged_state(model: Any) -> dict[str, Tensor]:
     from peft.tuners.lora import LoraLayer
 
     state = {name: tensor for name, tensor in model.state_dict().items() if not _of_adapter(name)}
-    for name, module in model.named_modules():
-        if isinstance(module, LoraLayer):
+    layer: Any
+    for name, layer in model.named_modules():
+        if isinstance(layer, LoraLayer):
             for part in ("weight", "bias"):
                 if f"{name}.base_layer.{part}" in state:
                     state[f"{name}.{part}"] = state.pop(f"{name}.base_layer.{part}")
-            for adapter in module.active_adapters:
+            for adapter in layer.active_adapters:
                 weight = state[f"{name}.weight"]
-                state[f"{name}.weight"] = weight + cast(Any, module).get_delta_weight(adapter).to(weight.dtype)
+                state[f"{name}.weight"] = weight + layer.get_delta_weight(adapter).to(weight.dtype)
     return state
 
 
