@@ -269,7 +269,6 @@ def merged_state(model: Any) -> dict[str, Tensor]:
     from peft.tuners.lora import LoraLayer
 
     state = {name: tensor for name, tensor in model.state_dict().items() if not _of_adapter(name)}
-    layer: Any
     for name, layer in model.named_modules():
         if isinstance(layer, LoraLayer):
             for part in ("weight", "bias"):
@@ -277,7 +276,7 @@ def merged_state(model: Any) -> dict[str, Tensor]:
                     state[f"{name}.{part}"] = state.pop(f"{name}.base_layer.{part}")
             for adapter in layer.active_adapters:
                 weight = state[f"{name}.weight"]
-                state[f"{name}.weight"] = weight + layer.get_delta_weight(adapter).to(weight.dtype)
+                state[f"{name}.weight"] = weight + cast(Any, layer).get_delta_weight(adapter).to(weight.dtype)
     return state
 
 
