@@ -182,7 +182,7 @@ class DistillAgent:
             prompts = [p.ids for p in rollout.prompts[rows]]
             features = self.student.features(prompts, rollout.tokens[rows], mask[rows])  # [m, ...]
             leaf = features.detach().requires_grad_(features.requires_grad)
-            states = _States(rollout, rows, future, weight, int(offsets[begin]))
+            states = _States(rollout, rows, future, weight, int(offsets[begin]), features.device)
             reverse_weight = self._weight_with_memory(rollout, rows, leaf, states)
             for chunk in _chunks(len(leaf), self.config.chunk_positions):
                 loss = self._chunk_loss(leaf[chunk], states, chunk, reverse_weight, sums)
@@ -236,9 +236,10 @@ class DistillAgent:
         gate = self.method.weighting_gate()
         if gate is None:
             return own.double()
-        score = raw_score(gate, student[:, None], teacher[:, None], _lone_states(tokens))
+        score = raw_score(gate, student[:, None], teacher[:, None], _lone_states(tokens)).cpu()
         starts, no_draws = torch.ones_like(score, dtype=torch.bool), torch.zeros_like(score)
-        return read_and_decide(gate, score, starts, no_draws, Carry.start(len(score)))[0].reverse_weight[:, 0]
+        decision, _ = read_and_decide(gate, score, starts, no_draws, Carry.start(len(score)))
+        return decision.reverse_weight[:, 0].to(tokens.device)
 
     @torch.no_grad()
     def _weight_with_memory(self, rollout: Rollout, rows: slice, features: Tensor, states: _States) -> Tensor | None:
@@ -253,11 +254,11 @@ class DistillAgent:
             scores.append(raw_score(gate, student[:, None], teacher[:, None], _lone_states(states.tokens[chunk])))
         mask = rollout.mask[rows]
         score = torch.zeros(mask.shape, dtype=torch.float64)
-        score[mask] = torch.cat(scores)[:, 0]
+        score[mask] = torch.cat(scores)[:, 0].cpu()
         previous = torch.cat([torch.full((len(mask), 1), PAD), rollout.tokens[rows][:, :-1]], 1)
         step_start = torch.isin(previous, torch.tensor([PAD, *rollout.step_end_ids]))
         decision, _ = read_and_decide(gate, score, step_start, torch.zeros_like(score), Carry.start(len(mask)))
-        return decision.reverse_weight[mask]
+        return decision.reverse_weight[mask].to(features.device)
 
     def _long_range(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
         """What the policy gradient multiplies log q with, [N, T] each: the discounted cost of what followed less a
@@ -288,7 +289,8 @@ class DistillAgent:
             features = self.student.features(prompts, rollout.tokens[rows], mask[rows])
             tokens = rollout.tokens[rows][mask[rows]]
             for chunk in _chunks(len(tokens), self.config.chunk_positions):
-                parts.append(_of_tokens(finite(self.student.head(features[chunk])), tokens[chunk]))
+                log_probs = finite(self.student.head(features[chunk])).cpu()
+                parts.append(_of_tokens(log_probs, tokens[chunk]))
         assert rollout.teacher is not None
         log_q, log_p = torch.zeros(2, *mask.shape, dtype=torch.float64)
         log_q[mask] = torch.cat(parts).double()
@@ -365,22 +367,24 @@ class PromptStream:
 
 
 class _States:
-    """The valid states of some rows of a rollout, flattened row by row."""
+    """The valid states of some rows of a rollout, flattened row by row, where the student computes."""
 
-    def __init__(self, rollout: Rollout, rows: slice, future: Tensor, weight: Tensor, offset: int) -> None:
+    def __init__(
+        self, rollout: Rollout, rows: slice, future: Tensor, weight: Tensor, offset: int, device: torch.device
+    ) -> None:
         mask = rollout.mask[rows]
-        self.tokens = rollout.tokens[rows][mask]  # [m]
-        self.rewritten = rollout.rewritten[rows][mask]
-        self.future, self.weight = future[rows][mask], weight[rows][mask]
+        self.tokens = rollout.tokens[rows][mask].to(device)  # [m]
+        self.rewritten = rollout.rewritten[rows][mask].to(device)
+        self.future, self.weight = future[rows][mask].to(device), weight[rows][mask].to(device)
         self.scored = rollout.teacher is not None
-        self._rollout, self._offset = rollout, offset
+        self._rollout, self._offset, self._device = rollout, offset, device
 
     def teacher(self, chunk: slice) -> tuple[Tensor, Tensor | None]:
         """The teacher's log-probabilities at these states and the support they are on."""
         assert self._rollout.teacher is not None
         where = slice(self._offset + chunk.start, self._offset + chunk.stop)
         ids = self._rollout.support
-        return self._rollout.teacher[where], None if ids is None else ids[where]
+        return self._rollout.teacher[where].to(self._device), None if ids is None else ids[where].to(self._device)
 
 
 def _of_tokens(log_probs: Tensor, tokens: Tensor) -> Tensor:
@@ -390,7 +394,7 @@ def _of_tokens(log_probs: Tensor, tokens: Tensor) -> Tensor:
 
 def _lone_states(tokens: Tensor) -> Draft:
     """States [m] as drafts of one token, for gates that look at each alone."""
-    ones = torch.ones(len(tokens), 1)
+    ones = torch.ones(len(tokens), 1, device=tokens.device)
     return Draft(tokens[:, None], ones.bool(), ones.double(), ones[:, 0].double())
 
 

@@ -19,7 +19,8 @@ class TokenModel(Protocol):
     """A batch of token sequences under one model: three verbs, for teacher and student alike.
 
     A model holds N rows. Each row is a prompt and the tokens generated after it. All answers are log-probabilities in
-    nats, normalised over the `vocab_size` ids, in float32 (or float64 for a float64 model), without gradient.
+    nats, normalised over the `vocab_size` ids, in float32 (or float64 for a float64 model), without gradient. They come
+    on the CPU, wherever the model computes: gates, environment and ledger work there.
     """
 
     vocab_size: int  # V

@@ -200,7 +200,7 @@ class CausalLM:
         self._prompts[logical] = lengths
         self._select(torch.cat([self._rows, logical]).unique())
         hidden = self._forward(torch.searchsorted(self._rows, logical[order]), padded[order])[order.argsort()]
-        return self.head(hidden[torch.arange(len(logical)), lengths - 1])
+        return self.head(hidden[torch.arange(len(logical)), lengths - 1]).cpu()
 
     @torch.no_grad()
     def extend(self, tokens: Tensor) -> Tensor:
@@ -231,9 +231,9 @@ class CausalLM:
         logical = self._rows[busy]
         hidden = self._forward(busy, tokens[logical, :longest])
         if len(logical) == self._n and present.all():
-            return self.head(hidden)
+            return self.head(hidden).cpu()
         out = self._empty(*tokens.shape)
-        out[present.to(out.device)] = self.head(hidden[present[logical, :longest].to(hidden.device)])
+        out[present] = self.head(hidden[present[logical, :longest].to(hidden.device)]).cpu()
         return out
 
     def rewind(self, lengths: Sequence[int] | Tensor) -> None:
@@ -321,7 +321,7 @@ class CausalLM:
 
     def _empty(self, *shape: int) -> Tensor:
         dtype = torch.promote_types(self.model.dtype, torch.float32)
-        return torch.zeros(*shape, self.vocab_size, dtype=dtype, device=self.model.device)
+        return torch.zeros(*shape, self.vocab_size, dtype=dtype)
 
     def _pad(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Prompts [n, P], padded on the right with -1, and their lengths [n]."""
