@@ -208,19 +208,6 @@ def test_solved_examples_are_the_same_for_all_but_never_the_question(
     assert [p.ids for s in SPLITS for p in again.prompts(s)] == [p.ids for p in prompts]
 
 
-@pytest.mark.parametrize("chat", [True, False])
-@pytest.mark.parametrize("few_shot", [0, 3])
-def test_the_tasks_own_questions_asked_by_the_user_are_its_own_prompts(
-    chat: bool, few_shot: int, words: dict[bool, str], tmp_path: Path
-) -> None:
-    rows = [{"question": f"What is {i} + 1?", "answer": f"#### {i + 1}"} for i in range(9)]
-    path = write(tmp_path / "train.jsonl", *rows)
-    task: Any = make_task("gsm8k", path=path, tokenizer=words[chat], few_shot=few_shot)
-    asked = task.ask([p.text for p in task.prompts("train")])
-    assert [p.ids for p in asked] == [p.ids for p in task.prompts("train")]
-    assert all(p.answer is None for p in asked)
-
-
 def test_a_step_is_a_line_or_what_the_pattern_says(words: dict[bool, str], tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", {"prompt": "x"})
     line = make_task("instruct", path=path, tokenizer=words[False])
@@ -253,8 +240,8 @@ BAD = {
     "no rows": ("instruct", "a.jsonl", "\n \n", {}, "holds no rows"),
     "bytes": ("instruct", "a.txt", b"a\xff", {}, r"not UTF-8 at byte 1"),
     "a format": ("instruct", "a.xml", "<a/>", {}, r"unknown format; accepted: \.jsonl"),
-    "columns": ("instruct", "a.jsonl", '{"a": 1, "b": 2}', {}, r"the columns are a \(int\), b \(int\); accepted: pr"),
-    "columns of mathematics": ("gsm8k", "a.jsonl", '{"a": 1}', {}, r"the columns are a \(int\); accepted: question a"),
+    "columns": ("instruct", "a.jsonl", '{"a": 1, "b": 2}', {}, r"columns are a \(int\), b \(int\); accepted: prompt"),
+    "columns of mathematics": ("gsm8k", "a.jsonl", '{"a": 1}', {}, r"columns are a \(int\); accepted: question"),
     "columns of a text": ("text", "a.jsonl", '{"a": 1}', {}, r"the columns are a \(int\); accepted: text"),
     "an empty prompt": ("instruct", "a.jsonl", '{"prompt": " "}', {}, r"line 1: prompt is empty"),
     "an empty problem": ("gsm8k", "a.jsonl", '{"question": "", "answer": "#### 1"}', {}, "the problem is empty"),
