@@ -151,6 +151,7 @@ def run_first(config: AnyRun, console: Console, ranks: Ranks) -> dict[str, Any]:
     check_track(config.track)
     folder = config.out / config.name
     refuse_taken(config, folder)
+    cache = teacher_cache(config, console)
     if ranks.count > 1 and not isinstance(config.options, DistillConfig):
         raise ValueError(f"agent: {config.agent!r} with {ranks.count} processes; accepted: {', '.join(METHODS)}")
     begun = bool(checkpoints(folder / "checkpoints"))
@@ -174,7 +175,7 @@ def run_first(config: AnyRun, console: Console, ranks: Ranks) -> dict[str, Any]:
     try:
         with lock(folder / ".lock"):
             refuse_taken(config, folder)
-            return run_alone(config, student, env, folder, console, ranks)
+            return run_alone(config, student, env, folder, console, ranks, cache)
     except BlockingIOError:
         raise ValueError(
             f"name: {str(folder)!r} is in use by another process; wait for it to end, or take another --name"
@@ -198,6 +199,7 @@ def run_alone(
     folder: Path,
     console: Console,
     ranks: Ranks,
+    cache: TeacherCache | None,
 ) -> dict[str, Any]:
     """The same by the only process that writes into the folder. The last file that it writes is `evaluation.json`."""
     started = time.perf_counter()
@@ -210,7 +212,7 @@ def run_alone(
         agent, evaluation = begin(config, student, env, folder, console)
     if isinstance(config.options, DistillConfig):
         distiller = cast(Any, agent)
-        distiller.ranks, distiller.cache = ranks, teacher_cache(config, console)
+        distiller.ranks, distiller.cache = ranks, cache
         ranks.go_on()
     alarms = train(config, agent, env, folder, console)
     # the small tasks' answers are many and short, and evaluate.py --answers writes them again

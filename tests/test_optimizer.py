@@ -38,7 +38,7 @@ def test_the_step_size_by_hand() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"schedule": "exponential"}, "schedule: 'exponential' is unknown; accepted: constant, linear, cosine"),
+        ({"schedule": "exponential"}, "schedule: 'exponential'; accepted: constant, linear, cosine"),
         ({"schedule": "cosine"}, "decay_iterations: 0 with schedule cosine"),
         ({"schedule": "constant", "decay_iterations": 5}, "decay_iterations: 5 with schedule constant"),
         ({"weight_decay": -0.1}, r"weight_decay: -0\.1; accepted"),

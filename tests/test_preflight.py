@@ -193,8 +193,6 @@ BAD = {
     ),
     "end_of_turn": (lambda t, s: change(t, "generation_config.json", eos_token_id=1), "those of the teacher with 1"),
     "chat_template": (lambda t, s: (Path(t) / "chat_template.jinja").write_text(TEMPLATE), "the student has none"),
-    "weights": (lambda t, s: spoil(t), "layers.1.mlp.up_proj.weight of the teacher"),
-    "weights of the student": (lambda t, s: spoil(s), "layers.1.mlp.up_proj.weight of the student"),
     "context": (lambda t, s: change(s, "config.json", max_position_embeddings=8), "student 8"),
 }
 
@@ -220,6 +218,18 @@ def test_what_does_not_fit_ends_the_run_in_one_line_or_is_accepted(
         assert rows_of(pair, "--accept", name)[name].status == "accepted"
     else:
         assert "--accept" not in captured.err
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_weights_that_are_not_numbers_end_the_run_in_one_line(
+    which: int, pair: tuple[str, str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spoil(pair[which])
+    assert run_module.main([*flags(*pair), "--out", str(tmp_path / "runs")]) == 1
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert pair[which] in line
+    assert "not numbers, model.layers.1.mlp.up_proj.weight" in line
+    assert not (tmp_path / "runs").exists()
 
 
 def test_accepted_by_name_a_run_goes_through_and_its_folder_remembers(
