@@ -177,7 +177,7 @@ class RunConfig:
         check_range(self, "iterations", "max_new_tokens", "max_prompt_tokens", "draft_limit", least=1)
         check_range(self, "eval_prompts", "eval_samples", "student_layers", "student_mlp", least=1)
         check_range(self, "few_shot", "rows", "rewrite_cost", "lora_rank", least=0)
-        check_range(self, "limit", least=0, finite=True)
+        check_range(self, "limit", "teacher_top_k", least=0, finite=True)
         check_range(self, "task_reward", "log_prob_floor", finite=True)
         check_range(self, "warm_start", least=0, most=1)
         check_range(self, "threads", least=0, most=4096)  # above any machine's, under what overflows

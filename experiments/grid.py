@@ -81,9 +81,10 @@ def check_jobs(jobs: Sequence[Job], out: Path, flags: Sequence[str]) -> None:
     for job in jobs:
         if job.warm not in WARM:
             raise ValueError(f"warm: {job.warm!r} is unknown; accepted: {', '.join(WARM)}")
-        if names.setdefault(job.name, job) != job:
+        if job.name in names:
             labels = f"{names[job.name].contender.label!r} and {job.contender.label!r}"
-            raise ValueError(f"agents: {labels} are the same run; leave one out")
+            raise ValueError(f"agents: {labels} are the same run of seed {job.seed}; leave one out")
+        names[job.name] = job
         if labels_of.setdefault((job.contender.label, job.env, job.warm, job.seed), job) != job:
             raise ValueError(f"agents: two contenders of the name {job.contender.label!r}; give one another LABEL=")
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from distill_env.models.load import TokenizerSource, is_served, load_tokenizer
@@ -12,8 +13,9 @@ if TYPE_CHECKING:
 
 def check_flags(config: Any) -> None:
     """Raises ValueError for flags that contradict each other; config is a `RunConfig`."""
-    if not config.lora_alpha > 0:
-        raise ValueError(f"lora_alpha: {config.lora_alpha} is not positive")
+    for name in ("lora_alpha", "teacher_timeout"):
+        if not 0 < getattr(config, name) < math.inf:
+            raise ValueError(f"{name}: {getattr(config, name)}; accepted: a positive, finite number")
     if config.gguf_file and config.quantize != "none":
         raise ValueError(f"gguf_file: {config.gguf_file!r} with quantize {config.quantize}; accepted: one of the two")
 

@@ -29,8 +29,6 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
-    T5Config,
-    T5ForConditionalGeneration,
 )
 
 from agents.checkpoint import checkpoints
@@ -145,9 +143,9 @@ def flags() -> Iterator[tuple[str, str, str]]:
             if isinstance(kind, tuple):
                 yield agent, name, f"{kind[0]}{kind[0][-1]}"  # a near miss
             elif kind is int:
-                yield from ((agent, name, value) for value in ("-1", "1.5"))
+                yield agent, name, "-1"
             elif kind is float:
-                yield from ((agent, name, value) for value in ("nan", "-inf", "much"))
+                yield from ((agent, name, value) for value in ("nan", "-inf"))
                 yield from ((agent, name, value) for value in ["inf"] * (name not in MAY_BE_INFINITE))
                 yield from ((agent, name, value) for value in ["-0.5"] * (name not in FREE_BELOW))
 
@@ -209,6 +207,9 @@ FLAGS: dict[str, tuple[str, ...]] = {
     "--no-such-flag 3": ("--no-such-flag",),
     "--tua 0.3": ("--tua",),
     "--tau": ("--tau",),
+    "--tau much": ("--tau", "'much'"),
+    "--iterations 1.5": ("--iterations", "'1.5'"),
+    "--max-new-tokens many": ("--max-new-tokens", "'many'"),
     "gated": ("gated",),
     "--name ../elsewhere": ("name: '../elsewhere'", "one folder under --out"),
     "--name /tmp/elsewhere": ("name: '/tmp/elsewhere'", "one folder under --out"),
@@ -240,7 +241,7 @@ FLAGS: dict[str, tuple[str, ...]] = {
     "--env lm --teacher x": ("student: --env lm needs --student",),
     "--env lm --teacher /nowhere --student /nowhere": ("tokenizer: '/nowhere'", "no folder with a tokenizer"),
     "--env lm --teacher LM --student LM": ("task_path: none is given", ".jsonl"),
-    "--env lm --teacher LM --student OTHER --task-path DATA": ("do not share a tokenizer (2 entries", "family"),
+    "--env lm --teacher LM --student OTHER --task-path DATA": ("preflight: tokenizer: 2 entries differ", "family"),
     "--env lm --teacher LM --student LM --task-path DATA --few-shot 5": ("few_shot: 5", "fewer than the 3 solved"),
     "--env lm --teacher LM --student LM --task-path DATA --chat yes": ("chat: yes", "no chat template"),
     "--env lm --teacher LM --student LM --task-path DATA --step-pattern [": ("step_pattern: '['", "regular"),
@@ -479,7 +480,6 @@ def one(name: str, value: float) -> Callable[[dict[str, torch.Tensor]], None]:
 
 W, CONFIG = "model.safetensors", "config.json"
 BERT = BertConfig(vocab_size=V, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
-T5 = T5Config(vocab_size=V, d_model=8, d_kv=8, d_ff=8, num_layers=1, num_heads=1)
 UNLOADABLE = ("no causal language model can be loaded from", "accepted: a folder with config.json and weights")
 
 MODELS: dict[str, tuple[Any, ...]] = {
@@ -516,34 +516,32 @@ MODELS: dict[str, tuple[Any, ...]] = {
         *UNLOADABLE,
     ),
     "an encoder alone": (lambda f: BertForMaskedLM(BERT).save_pretrained(f), "BertLMHeadModel is not supported"),
-    "an encoder and a decoder": (lambda f: T5ForConditionalGeneration(T5).save_pretrained(f), *UNLOADABLE, "T5Config"),
+    "an encoder and a decoder": (edit(CONFIG, model_type="t5", architectures=None), *UNLOADABLE, "T5Config"),
 }
-
-
-def load_damaged(damage: Callable[[Path], Any]) -> Act:
-    def act(world: World, folder: Path) -> None:
-        shutil.copytree(world.lm, folder / "lm")
-        damage(folder / "lm")
-        build_model(folder / "lm", vocab_size=V, eos_token_id=EOS)
-
-    return act
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_model_that_is_damaged(name: str, world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """And Transformers prints no table beside the line."""
     damage, *words = MODELS[name]
-    check((load_damaged(damage), *words), world, tmp_path, capsys)
-    assert capsys.readouterr().err == ""  # no table of Transformers' beside the line
+    shutil.copytree(world.lm, tmp_path / "lm")
+    damage(tmp_path / "lm")
+
+    def act(_: World, folder: Path) -> None:
+        build_model(folder / "lm", vocab_size=V, eos_token_id=EOS)
+
+    check((act, *words), world, tmp_path, capsys)
+    assert capsys.readouterr().err == ""
 
 
-def as_teacher(damage: Callable[[Path], Any], role: str = "teacher") -> Act:
-    """The command line with a damaged teacher or student."""
+def damaged(damage: Callable[[Path], Any], *roles: str) -> Act:
+    """The command line with a damaged teacher, student, or both."""
 
     def act(world: World, folder: Path) -> int:
         shutil.copytree(world.lm, folder / "bad")
         damage(folder / "bad")
         (folder / "data.txt").write_text("one\ntwo\n")
-        paths = {"teacher": world.lm, "student": world.lm, role: folder / "bad"}
+        paths = {role: folder / "bad" if role in roles else world.lm for role in ("teacher", "student")}
         arguments = [x for flag, path in paths.items() for x in (f"--{flag}", str(path))]
         arguments += ["--task-path", str(folder / "data.txt"), "--out", str(folder / "runs"), "--track", "none"]
         code = run_module.main(["--env", "lm", *arguments])
@@ -564,18 +562,18 @@ def table(change: Callable[[dict[str, torch.Tensor]], Any]) -> Act:
 
 TOKENIZER, UNREADABLE = "tokenizer.json", ("tokenizer: ", "no folder with a tokenizer")
 PAIRS: dict[str, tuple[Any, ...]] = {
-    "a teacher of NaN": (as_teacher(MODELS["one NaN"][0]), "bad'", "weights are not numbers"),
-    "a student of NaN": (as_teacher(MODELS["one NaN"][0], "student"), "bad'", "weights are not numbers"),
-    "a teacher cut": (as_teacher(cut(W)), "bad'", "incomplete"),
-    "a student cut": (as_teacher(cut(W), "student"), "bad'", "incomplete"),
-    "a student without config": (as_teacher(lose(CONFIG), "student"), "bad'"),
-    "a tokenizer cut": (as_teacher(cut(TOKENIZER)), *UNREADABLE),
-    "a tokenizer of null": (as_teacher(write(TOKENIZER, b"null")), *UNREADABLE),
-    "no tokenizer": (as_teacher(lambda f: (lose(TOKENIZER)(f), lose("tokenizer_config.json")(f))), *UNREADABLE),
-    "a student's tokenizer cut": (as_teacher(cut(TOKENIZER), "student"), *UNREADABLE, "bad'"),
+    "a teacher of NaN": (damaged(MODELS["one NaN"][0], "teacher"), "bad'", "weights are not numbers"),
+    "a student of NaN": (damaged(MODELS["one NaN"][0], "student"), "bad'", "weights are not numbers"),
+    "a teacher cut": (damaged(cut(W), "teacher"), "bad'", "incomplete"),
+    "a student cut": (damaged(cut(W), "student"), "bad'", "incomplete"),
+    "a student without config": (damaged(lose(CONFIG), "student"), "bad'"),
+    "a tokenizer cut": (damaged(cut(TOKENIZER), "teacher"), *UNREADABLE),
+    "a tokenizer of null": (damaged(write(TOKENIZER, b"null"), "teacher"), *UNREADABLE),
+    "no tokenizer": (damaged(lambda f: (lose(TOKENIZER)(f), lose("tokenizer_config.json")(f)), "teacher"), *UNREADABLE),
+    "a student's tokenizer cut": (damaged(cut(TOKENIZER), "student"), *UNREADABLE, "bad'"),
     "a tokenizer without end": (
-        as_teacher(lambda f: (edit("tokenizer_config.json", eos_token=None)(f), drop_end(f))),
-        "no end-of-sequence token",
+        damaged(lambda f: (edit("tokenizer_config.json", eos_token=None)(f), drop_end(f)), "teacher", "student"),
+        "name an eos_token",
     ),
     "a table of NaN": (table(lambda t: t["logits"].fill_(math.nan)), "holds no readable table", "not numbers"),
     "a table without mass": (table(lambda t: t["logits"].fill_(-math.inf)), "holds no readable table", "not numbers"),
@@ -693,7 +691,9 @@ ENVIRONMENT: dict[str, tuple[Any, ...]] = {
     "a weight of nan": (made(task_reward=math.nan), "task_reward: nan is not finite"),
     "an empty nucleus": (made(rewrite_top_p=0.0), "rewrite_top_p: 0.0", "(0, 1]"),
     "a horizon beyond the context": (
-        lambda w, _: DistillVectorEnv(1, "instruct", str(w.lm), task_kwargs={"tokenizer": str(w.lm)}) and None,
+        lambda w, _: (
+            DistillVectorEnv(1, "instruct", str(w.lm), task_kwargs={"tokenizer": str(w.lm)}, max_new_tokens=60) and None
+        ),
         "max_new_tokens",
         "context of 64",
     ),
@@ -945,7 +945,7 @@ COMMANDS: dict[str, tuple[Any, ...]] = {
     "no name": (comparison("--agents", "=gated"), "agents: '=gated'; accepted: an agent, or LABEL=AGENT"),
     "no agent": (comparison("--agents", ""), "agents: ''; accepted: an agent, or LABEL=AGENT"),
     "a contender twice": (comparison("--agents", "gated", "gated"), "agents: 'gated' and 'gated' are the same run"),
-    "a seed twice": (comparison("--agents", "gated", "--seeds", "1", "1"), "the same run"),
+    "a seed twice": (comparison("--agents", "gated", "--seeds", "1", "1"), "the same run of seed 1"),
     "a name twice": (comparison("--agents", "a=gated", "a=rkl"), "two contenders of the name 'a'"),
     "a contender's flag": (comparison("--agents", "loose=gated --tau x"), "loose: ", "--tau", "'x'"),
     "a warm start that is none": (comparison("--warm", "strongg"), "warm: 'strongg' is unknown; accepted: none, weak"),
@@ -1014,12 +1014,9 @@ ANSWERS = {
     "fractions, shallow": boxed(r"\frac{" * 18 + "x" + "}{2}" * 18),
     "fractions in both": boxed(r"\frac{\frac{\frac{1}{x}}{\frac{x}{y}}}{\frac{\frac{y}{1}}{\frac{2}{z}}}"),
     "fractions not closed": boxed(r"\frac{1}{" * 50),
-    "roots of roots": boxed(r"\sqrt[3]{" * 15 + "2" + "}" * 15),
     "ten to the ten to the ten": boxed("10^{10^{10}}"),
     "ten to the ten, by caret": boxed("10^10^10"),
-    "a tower of nines": boxed("9^{" * 15 + "9" + "}" * 15),
     "a huge exponent": boxed("2^{99999999999999}"),
-    "a huge negative exponent": boxed("2^{-99999999999999}"),
     "a huge float": boxed("1e999999"),
     "a huge float of digits": boxed("1." + "0" * 450 + "e99"),
     "a huge factorial": boxed("99999999!"),
@@ -1028,8 +1025,6 @@ ANSWERS = {
     "a huge sum": boxed(r"\sum_{n=1}^{99999999} n^n"),
     "a huge product": boxed(r"\prod_{n=1}^{99999999} n"),
     "an integral of no form": boxed(r"\int_0^1 e^{x^x} \sin(x^x) dx"),
-    "a limit of no form": boxed(r"\lim_{x \to 0} x^{x^{x^x}}"),
-    "a matrix": boxed(r"\begin{pmatrix}" + "1&" * 100 + r"1\end{pmatrix}"),
     "a matrix not closed": boxed(r"\begin{pmatrix} 1 & 2 \\"),
     "a power of a sum": boxed("(a+b+c+d+e+f)^{999}"),
     "a set of many": boxed(r"\{" + ",".join(map(str, range(100))) + r"\}"),
@@ -1075,8 +1070,8 @@ def test_a_hostile_answer_is_graded(
     """As wrong, maybe undecided, within the limit of the verifier; nothing that is written in it happens."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(grading, "verifier", lambda: impatient)
-    for reference, symbolic in (("42", False), ("42", True), (r"\frac{x+1}{2}", True)):
-        assert not grade(reference, ANSWERS[name], symbolic).correct
+    for symbolic in (False, True):
+        assert not grade("42", ANSWERS[name], symbolic).correct
     assert list(tmp_path.iterdir()) == []
 
 
@@ -1084,11 +1079,9 @@ def test_a_hostile_answer_is_graded(
 
 PROCESSES = {
     "run.py --tau nan": ("tau: nan", "accepted: a number"),
-    "run.py --agent gatedd": ("agent: 'gatedd'", "accepted: sft"),
     "run.py --env categorical --out /dev/null": ("out: '/dev/null/", "cannot be made"),
     "evaluate.py /nowhere": ("run: '/nowhere' holds no run",),
     "compare.py --agents gated --warm warm --out /nowhere/runs": ("warm: 'warm' is unknown", "accepted: none, weak"),
-    "report.py --runs /nowhere": ("'/nowhere' has no results.csv",),
 }
 
 
