@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -22,12 +23,22 @@ class DistillConfig:
     """Step size of AdamW."""
     warmup_iterations: int = 10
     """Iterations over which the step size rises linearly: AdamW's first steps are as large as its later ones."""
+    schedule: Literal["constant", "linear", "cosine"] = "linear"
+    """How the step size falls over `decay_iterations`: not at all, linearly, or by half a cosine."""
     decay_iterations: int = 0
-    """Iterations over which the step size falls linearly to a hundredth; 0 keeps it."""
+    """Iterations over which the step size falls to a hundredth; 0 keeps it."""
+    weight_decay: float = 0.0
+    """Share of a weight, times the step size, that a step takes off; of matrices only, embeddings among them, not of
+    biases and norms."""
+    adam_beta1: float = 0.9
+    """Weight of the past in AdamW's average of the gradient, in [0, 1)."""
+    adam_beta2: float = 0.999
+    """Weight of the past in AdamW's average of its square, in [0, 1)."""
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this norm."""
     micro_batch: int = 0
-    """Answers in one forward and backward pass; 0 takes the whole batch."""
+    """Answers in one forward and backward pass; their gradients are accumulated to that of the batch, which stays the
+    same. 0 takes the whole batch."""
     chunk_positions: int = 1024
     """Positions whose distributions over the vocabulary exist at a time."""
     draft_length: int = 0
@@ -48,6 +59,17 @@ class DistillConfig:
         for name in ("warmup_iterations", "decay_iterations", "micro_batch", "draft_length"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: {getattr(self, name)} is negative")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(f"weight_decay: {self.weight_decay}; accepted: at least 0")
+        for name in ("adam_beta1", "adam_beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name}: {getattr(self, name)} is not in [0, 1)")
+        if self.schedule not in ("constant", "linear", "cosine"):
+            raise ValueError(f"schedule: {self.schedule!r} is unknown; accepted: constant, linear, cosine")
+        if self.schedule == "constant" and self.decay_iterations:
+            raise ValueError(f"decay_iterations: {self.decay_iterations} with schedule constant; accepted: 0")
+        if self.schedule == "cosine" and not self.decay_iterations:
+            raise ValueError("decay_iterations: 0 with schedule cosine; accepted: at least 1, as a rule --iterations")
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,25 @@ def write_text(path: Path, text: str) -> None:
         raise _not_written(path, error) from None
 
 
+def write_shared_file(path: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a file beside `path`, then rename it. Several processes may write the same one: the last stays.
+
+    Raises:
+        OSError: if writing fails; what was there stays.
+    """
+    aside = path.with_name(f"{path.name}.{os.getpid()}.new")
+    try:
+        write(aside)
+        sync(aside)
+        os.replace(aside, path)
+    except SafetensorError as error:  # what its writer makes of an OSError
+        aside.unlink(missing_ok=True)
+        raise OSError(f"{str(path)!r} could not be written ({error})") from None
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+
+
 def write_folder(path: str | Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a folder beside `path`, then put it in its place. If writing fails, what was there stays.
 

@@ -27,17 +27,11 @@ from torch import Tensor
 
 from agents.actor import Actor
 from agents.base import Callback, Metrics
-from agents.checkpoint import (
-    existing_folder,
-    load_state,
-    optimizer_tensors,
-    reading,
-    restore_optimizer,
-    save_state,
-    write_folder,
-)
+from agents.cache import TeacherCache
+from agents.checkpoint import existing_folder, load_state, reading, save_state, write_folder
 from agents.config import DistillConfig
 from agents.methods import Method
+from agents.metrics import repeated_share
 from agents.objectives import (
     cost_to_go,
     exact_loss,
@@ -47,6 +41,8 @@ from agents.objectives import (
     per_step_to_come,
     policy_gradient_loss,
 )
+from agents.optimizer import MasterAdamW, step_size
+from agents.ranks import Ranks
 from agents.rollout import DraftLength, Rollout, collect, read_references
 from distill_env.divergence import entropy, finite, project, reverse_kl
 from distill_env.gate import Carry, Draft, follow_quantile, raw_score, read_and_decide
@@ -63,13 +59,17 @@ class DistillAgent:
     Args:
         student: what is trained, in place.
         config: how.
+        cache: where the teacher's answers are kept for other runs; only for methods whose answers do not depend on the
+            student. It changes no result.
     """
 
-    def __init__(self, student: TrainableModel, config: DistillConfig) -> None:
+    def __init__(self, student: TrainableModel, config: DistillConfig, cache: TeacherCache | None = None) -> None:
         self.student = student
         self.config = config
+        self.cache = cache
+        self.ranks = Ranks()  # the processes that share every batch
         self.method = config.method  # whose tau is the one in force
-        self.optimizer = torch.optim.AdamW(student.parameters(), lr=config.learning_rate, weight_decay=0.0)
+        self.optimizer = MasterAdamW(student.parameters(), config)
         self.iteration = 0
         self.hard_share = 0.0  # in the last iteration; the rate of the matched random writer
         self._draft_length: DraftLength | None = None
@@ -92,56 +92,67 @@ class DistillAgent:
                 f"importance: with rewrite, rewrite_span, task_reward = {setting}; accepted: "
                 "sample, token, 0, for only these make each token a draw of the mixture and log p its reward"
             )
+        self._check_ranks()
         stream = PromptStream(core.prompts, self.config.seed)
         for _ in range(iterations):
+            self.ranks.go_on()
             started = time.perf_counter()
             rollout = self.rollout(env, stream)
             update_started = time.perf_counter()
             metrics = self.update(rollout)
             self.iteration += 1
             ended = time.perf_counter()
-            metrics |= rollout_metrics(rollout)
+            metrics |= rollout_metrics(self.ranks.total(rollout_sums(rollout)))
             metrics["time/update_seconds"] = ended - update_started
             metrics["time/seconds"] = ended - started
-            metrics["time/tokens_per_second"] = float(rollout.mask.sum()) / (ended - started)
+            metrics["time/tokens_per_second"] = metrics["rollout/tokens"] / (ended - started)
             if callback is not None:
                 callback(self.iteration, metrics)
         return self
 
+    def _check_ranks(self) -> None:
+        config, count = self.config, self.ranks.count
+        if count > config.batch_size:
+            raise ValueError(f"batch_size: {config.batch_size} answers for {count} processes; at least one each")
+        if count > 1 and (self.method.gamma > 0 or self.method.estimator == "sampled" or self.method.importance):
+            raise ValueError(
+                f"gamma, estimator, importance: with {count} processes accepted: 0, exact and no importance, since "
+                "their baseline compares all answers of a batch"
+            )
+
     def rollout(self, env: Any, stream: PromptStream) -> Rollout:
         """Write the answers of the present iteration. A batch is the first N started, not the first N finished."""
         method, size = self.method, self.config.batch_size
-        episodes = np.arange(self.iteration * size, (self.iteration + 1) * size)
-        prompts = stream.take(int(episodes[0]), size)
+        episodes = np.arange(self.iteration * size, (self.iteration + 1) * size)[self.ranks.part(size)]
+        prompts = stream.take(int(episodes[0]), len(episodes))
+        keys = episode_keys(self.config.seed, episodes)
+        if self.cache is None:
+            return self._write_answers(env, prompts, keys)
+        return self.cache.rollout(env, method, prompts, keys, lambda: self._write_answers(env, prompts, keys))
+
+    def _write_answers(self, env: Any, prompts: list[Prompt], keys: NDArray[np.uint64]) -> Rollout:
+        method = self.method
+        limits = (method.top_k, method.top_p, method.keeps_teacher)
         if method.writer == "data":
-            return read_references(env, prompts, method.top_k, method.top_p, keep_teacher=method.loss != "nll")
+            return read_references(env, prompts, *limits)
         length: DraftLength | int = self.config.draft_length
         if length == 0:
             self._draft_length = length = self._draft_length or DraftLength(env.unwrapped.chunk)
-        return collect(
-            env,
-            self.student,
-            prompts,
-            episode_keys(self.config.seed, episodes),
-            method.writer_gate(self.hard_share, self.iteration),
-            length,
-            method.top_k,
-            method.top_p,
-            keep_teacher=method.estimator == "exact",
-        )
+        gate = method.writer_gate(self.hard_share, self.iteration)
+        return collect(env, self.student, prompts, keys, gate, length, *limits)
 
     def update(self, rollout: Rollout) -> Metrics:
         """One step of the optimiser on the mean loss over the tokens of the batch, however it is split."""
         self.optimizer.zero_grad()
         totals = self.backward(rollout)
-        norm = torch.nn.utils.clip_grad_norm_(list(self.student.parameters()), self.config.max_grad_norm)
+        norm = torch.nn.utils.clip_grad_norm_(self.optimizer.masters, self.config.max_grad_norm)
         if not math.isfinite(totals["train/loss"]) or not bool(torch.isfinite(norm)):
             raise FloatingPointError(
                 f"iteration {self.iteration + 1}: loss {totals['train/loss']}, its gradient's norm {float(norm)}; "
                 "the student was not changed. Lower --learning-rate, or set --loss-clip"
             )
         for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate()
+            group["lr"] = step_size(self.config, self.iteration)
         self.optimizer.step()
         self.hard_share = totals.get("rollout/hard_share", 0.0)
         return totals | {"train/grad_norm": float(norm)} | self._follow_budget(rollout, totals)
@@ -153,21 +164,15 @@ class DistillAgent:
             return {}
         share = 1 - totals["train/reverse_weight"]
         if method.writer in ("hard", "soft"):
-            share = float(rollout.rewritten.sum()) / float(rollout.mask.sum())
+            written = {"rewritten": float(rollout.rewritten.sum()), "all": float(rollout.mask.sum())}
+            share = (total := self.ranks.total(written))["rewritten"] / total["all"]
         self.method = dataclasses.replace(method, tau=follow_quantile(method.tau, share, method.budget))
         return {"rollout/tau": method.tau, "rollout/budget_error": share - method.budget}
-
-    def learning_rate(self) -> float:
-        """The step size of the present iteration."""
-        config, i = self.config, self.iteration
-        rise = min(1.0, (i + 1) / (config.warmup_iterations + 1))
-        fall = max(1 - i / config.decay_iterations, 0.01) if config.decay_iterations else 1.0
-        return config.learning_rate * min(rise, fall)
 
     def backward(self, rollout: Rollout) -> Metrics:
         """Accumulate the gradient of the mean loss, chunk by chunk over the valid positions."""
         mask = rollout.mask  # [N, T]
-        count = int(mask.sum())
+        count = self.ranks.total({"tokens": float(mask.sum())})["tokens"]
         offsets = torch.cat([torch.zeros(1, dtype=torch.long), mask.sum(1).cumsum(0)])
         future, weight = self._long_range(rollout)  # [N, T] each
         sums: dict[str, float] = {}
@@ -177,14 +182,17 @@ class DistillAgent:
             prompts = [p.ids for p in rollout.prompts[rows]]
             features = self.student.features(prompts, rollout.tokens[rows], mask[rows])  # [m, ...]
             leaf = features.detach().requires_grad_(features.requires_grad)
-            states = _States(rollout, rows, future, weight, int(offsets[begin]))
+            states = _States(rollout, rows, future, weight, int(offsets[begin]), features.device)
             reverse_weight = self._weight_with_memory(rollout, rows, leaf, states)
             for chunk in _chunks(len(leaf), self.config.chunk_positions):
                 loss = self._chunk_loss(leaf[chunk], states, chunk, reverse_weight, sums)
                 (loss / count).backward()
+                self.optimizer.gather()
             if features.requires_grad and leaf.grad is not None:
                 features.backward(leaf.grad)
-        return {key: value / count for key, value in sums.items()}
+                self.optimizer.gather()
+        self.ranks.sum_gradients(self.optimizer.masters)
+        return {key: value / count for key, value in self.ranks.total(sums).items()}
 
     def _chunk_loss(
         self, features: Tensor, states: _States, chunk: slice, weight: Tensor | None, sums: dict[str, float]
@@ -228,9 +236,10 @@ class DistillAgent:
         gate = self.method.weighting_gate()
         if gate is None:
             return own.double()
-        score = raw_score(gate, student[:, None], teacher[:, None], _lone_states(tokens))
+        score = raw_score(gate, student[:, None], teacher[:, None], _lone_states(tokens)).cpu()
         starts, no_draws = torch.ones_like(score, dtype=torch.bool), torch.zeros_like(score)
-        return read_and_decide(gate, score, starts, no_draws, Carry.start(len(score)))[0].reverse_weight[:, 0]
+        decision, _ = read_and_decide(gate, score, starts, no_draws, Carry.start(len(score)))
+        return decision.reverse_weight[:, 0].to(tokens.device)
 
     @torch.no_grad()
     def _weight_with_memory(self, rollout: Rollout, rows: slice, features: Tensor, states: _States) -> Tensor | None:
@@ -245,11 +254,11 @@ class DistillAgent:
             scores.append(raw_score(gate, student[:, None], teacher[:, None], _lone_states(states.tokens[chunk])))
         mask = rollout.mask[rows]
         score = torch.zeros(mask.shape, dtype=torch.float64)
-        score[mask] = torch.cat(scores)[:, 0]
+        score[mask] = torch.cat(scores)[:, 0].cpu()
         previous = torch.cat([torch.full((len(mask), 1), PAD), rollout.tokens[rows][:, :-1]], 1)
         step_start = torch.isin(previous, torch.tensor([PAD, *rollout.step_end_ids]))
         decision, _ = read_and_decide(gate, score, step_start, torch.zeros_like(score), Carry.start(len(mask)))
-        return decision.reverse_weight[mask]
+        return decision.reverse_weight[mask].to(features.device)
 
     def _long_range(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
         """What the policy gradient multiplies log q with, [N, T] each: the discounted cost of what followed less a
@@ -280,7 +289,8 @@ class DistillAgent:
             features = self.student.features(prompts, rollout.tokens[rows], mask[rows])
             tokens = rollout.tokens[rows][mask[rows]]
             for chunk in _chunks(len(tokens), self.config.chunk_positions):
-                parts.append(_of_tokens(finite(self.student.head(features[chunk])), tokens[chunk]))
+                log_probs = finite(self.student.head(features[chunk])).cpu()
+                parts.append(_of_tokens(log_probs, tokens[chunk]))
         assert rollout.teacher is not None
         log_q, log_p = torch.zeros(2, *mask.shape, dtype=torch.float64)
         log_q[mask] = torch.cat(parts).double()
@@ -309,11 +319,12 @@ class DistillAgent:
 
     def _write(self, folder: Path) -> None:
         self.student.save_pretrained(folder / "student")
-        tensors, groups = optimizer_tensors(self.optimizer)
+        tensors, groups = self.optimizer.tensors()
         state = {
             "config": dataclasses.asdict(self.config),
             "vocab_size": self.student.vocab_size,
             "eos_token_id": self.student.eos_token_id,
+            "dtype": next(str(t.dtype)[6:] for t in self.student.state_dict().values() if t.is_floating_point()),
             "iteration": self.iteration,
             "hard_share": self.hard_share,
             "tau": self.method.tau,
@@ -322,16 +333,18 @@ class DistillAgent:
         save_state(folder, "optimizer", tensors, state)
 
     @classmethod
-    def load(cls, path: str | Path) -> DistillAgent:
+    def load(cls, path: str | Path, **options: Any) -> DistillAgent:
+        """Read what `save` wrote; `options` say how the student is loaded, as `build_model` takes them."""
         folder = existing_folder(path)
         tensors, state = load_state(folder, "optimizer")
         with reading(folder):
             config = DistillConfig(**{**state["config"], "method": Method(**state["config"]["method"])})
             ids = {key: state[key] for key in ("vocab_size", "eos_token_id")}  # the folder's head may have more rows
-            agent = cls(build_model(folder / "student", **ids), config)
-            if agent.student.vocab_size != state["vocab_size"]:
-                raise ValueError(f"its student has {agent.student.vocab_size} ids, not {state['vocab_size']}")
-            restore_optimizer(agent.optimizer, tensors, state["param_groups"])
+            student = build_model(folder / "student", **ids, dtype=state.get("dtype", "float32"), **options)
+            if student.vocab_size != state["vocab_size"]:
+                raise ValueError(f"its student has {student.vocab_size} ids, not {state['vocab_size']}")
+            agent = cls(student, config)
+            agent.optimizer.restore(tensors, state["param_groups"])
             agent.iteration, agent.hard_share = int(state["iteration"]), float(state["hard_share"])
             agent.method = dataclasses.replace(config.method, tau=state.get("tau", config.method.tau))
         return agent
@@ -354,22 +367,24 @@ class PromptStream:
 
 
 class _States:
-    """The valid states of some rows of a rollout, flattened row by row."""
+    """The valid states of some rows of a rollout, flattened row by row, where the student computes."""
 
-    def __init__(self, rollout: Rollout, rows: slice, future: Tensor, weight: Tensor, offset: int) -> None:
+    def __init__(
+        self, rollout: Rollout, rows: slice, future: Tensor, weight: Tensor, offset: int, device: torch.device
+    ) -> None:
         mask = rollout.mask[rows]
-        self.tokens = rollout.tokens[rows][mask]  # [m]
-        self.rewritten = rollout.rewritten[rows][mask]
-        self.future, self.weight = future[rows][mask], weight[rows][mask]
+        self.tokens = rollout.tokens[rows][mask].to(device)  # [m]
+        self.rewritten = rollout.rewritten[rows][mask].to(device)
+        self.future, self.weight = future[rows][mask].to(device), weight[rows][mask].to(device)
         self.scored = rollout.teacher is not None
-        self._rollout, self._offset = rollout, offset
+        self._rollout, self._offset, self._device = rollout, offset, device
 
     def teacher(self, chunk: slice) -> tuple[Tensor, Tensor | None]:
         """The teacher's log-probabilities at these states and the support they are on."""
         assert self._rollout.teacher is not None
         where = slice(self._offset + chunk.start, self._offset + chunk.stop)
         ids = self._rollout.support
-        return self._rollout.teacher[where], None if ids is None else ids[where]
+        return self._rollout.teacher[where].to(self._device), None if ids is None else ids[where].to(self._device)
 
 
 def _of_tokens(log_probs: Tensor, tokens: Tensor) -> Tensor:
@@ -379,7 +394,7 @@ def _of_tokens(log_probs: Tensor, tokens: Tensor) -> Tensor:
 
 def _lone_states(tokens: Tensor) -> Draft:
     """States [m] as drafts of one token, for gates that look at each alone."""
-    ones = torch.ones(len(tokens), 1)
+    ones = torch.ones(len(tokens), 1, device=tokens.device)
     return Draft(tokens[:, None], ones.bool(), ones.double(), ones[:, 0].double())
 
 
@@ -391,44 +406,43 @@ def _add(sums: dict[str, float], key: str, values: Tensor) -> None:
     sums[key] = sums.get(key, 0.0) + float(values.detach().sum())
 
 
-def rollout_metrics(rollout: Rollout) -> Metrics:
-    """What a rollout showed and cost."""
+CACHED = ("teacher_passes", "teacher_positions", "teacher_tokens")  # what an answer read from disk once cost
+
+
+def rollout_sums(rollout: Rollout) -> dict[str, float]:
+    """What a rollout showed and cost, as numbers that add up over the processes that share a batch."""
     ledger, mask = rollout.ledger, rollout.mask
-    tokens = float(mask.sum())
-    written = float(rollout.rewritten.sum())
-    own = max(tokens - written, 1.0)
+    tokens, written = float(mask.sum()), float(rollout.rewritten.sum())
     return {
-        "rollout/reward": float(rollout.rewards.sum()) / len(rollout.prompts),
-        "rollout/grade": float(rollout.grades.mean()),
-        "rollout/length": tokens / len(rollout.prompts),
-        "rollout/loops": float((repeated_share(rollout.tokens) > 0.5).double().mean()),
-        "rollout/rewritten_share": written / tokens,
-        "rollout/teacher_tokens_per_student_token": written / own,
+        "processes": 1.0,
+        "answers": float(len(rollout.prompts)),
+        "reward": float(rollout.rewards.sum()),
+        "grade": float(rollout.grades.sum()),
+        "loops": float((repeated_share(rollout.tokens) > 0.5).sum()),
         "rollout/tokens": tokens,
         "rollout/student_tokens": tokens - written,
-        "cost/drafted": ledger.drafted,
-        "cost/wasted": ledger.wasted,
-        "cost/teacher_passes": ledger.teacher_passes,
-        "cost/teacher_positions": ledger.teacher_positions,
-        "cost/teacher_tokens": ledger.teacher_tokens,
+        "cost/drafted": float(ledger.drafted),
+        "cost/wasted": float(ledger.wasted),
+        "cost/teacher_passes": float(ledger.teacher_passes),
+        "cost/teacher_positions": float(ledger.teacher_positions),
+        "cost/teacher_tokens": float(ledger.teacher_tokens),
         "time/student_seconds": ledger.student_seconds,
         "time/teacher_seconds": ledger.teacher_seconds,
         "time/rollout_seconds": ledger.seconds,
+    } | {f"cost/cached_{name}": float(getattr(rollout.cached, name, 0)) for name in CACHED}
+
+
+def rollout_metrics(sums: dict[str, float]) -> Metrics:
+    """From the sums of a batch: costs as they are, seconds a process, and means."""
+    answers, tokens, own = sums["answers"], sums["rollout/tokens"], sums["rollout/student_tokens"]
+    means = {
+        "rollout/reward": sums["reward"] / answers,
+        "rollout/grade": sums["grade"] / answers,
+        "rollout/length": tokens / answers,
+        "rollout/loops": sums["loops"] / answers,
+        "rollout/rewritten_share": (tokens - own) / tokens,
+        "rollout/teacher_tokens_per_student_token": (tokens - own) / max(own, 1.0),
     }
-
-
-def repeated_share(tokens: Tensor, n: int = 4) -> Tensor:
-    """The share of an answer's n-grams that stand in it before, [N, T] padded with -1 -> [N]; 0 if it has none."""
-    if tokens.shape[1] < n:
-        return torch.zeros(len(tokens))
-    grams = tokens.unfold(1, n, 1)  # [N, T - n + 1, n]
-    names = torch.zeros_like(grams[..., 0])
-    for column in grams.unbind(-1):
-        names = names * 6364136223846793005 + column + 1  # modulo 2^64: two n-grams hardly ever share a name
-    whole = grams[..., -1] >= 0
-    names = names.masked_fill(~whole, torch.iinfo(torch.long).max).sort(1).values
-    count = whole.sum(1)
-    first = torch.ones_like(names, dtype=torch.bool)
-    first[:, 1:] = names[:, 1:] != names[:, :-1]
-    distinct = (first & (torch.arange(names.shape[1]) < count[:, None])).sum(1)
-    return torch.where(count > 0, 1 - distinct / count.clamp(min=1), 0.0)
+    seconds = {key: sums[key] / sums["processes"] for key in sums if key.startswith("time/")}
+    kept = {key: sums[key] for key in sums if "/" in key and (sums[key] or "cached" not in key)}
+    return means | kept | seconds

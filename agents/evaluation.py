@@ -1,4 +1,4 @@
-"""Evaluation: let an agent write without its teacher, and measure. Metrics are pure functions of the answers."""
+"""Evaluation: let an agent write without its teacher, and put together what `agents/metrics.py` says of its answers."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from agents import metrics as measures
 from agents.base import Agent, Metrics
 from distill_env.divergence import entropy, reverse_kl
 from distill_env.env import PAD, DistillVectorEnv
@@ -32,6 +33,7 @@ class Answer:
     divergences: list[float] = field(default_factory=list)  # D_t = KL(agent || teacher)
     grade: Grade | None = None
     ended: bool = False  # by the end token
+    steps: int = 0  # reasoning steps
 
 
 def write_answers(
@@ -91,34 +93,13 @@ def write_answers(
                 answer.ended |= bool(terminated[row])
             active &= ~(terminated | truncated)
         for answer in written:
+            answer.steps = measures.count_steps(answer.tokens, env.task.step_end_ids, env.task.eos_token_id)
             if env.task.graded:
                 answer.grade = env.task.grade(answer.prompt, answer.tokens)
         answers += written
         if progress is not None:
             progress(len(written))
     return answers
-
-
-def pass_at_k(samples: int, correct: int, k: int) -> float:
-    """The chance that one of k answers drawn from `samples` is right: 1 - C(n - c, k) / C(n, k).
-
-    Chen et al. 2021, "Evaluating large language models trained on code" (arXiv 2107.03374), eq. 1: unbiased.
-    """
-    if not 0 < k <= samples:
-        raise ValueError(f"k: {k}; accepted: 1 to the number of samples, {samples}")
-    return 1.0 - math.comb(samples - correct, k) / math.comb(samples, k)
-
-
-def distinct_n(sequences: Sequence[Sequence[int]], n: int) -> float:
-    """Distinct n-grams over all n-grams: Li et al. 2016, "A diversity-promoting objective" (arXiv 1510.03055)."""
-    grams = [tuple(s[i : i + n]) for s in sequences for i in range(len(s) - n + 1)]
-    return len(set(grams)) / len(grams) if grams else math.nan
-
-
-def perplexity(answers: Sequence[Answer]) -> float:
-    """exp of the mean negative log-likelihood of the tokens under the agent."""
-    log_probs = [x for a in answers for x in a.log_probs]
-    return math.exp(min(-float(np.mean(log_probs)), 700.0)) if log_probs else math.nan
 
 
 def corpus_perplexity(
@@ -148,19 +129,48 @@ def corpus_perplexity(
         raise ValueError(f"stride: {stride}; accepted: 1 to {window - 1}, less than the window")
     if len(ids) < 2:
         raise ValueError(f"ids: {len(ids)} tokens; accepted: at least 2")
-    total, scored, end = 0.0, 1, min(window, len(ids))
+    log_probs: list[float] = []
+    scored, end = 1, min(window, len(ids))
     while scored < len(ids):
         begin = max(0, end - window)
-        answer = torch.tensor([ids[scored:end]])  # [1, T]
-        with torch.no_grad():
-            features = model.features([ids[begin:scored]], answer, torch.ones_like(answer, dtype=torch.bool))
-            for part, tokens in zip(features.split(HEAD_POSITIONS), answer[0].split(HEAD_POSITIONS), strict=True):
-                log_probs = model.head(part)  # [m, V]
-                total -= float(log_probs.gather(1, tokens.to(part.device)[:, None]).double().sum())
+        log_probs += token_log_probs(model, [ids[begin:scored]], [ids[scored:end]])[0]
         if progress is not None:
             progress(end - scored)
         scored, end = end, min(end + stride, len(ids))
-    return math.exp(min(total / (len(ids) - 1), 700.0))
+    return measures.perplexity(log_probs)
+
+
+@torch.no_grad()
+def token_log_probs(
+    model: TrainableModel, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]
+) -> list[list[float]]:
+    """log p of every token of given answers under a model that reads them, nats: a list an answer."""
+    width = max(map(len, answers))
+    tokens = torch.full((len(answers), width), PAD)  # [n, T]
+    for row, answer in zip(tokens, answers, strict=True):
+        row[: len(answer)] = torch.tensor(answer)
+    features = model.features(prompts, tokens, tokens != PAD)
+    flat: list[float] = []
+    for part, ids in zip(features.split(HEAD_POSITIONS), tokens[tokens != PAD].split(HEAD_POSITIONS), strict=True):
+        log_probs = model.head(part)  # [m, V]
+        flat += log_probs.gather(1, ids.to(part.device)[:, None])[:, 0].double().tolist()
+    ends = np.cumsum([len(a) for a in answers])
+    return [flat[end - len(a) : end] for a, end in zip(answers, ends, strict=True)]
+
+
+def reference_log_probs(model: TrainableModel, prompts: Sequence[Prompt], rows: int) -> list[list[float]]:
+    """log p of the tokens of the prompts' reference answers, nats, `rows` at a time; none for a prompt without one.
+
+    A reference that exceeds the model's context is read as far as that.
+    """
+    longest = getattr(model, "max_length", None)
+    cut = [(p.ids, (p.ids + p.reference)[len(p.ids) : longest]) for p in prompts if p.reference]
+    pairs = [(ids, reference) for ids, reference in cut if reference]
+    found: list[list[float]] = []
+    for begin in range(0, len(pairs), rows):
+        ids, references = zip(*pairs[begin : begin + rows], strict=True)
+        found += token_log_probs(model, ids, references)
+    return found
 
 
 def by_prompt(answers: Sequence[Answer]) -> list[list[Answer]]:
@@ -172,48 +182,87 @@ def by_prompt(answers: Sequence[Answer]) -> list[list[Answer]]:
 
 
 def answer_metrics(answers: Sequence[Answer], tau: float) -> Metrics:
-    """What the agent's own answers show; several answers to a prompt make diversity and pass@k visible.
+    """What the agent's own answers show; several answers to a prompt make diversity, pass@k and majority@k visible.
 
-    Keys: `accuracy` (final value), `correct_chains` if the task checks steps, `undecided` if grading gave some answers
-    up, `pass@k` (of chains, else of final values) with k the number of answers to a prompt, `entropy`
-    (nats a token), `distinct_ways` (right ones, per prompt), `collapse` (share of prompts all of whose answers are the
-    same), `distinct_2`, `divergence` (mean D_t, nats), `hard_share` (D_t >= tau), `teacher_log_prob` (nats a token),
-    `length`, `ended`; `correct_chains/<difficulty>` or `accuracy/<difficulty>`.
+    Keys, with k the powers of two up to the number of answers to a prompt, and that number:
+        right: `accuracy` (final value), `correct_chains` if the task checks steps, `undecided` if grading gave some
+            answers up, `pass@k` (of chains, else of final values), `majority@k` (of final values, if the task names
+            them), `distinct_ways` (right ones, per prompt); `correct_chains/<difficulty>` or `accuracy/<difficulty>`.
+        diverse: `entropy` (nats a token), `distinct_1`, `distinct_2`, `distinct_3`; with several answers to a prompt
+            `distinct_answers` (their share) and `collapse` (share of prompts all of whose answers are the same).
+        in the teacher's eyes: `divergence` (mean D_t, nats), `hard_share` (D_t >= tau), also `/<difficulty>` if there
+            are several and `hard_share_quarter/1` to `4` (of an answer), `teacher_log_prob` (nats a token).
+        in form: `length` (tokens), `steps`, `ended`, `repetition` (mean share of repeated 4-grams), `loops` (share of
+            answers most of whose 4-grams are repeated).
     """
     groups = by_prompt(answers)
     samples = min(len(g) for g in groups)
-    metrics: Metrics = {}
-    grades = [a.grade for a in answers if a.grade is not None]
-    if grades:
-        metrics["accuracy"] = float(np.mean([g.correct for g in grades]))
-        chains = all(g.chain_correct is not None for g in grades)
-        if chains:
-            metrics["correct_chains"] = float(np.mean([g.chain_correct for g in grades]))
-            ways = [len({a.grade.way for a in g if a.grade is not None and a.grade.way}) for g in groups]
-            metrics["distinct_ways"] = float(np.mean(ways))
-        if any(g.undecided for g in grades):
-            metrics["undecided"] = float(np.mean([g.undecided for g in grades]))
-
-        def is_right(grade: Grade | None) -> bool:
-            return grade is not None and bool(grade.chain_correct if chains else grade.correct)
-
-        right = [sum(is_right(a.grade) for a in g) for g in groups]
-        rates = [pass_at_k(len(g), c, samples) for g, c in zip(groups, right, strict=True)]
-        metrics[f"pass@{samples}"] = float(np.mean(rates))
-        for difficulty in sorted({a.prompt.difficulty for a in answers}):
-            chosen = [is_right(a.grade) for a in answers if a.prompt.difficulty == difficulty]
-            metrics[f"{'correct_chains' if chains else 'accuracy'}/{difficulty}"] = float(np.mean(chosen))
+    metrics = _right(answers, groups, samples)
+    tokens = [[a.tokens for a in g] for g in groups]
     if samples > 1:
-        metrics["collapse"] = float(np.mean([len({tuple(a.tokens) for a in g}) == 1 for g in groups]))
-    metrics["distinct_2"] = distinct_n([a.tokens for a in answers], 2)
-    metrics["entropy"] = _mean([x for a in answers for x in a.entropies])
-    divergences = [x for a in answers for x in a.divergences]
-    metrics["divergence"] = _mean(divergences)
-    metrics["hard_share"] = _mean([d >= tau for d in divergences])
-    metrics["teacher_log_prob"] = _mean([x for a in answers for x in a.teacher_log_probs])
-    metrics["length"] = float(np.mean([len(a.tokens) for a in answers]))
-    metrics["ended"] = float(np.mean([a.ended for a in answers]))
+        metrics["collapse"] = measures.mean(measures.is_collapsed(g) for g in tokens)
+        metrics["distinct_answers"] = measures.mean(measures.distinct_answers(g) for g in tokens)
+    for n in (1, 2, 3):
+        metrics[f"distinct_{n}"] = measures.distinct_n([a.tokens for a in answers], n)
+    metrics["entropy"] = measures.mean(x for a in answers for x in a.entropies)
+    metrics |= _hard(answers, tau)
+    metrics["teacher_log_prob"] = measures.mean(x for a in answers for x in a.teacher_log_probs)
+    metrics["length"] = measures.mean(len(a.tokens) for a in answers)
+    metrics["steps"] = measures.mean(a.steps for a in answers)
+    metrics["ended"] = measures.mean(a.ended for a in answers)
+    repetitions = measures.repetitions([a.tokens for a in answers])
+    metrics["repetition"] = measures.mean(repetitions)
+    metrics["loops"] = measures.mean(r > 0.5 for r in repetitions)
     return metrics
+
+
+def _right(answers: Sequence[Answer], groups: Sequence[Sequence[Answer]], samples: int) -> Metrics:
+    """What the grades say."""
+    grades = [a.grade for a in answers if a.grade is not None]
+    if not grades:
+        return {}
+    metrics: Metrics = {"accuracy": measures.accuracy([g.correct for g in grades])}
+    chains = all(g.chain_correct is not None for g in grades)
+    if chains:
+        metrics["correct_chains"] = measures.mean(bool(g.chain_correct) for g in grades)
+        ways = [len({a.grade.way for a in g if a.grade is not None and a.grade.way}) for g in groups]
+        metrics["distinct_ways"] = measures.mean(ways)
+    if any(g.undecided for g in grades):
+        metrics["undecided"] = measures.mean(g.undecided for g in grades)
+
+    def is_right(grade: Grade | None) -> bool:
+        return grade is not None and bool(grade.chain_correct if chains else grade.correct)
+
+    right = [sum(is_right(a.grade) for a in g) for g in groups]
+    for k in measures.sizes_up_to(samples):
+        metrics[f"pass@{k}"] = measures.mean(
+            measures.pass_at_k(len(g), c, k) for g, c in zip(groups, right, strict=True)
+        )
+    if not any(g.correct and g.vote is None for g in grades):  # else the task names no values
+        votes = [[a.grade.vote if a.grade else None for a in g] for g in groups]
+        correct = [[a.grade is not None and a.grade.correct for a in g] for g in groups]
+        for k in measures.sizes_up_to(samples):
+            metrics[f"majority@{k}"] = measures.mean(
+                measures.majority_at_k(v, c, k) for v, c in zip(votes, correct, strict=True)
+            )
+    for difficulty in sorted({a.prompt.difficulty for a in answers}):
+        chosen = [is_right(a.grade) for a in answers if a.prompt.difficulty == difficulty]
+        metrics[f"{'correct_chains' if chains else 'accuracy'}/{difficulty}"] = measures.accuracy(chosen)
+    return metrics
+
+
+def _hard(answers: Sequence[Answer], tau: float) -> Metrics:
+    """Mean D_t and the share of hard steps: of all, by difficulty, by quarter of the answer."""
+    divergences = [x for a in answers for x in a.divergences]
+    metrics = {"divergence": measures.mean(divergences), "hard_share": measures.hard_share(divergences, tau)}
+    if not divergences:
+        return metrics
+    buckets = sorted({a.prompt.difficulty for a in answers})
+    for difficulty in buckets if len(buckets) > 1 else ():
+        chosen = [x for a in answers if a.prompt.difficulty == difficulty for x in a.divergences]
+        metrics[f"hard_share/{difficulty}"] = measures.hard_share(chosen, tau)
+    quarters = measures.hard_share_by_part([a.divergences for a in answers], tau)
+    return metrics | {f"hard_share_quarter/{i}": share for i, share in enumerate(quarters, 1)}
 
 
 def evaluate(
@@ -224,23 +273,31 @@ def evaluate(
     tau: float,
     seed: int,
     progress: Callable[[int], None] | None = None,
-) -> tuple[Metrics, list[Answer]]:
-    """The metrics of the agent's own answers, and `perplexity` on answers that the teacher writes.
+) -> tuple[Metrics, list[Answer], list[Answer]]:
+    """The metrics of the agent's own answers, and what it makes of texts that others wrote.
+
+    The latter: `perplexity` and `divergence_on_teacher_prefix` on an answer of the teacher to each prompt, and
+    `exposure_gap`, by how much D_t is larger on own answers (nats); `reference_perplexity` on the task's reference
+    answers if it has some and the agent has a `student`. `self_bleu`, too slow for validations, with several samples.
 
     Returns:
-        the metrics and the agent's answers, `samples` to each prompt.
+        the metrics, the agent's answers, `samples` to each prompt, and the teacher's, if the agent could read along.
     """
     repeated = [p for p in prompts for _ in range(samples)]
     answers = write_answers(agent, env, repeated, seed, progress=progress)
     metrics = answer_metrics(answers, tau)
+    if samples > 1:
+        metrics["self_bleu"] = measures.mean(measures.self_bleu([a.tokens for a in g]) for g in by_prompt(answers))
+    held_out: list[Answer] = []
+    metrics["perplexity"] = math.nan
     if hasattr(agent, "log_probs"):
         held_out = write_answers(agent, env, prompts, seed + 1, teacher_writes=True, progress=progress)
-        metrics["perplexity"] = perplexity(held_out)
-        metrics["divergence_on_teacher_prefix"] = _mean([x for a in held_out for x in a.divergences])
-    else:
-        metrics["perplexity"] = math.nan
-    return metrics, answers
-
-
-def _mean(values: Sequence[float]) -> float:
-    return float(np.mean(values)) if len(values) else math.nan
+        metrics["perplexity"] = measures.perplexity([x for a in held_out for x in a.log_probs])
+        teachers = [x for a in held_out for x in a.divergences]
+        metrics["divergence_on_teacher_prefix"] = measures.mean(teachers)
+        metrics["exposure_gap"] = measures.exposure_gap([x for a in answers for x in a.divergences], teachers)
+    if hasattr(agent, "student"):
+        read = reference_log_probs(agent.student, prompts, env.num_envs)
+        if read:
+            metrics["reference_perplexity"] = measures.perplexity([x for log_probs in read for x in log_probs])
+    return metrics, answers, held_out

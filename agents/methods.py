@@ -141,6 +141,16 @@ class Method:
         """Whether anything depends on the gate on the score."""
         return self.writer in ("hard", "soft") or self.weighting_gate() is not None
 
+    @property
+    def keeps_teacher(self) -> bool:
+        """Whether the update reads the teacher's distributions."""
+        return self.loss != "nll" if self.writer == "data" else self.estimator == "exact"
+
+    @property
+    def cacheable(self) -> bool:
+        """Whether what is written does not depend on the student."""
+        return self.writer in ("always", "data")
+
     def _check_importance(self) -> None:
         """Only of the random writer is the distribution known that every token, whoever wrote it, was drawn from."""
         if self.writer != "random" or self.anneal_iterations or self.rate == 1:
@@ -262,3 +272,13 @@ def method(name: str) -> Method:
     if name not in METHODS:
         raise ValueError(f"agent: {name!r} is not a method; accepted: {', '.join(METHODS)}")
     return METHODS[name]
+
+
+def check_cacheable(method: Method) -> None:
+    """Raise ValueError if what the method writes depends on the student, so that no other run can reuse it."""
+    if not method.cacheable:
+        rows = ", ".join(name for name, row in METHODS.items() if row.cacheable)
+        raise ValueError(
+            f"teacher_cache: with writer {method.writer!r} the answers depend on the student; accepted: always, data "
+            f"({rows})"
+        )

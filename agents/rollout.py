@@ -60,6 +60,7 @@ class Rollout:
     support: Tensor | None  # int64 [M, S - 1], padded with -1; None: S is V and nothing is truncated
     step_end_ids: tuple[int, ...] = ()  # a token of these ends a reasoning step
     ledger: Ledger = field(default_factory=Ledger)
+    cached: Ledger | None = None  # what it cost when it was written, if it was read from disk
 
     @property
     def mask(self) -> Tensor:
@@ -137,6 +138,7 @@ def read_references(
         ValueError: for a prompt without a reference answer.
     """
     core = env.unwrapped
+    check_top_k(core, top_k, keep_teacher)
     started = time.perf_counter()
     missing = sum(p.reference is None for p in prompts)
     if missing:
@@ -180,6 +182,13 @@ def read_references(
     )
 
 
+def check_top_k(core: DistillVectorEnv, top_k: int, reads_teacher: bool) -> None:
+    """Raises ValueError if divergences would be read off ids whose probabilities the teacher does not tell."""
+    told = core.teacher_top_k
+    if reads_teacher and told and not 0 < top_k <= told:
+        raise ValueError(f"top_k: {top_k}; accepted: 1 to {told}, the likeliest ids that the teacher's server tells")
+
+
 class _Collector:
     def __init__(
         self,
@@ -203,6 +212,7 @@ class _Collector:
             raise ValueError(f"student: {student.vocab_size} token ids, the environment has {core.vocab_size}")
         if writer.score == "rank" and (top_k or top_p < 1):
             raise ValueError("writer: a rank cannot be read off a truncated distribution; drop top_k and top_p")
+        check_top_k(core, top_k, writer.reads_models or keep_teacher)
         self.env, self.core, self.student, self.prompts, self.keys = env, core, student, list(prompts), keys
         self.writer, self.draft_length = writer, draft_length
         self.top_k, self.top_p, self.keep_teacher = top_k, top_p, keep_teacher

@@ -223,12 +223,13 @@ class SB3Agent:
         save_state(folder, "agent", tensors, state)
 
     @classmethod
-    def load(cls, path: str | Path) -> SB3Agent:
+    def load(cls, path: str | Path, **options: Any) -> SB3Agent:
+        """Read what `save` wrote; `options` say how the student is loaded, as `build_model` takes them."""
         folder = existing_folder(path)
         tensors, state = load_state(folder, "agent")
         with reading(folder):
             ids = {key: state[key] for key in ("vocab_size", "eos_token_id")}  # the folder's head may have more rows
-            agent = cls(build_model(folder / "student", **ids), SB3Config(**state["config"]))
+            agent = cls(build_model(folder / "student", **ids, **options), SB3Config(**state["config"]))
             parts: dict[str, dict[str, Tensor]] = {"heads": {}, "optimizer": {}}
             for name, tensor in tensors.items():
                 part, key = name.split("/", 1)

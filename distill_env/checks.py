@@ -6,7 +6,7 @@ import math
 from functools import lru_cache
 from numbers import Integral, Real
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 
 
 def check_types(config: Any) -> None:
@@ -17,7 +17,7 @@ def check_types(config: Any) -> None:
     Raises:
         ValueError: in one line that names the field, its value and what is accepted.
     """
-    for name, kind in _hints(config.__class__).items():
+    for name, kind in _hints(cast(Any, type(config))).items():
         kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
         value = getattr(config, name)
         if not any(_fits(value, k) for k in kinds):
@@ -41,7 +41,7 @@ def check_range(
 
 
 @lru_cache
-def _hints(kind: Any) -> dict[str, Any]:
+def _hints(kind: type) -> dict[str, Any]:
     return get_type_hints(kind)
 
 

@@ -120,3 +120,41 @@ def project(log_probs: Tensor, ids: Tensor | None) -> Tensor:
     inside = inside.scatter(-1, column, True)[..., :-1]
     tail = log_probs.masked_fill(inside, LOG_ZERO).logsumexp(-1, keepdim=True)
     return torch.cat([kept, tail], -1)
+
+
+LEAST_TAIL = 1e-7  # a tail mass under this is the rounding of the others
+
+
+def from_top_k(ids: Tensor, log_probs: Tensor, vocab_size: int) -> Tensor:
+    """A distribution of which only the likeliest ids are known: the others share what is left equally.
+
+    `project` on these ids gives back what is known, with the tail's mass; nothing else is to be read off the others.
+
+    Args:
+        ids: int64 [..., k], distinct.
+        log_probs: [..., k], of these ids.
+        vocab_size: V.
+
+    Returns:
+        [..., V], normalised; if k is V, only that.
+    """
+    others = vocab_size - ids.shape[-1]
+    mass = log_probs.exp().sum(-1, keepdim=True)
+    tail = (1 - mass).clamp(min=LEAST_TAIL).log() - math.log(max(others, 1))
+    spread = tail.expand(*ids.shape[:-1], vocab_size).scatter(-1, ids, log_probs)
+    return spread.log_softmax(-1)
+
+
+def truncation_gap(student: Tensor, teacher: Tensor, ids: Tensor, least: Tensor | float) -> Tensor:
+    """How much the full reverse KL exceeds the truncated one at most: q_T (log p_T - least).
+
+    The excess is q_T KL(student in the tail || teacher in the tail), each renormalised. It is unbounded without a
+    bound on how little the teacher gives to an id of the tail.
+
+    Args:
+        student, teacher: [..., V].
+        ids: int64 [..., k], the support.
+        least: the teacher's smallest log-probability in the tail, or less.
+    """
+    q_tail, p_tail = project(student, ids)[..., -1], project(teacher, ids)[..., -1]
+    return q_tail.exp() * (p_tail - least)

@@ -210,6 +210,11 @@ class DistillVectorEnv(VectorEnv):
         return self._reader.teacher
 
     @property
+    def teacher_top_k(self) -> int:
+        """How many ids of each distribution the teacher tells; 0: all, as any but a served one does."""
+        return getattr(self._reader.teacher, "top_k", 0)
+
+    @property
     def teacher_use(self) -> TeacherUse:
         """What the teacher has been asked for so far."""
         return self._reader.use
@@ -451,9 +456,12 @@ class DistillVectorEnv(VectorEnv):
             current = self.lookahead(block)[torch.from_numpy(rows), 0]
 
     def _draw(self, log_probs: Tensor, uniforms: NDArray[np.float64]) -> NDArray[np.int64]:
-        """The teacher's draw from [m, V]: sample, nucleus or argmax."""
+        """The teacher's draw from [m, V]: sample, nucleus or argmax; only of ids that it tells."""
         if self.rewrite == "argmax":
             return log_probs.argmax(-1).numpy()
+        if self.teacher_top_k:
+            told, ids = log_probs.topk(self.teacher_top_k, -1)
+            log_probs = torch.full_like(log_probs, -torch.inf).scatter(-1, ids, told)
         if self.rewrite == "nucleus":
             ordered, ids = log_probs.double().sort(-1, descending=True)
             before = ordered.exp().cumsum(-1) - ordered.exp()

@@ -169,7 +169,7 @@ def command_of(config: AnyRun) -> list[str]:
         if isinstance(value, bool):
             command.append(flag if value else "--no-" + flag[2:])
         else:
-            command += [flag, str(value)]
+            command += [flag, *map(str, value if isinstance(value, list) else [value])]
     return command
 
 

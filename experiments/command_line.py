@@ -13,6 +13,8 @@ import tyro
 from rich.console import Console
 from rich.markup import escape
 
+from agents.ranks import is_first
+
 C = TypeVar("C")
 
 
@@ -60,7 +62,7 @@ def exit_code(work: Callable[[], Any]) -> int:
     else:
         return 0
     line = " ".join(text.split("\n"))
-    Console(stderr=True).print(f"[red]error[/] {escape(line)}", soft_wrap=True, highlight=False)
+    Console(stderr=True, quiet=not is_first()).print(f"[red]error[/] {escape(line)}", soft_wrap=True, highlight=False)
     return 1
 
 

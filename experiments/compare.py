@@ -101,7 +101,7 @@ def estimate(rows: Sequence[Row], key: str) -> Estimate | None:
 
 def metrics_table(rows: Sequence[Row], labels: Sequence[str]) -> list[list[str]]:
     """The cells of one environment and warm start: a line a metric, a column a contender."""
-    samples = next((int(k.split("@")[1]) for k in rows[0] if k.startswith("pass@")), 0)
+    samples = max((int(k.split("@")[1]) for k in rows[0] if k.startswith("pass@")), default=0)
     lines = [["", "before", *labels]]
     for key, label, form in (*TABLE_ROWS, *COST_ROWS):
         name = key.format(k=samples)

@@ -8,23 +8,34 @@ import itertools
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from agents.config import DistillConfig, PluginConfig, SB3Config
-from agents.methods import METHODS, Method
+from agents.methods import METHODS, Method, check_cacheable
 from distill_env.checks import check_range, check_types
+from distill_env.models.load import is_served
 from distill_env.tasks import Split
 from experiments.command_line import errors_in_one_line
+from experiments.language_models import (
+    adapter_arguments,
+    check_flags,
+    shared_ids,
+    student_arguments,
+    teacher_arguments,
+    teacher_tokenizer,
+)
 
 if TYPE_CHECKING:
     from agents.base import Agent
     from distill_env.env import DistillVectorEnv
     from distill_env.models import TrainableModel
+    from distill_env.tasks import Task
 
 LanguageTaskName = Literal["instruct", "gsm8k", "math", "aime", "svamp", "text"]
 EnvName = Literal["sums", "coins", "categorical", "lm"]
@@ -42,7 +53,16 @@ class RunConfig:
     env: EnvName = "sums"
     """Sums or coins with their shipped teachers, a categorical table, or any pair of causal language models."""
     teacher: str = ""
-    """Teacher of --env lm: a folder or hub id."""
+    """Teacher of --env lm: a folder, a hub id, or a completions server as vLLM's, http://host:port/v1."""
+    teacher_model: str = ""
+    """Its name on the server, if there are several. The server's key is $DISTILL_TEACHER_KEY."""
+    teacher_tokenizer: str = ""
+    """Tokenizer of a served teacher: a folder or hub id; the student's if not given."""
+    teacher_top_k: int = 20
+    """Likeliest ids whose log-probabilities a served teacher tells, and so at most the method's top_k; 0 for all. The
+    server's limit is vLLM's --max-logprobs."""
+    teacher_timeout: float = 600.0
+    """Seconds that a served teacher may be away before the run ends."""
     student: str = ""
     """Student to begin with: a folder or hub id; for the other environments a fresh one if empty."""
     task: LanguageTaskName = "instruct"
@@ -93,7 +113,8 @@ class RunConfig:
     task_reward: float = 0.0
     """Weight of the grade in the last reward; needs gamma > 0."""
     rows: int = 0
-    """Rows of the training environment; 0 for the batch size."""
+    """Answers written at a time, at most the batch size; a row that ends one begins the next of the batch, which stays
+    the same. With --micro-batch this is gradient accumulation. 0 for the batch size."""
     draft_limit: int = 16
     """The longest draft."""
     validate_every: int = 10
@@ -113,15 +134,50 @@ class RunConfig:
     push_to_hub: str = ""
     """Hub repository, user/name, that the student is pushed to at the end; the token is $HF_TOKEN or the stored one."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Weights of a teacher that is a language model; the student's are float32."""
+    """Weights of a teacher that is a language model."""
+    student_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Weights of a student that is a language model, in which it computes and is saved; in bfloat16 the optimiser keeps
+    and steps on float32 copies."""
+    teacher_cache: str = ""
+    """Folder in which the teacher's answers are kept, and read by later runs at no cost; for methods whose answers do
+    not depend on the student. A file holds its distributions: large ones without --top-k."""
+    device: str = "cpu"
+    """Of the models of --env lm: cpu, cuda, cuda:1, ..., or auto: cuda if there is one, else cpu. Not run on CUDA
+    yet."""
+    device_map: str = ""
+    """Transformers' placement of a teacher over devices, for example auto; instead of --device. Needs accelerate. Not
+    run on CUDA yet."""
+    attn_implementation: Literal["auto", "sdpa", "eager"] = "auto"
+    """Attention of teacher and student; auto leaves it to Transformers. Others (flash attention) cannot serve the
+    rollout's cache."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with a model or a tokenizer."""
+    quantize: Literal["none", "8bit", "4bit"] = "none"
+    """Weights of the teacher in so few bits, by bitsandbytes (pip install 'distill-env[quantize]'). Not run on CUDA
+    yet."""
+    gguf_file: str = ""
+    """A GGUF file in the teacher's folder or repository, turned into --dtype (pip install 'distill-env[gguf]')."""
+    lora_rank: int = 0
+    """Train only a LoRA adapter of this rank on the student (pip install 'distill-env[peft]'); 0 trains all weights.
+    There is no dropout: what is trained is what was rolled out. The saved student has it merged."""
+    lora_alpha: float = 16.0
+    """Scale of the adapter, times its rank."""
+    lora_targets: str = "all-linear"
+    """Modules that it is added to, for example q_proj,v_proj; all-linear is all linear ones but the head."""
+    gradient_checkpointing: bool = False
+    """Keep only each layer's input of the student for the backward pass, which computes the rest again."""
+    accept: tuple[Literal["special_tokens", "end_of_turn", "chat_template", "memory"], ...] = ()
+    """Rows of the preflight of --env lm whose errors are accepted."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "accept", tuple(self.accept))  # JSON has lists
+        check_flags(self)
         check_types(self)
         check_range(self, "validate_every", "checkpoint_every", "keep_checkpoints", least=1)
         check_range(self, "iterations", "max_new_tokens", "max_prompt_tokens", "draft_limit", least=1)
         check_range(self, "eval_prompts", "eval_samples", "student_layers", "student_mlp", least=1)
-        check_range(self, "few_shot", "rows", "rewrite_cost", least=0)
-        check_range(self, "limit", least=0, finite=True)
+        check_range(self, "few_shot", "rows", "rewrite_cost", "lora_rank", least=0)
+        check_range(self, "limit", "teacher_top_k", least=0, finite=True)
         check_range(self, "task_reward", "log_prob_floor", finite=True)
         check_range(self, "warm_start", least=0, most=1)
         check_range(self, "threads", least=0, most=4096)  # above any machine's, under what overflows
@@ -200,7 +256,8 @@ AnyRun = DistillRun | SB3Run | PluginRun
 RUN_CLASSES: dict[type, type[AnyRun]] = {DistillConfig: DistillRun, SB3Config: SB3Run, PluginConfig: PluginRun}
 # what a resumed run may change
 RESUMABLE = {"resume", "iterations", "validate_every", "checkpoint_every", "eval_prompts", "eval_samples", "threads"}
-RESUMABLE |= {"keep_checkpoints", "track", "push_to_hub"}
+RESUMABLE |= {"keep_checkpoints", "track", "push_to_hub", "teacher_cache", "device", "device_map"}
+RESUMABLE |= {"gradient_checkpointing", "teacher_timeout"}
 
 
 @dataclass(frozen=True)
@@ -236,14 +293,23 @@ def parse(args: Sequence[str] | None = None, description: str | None = None) -> 
             type(default), args=args, default=default, description=description, config=(tyro.conf.OmitArgPrefixes,)
         )
     method = given.options.method if isinstance(given.options, DistillConfig) else None
+    if given.teacher_cache and method is not None:
+        check_cacheable(method)
+    for flag, plain in (("teacher_cache", ""), ("student_dtype", "float32")):
+        if method is None and getattr(given, flag) != plain:
+            raise ValueError(f"{flag}: {getattr(given, flag)!r} with agent {given.agent}; accepted: a method's agent")
+    if given.student_dtype != "float32" and given.env == "categorical":
+        raise ValueError(f"student_dtype: {given.student_dtype!r} with a student that is a table; accepted: float32")
     if given.task_reward and method is not None and method.gamma == 0:
         raise ValueError(f"task_reward: {given.task_reward} is never seen by the agent with gamma = 0; set --gamma 1")
+    if is_served(given.teacher):
+        given = truncated(given)
     if method is not None and given.rows > given.options.batch_size:
         raise ValueError(f"rows: {given.rows}; accepted: at most the batch size, {given.options.batch_size}")
     if choice.resume:
-        changed = [
-            k for k, v in to_dict(given).items() if v != to_dict(default)[k] and k not in RESUMABLE | {"name", "out"}
-        ]
+        moved = {"teacher"} if is_served(default.teacher) and is_served(given.teacher) else set()
+        may = RESUMABLE | moved | {"name", "out"}
+        changed = [k for k, v in to_dict(given).items() if v != to_dict(default)[k] and k not in may]
         if changed:
             raise ValueError(
                 f"resume: {changed[0]} differs from the run that is resumed; accepted: {sorted(RESUMABLE)}"
@@ -253,6 +319,28 @@ def parse(args: Sequence[str] | None = None, description: str | None = None) -> 
         taken = (f"{name}-{i}" for i in itertools.count(2))
         name = next(n for n in taken if not (given.out / n).exists())
     return dataclasses.replace(given, name=name)
+
+
+def truncated(config: AnyRun) -> AnyRun:
+    """With a served teacher divergences are of its likeliest ids and a tail.
+
+    Raises:
+        ValueError: for a method that needs all of the teacher's distribution.
+    """
+    told, options = config.teacher_top_k, config.options
+    if not told or not isinstance(options, DistillConfig):
+        return config
+    wanted = options.method.top_k or told
+    if wanted > told:
+        raise ValueError(f"top_k: {wanted}; accepted: at most teacher_top_k, {told}")
+    try:
+        method = dataclasses.replace(options.method, top_k=wanted)
+    except ValueError as error:
+        raise ValueError(
+            f"teacher: {config.teacher!r} tells its {told} likeliest ids, and so cannot be: {error}, with "
+            "--teacher-top-k 0"
+        ) from None
+    return dataclasses.replace(config, options=dataclasses.replace(options, method=method))  # type: ignore[arg-type]
 
 
 def default_name(choice: Choice) -> str:
@@ -292,12 +380,20 @@ def tau_of(config: AnyRun) -> float:
     return options.method.tau if isinstance(options, DistillConfig) else getattr(options, "tau", Method().tau)
 
 
-def make_env(config: AnyRun, split: Split, rows: int, *, purpose: Literal["train", "evaluate"]) -> DistillVectorEnv:
-    """The run's environment: for training as its agent wants it, for evaluation token by token."""
+def make_env(
+    config: AnyRun,
+    split: Split,
+    rows: int,
+    *,
+    purpose: Literal["train", "evaluate", "decode"],
+    task: Task | None = None,
+) -> DistillVectorEnv:
+    """The run's environment: for training as its agent wants it, for evaluation token by token, for decoding by whole
+    drafts. `task` is taken instead of the run's own."""
     from distill_env.env import DistillVectorEnv
 
     kind = type(config.options) if purpose == "train" else None
-    distills = isinstance(config.options, DistillConfig) and kind is DistillConfig
+    distills = purpose == "decode" or kind is DistillConfig
     cost = tau_of(config) if config.rewrite_cost is None else config.rewrite_cost
     arguments: dict[str, Any] = {
         "split": split,
@@ -328,8 +424,10 @@ def make_env(config: AnyRun, split: Split, rows: int, *, purpose: Literal["train
             "task": config.task,
             "teacher": config.teacher,
             "task_kwargs": task_arguments(config),
-            "teacher_kwargs": {**shared_ids(config), "dtype": config.dtype},
+            "teacher_kwargs": teacher_arguments(config),
         }
+    if task is not None:
+        arguments |= {"task": task, "task_kwargs": None}
     return DistillVectorEnv(rows, **arguments)
 
 
@@ -337,7 +435,7 @@ def task_arguments(config: AnyRun) -> dict[str, Any]:
     """The arguments of the task of --env lm. Raises ValueError for a flag that the task does not know."""
     arguments: dict[str, Any] = {
         "path": config.task_path,
-        "tokenizer": config.teacher,
+        "tokenizer": teacher_tokenizer(config),
         "max_prompt_tokens": config.max_prompt_tokens,
         "step_pattern": config.step_pattern,
     }
@@ -347,26 +445,6 @@ def task_arguments(config: AnyRun) -> dict[str, Any]:
     if config.few_shot or config.chat == "yes":
         raise ValueError("few_shot, chat: not with --task text, which has no questions; accepted: 0, auto or no")
     return arguments | ({"max_new_tokens": config.max_new_tokens} if config.max_new_tokens else {})
-
-
-def shared_ids(config: AnyRun) -> dict[str, int]:
-    """The ids that teacher and student share, those of their tokenizer, which has to be one; and its end token.
-
-    Raises:
-        ValueError: if the tokenizers map text to ids differently.
-    """
-    from distill_env.models.load import load_tokenizer
-
-    teacher, student = load_tokenizer(config.teacher), load_tokenizer(config.student)
-    if teacher.get_vocab() != student.get_vocab():
-        differing = len(set(teacher.get_vocab().items()) ^ set(student.get_vocab().items()))
-        raise ValueError(
-            f"student: {config.student!r} and the teacher {config.teacher!r} do not share a tokenizer ({differing} "
-            "entries differ); take a student of the teacher's family"
-        )
-    if teacher.eos_token_id is None:
-        raise ValueError(f"teacher: the tokenizer of {config.teacher!r} has no end-of-sequence token")
-    return {"vocab_size": len(teacher), "eos_token_id": int(teacher.eos_token_id)}
 
 
 def make_student(config: AnyRun, env: DistillVectorEnv) -> TrainableModel:
@@ -380,7 +458,9 @@ def make_student(config: AnyRun, env: DistillVectorEnv) -> TrainableModel:
     from distill_env.models.load import build_model
 
     if config.student:
-        kwargs = shared_ids(config) if config.env == "lm" else {}
+        kwargs: dict[str, Any] = {} if config.env == "categorical" else {"dtype": config.student_dtype}
+        if config.env == "lm":
+            kwargs |= {**shared_ids(config), **student_arguments(config), **adapter_arguments(config)}
         student: TrainableModel = build_model(config.student, **kwargs)
         if student.vocab_size != env.vocab_size:
             raise ValueError(f"student: {config.student!r} has {student.vocab_size} ids, the teacher {env.vocab_size}")
@@ -395,6 +475,7 @@ def make_student(config: AnyRun, env: DistillVectorEnv) -> TrainableModel:
     with torch.random.fork_rng():
         torch.manual_seed(config.options.seed)
         model = small_student(config.env, config.student_width, config.student_layers, config.student_mlp)
+    model.to(getattr(torch, config.student_dtype))
     return CausalLM(model, eos_token_id=env.task.eos_token_id)
 
 
@@ -422,6 +503,12 @@ def agent_class(config: AnyRun) -> Any:
 
         return SB3Agent
     return plugin(config.agent)
+
+
+def agent_loader(config: AnyRun) -> Callable[[Path], Any]:
+    """Reads an agent of the run from a checkpoint, its student as the flags say."""
+    load = agent_class(config).load
+    return load if isinstance(config.options, PluginConfig) else partial(load, **student_arguments(config))
 
 
 def plugin(name: str) -> Any:

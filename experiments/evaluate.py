@@ -2,10 +2,12 @@
 
 python experiments/evaluate.py runs/gated-sums-s0
 python experiments/evaluate.py runs/gated-lm-s0 --corpus wikitext2/test.txt
+python experiments/evaluate.py runs/gated-sums-s0 --answers runs/gated-sums-s0/answers.jsonl
 """
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -21,9 +23,10 @@ from rich.table import Table
 from agents.base import Metrics
 from distill_env.checks import check_range
 from experiments.command_line import exit_code, read_flags
-from experiments.config import AnyRun, agent_class, load_config, shared_ids
+from experiments.config import AnyRun, agent_loader, load_config
+from experiments.language_models import shared_ids, student_arguments, teacher_arguments, teacher_tokenizer
 from experiments.run import evaluate_all
-from experiments.tracking import finite, progress_bar, table_rows, write_json
+from experiments.tracking import add_metrics, finite, progress_bar, write_json
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,8 @@ class Config:
     """Tokens by which the window moves on; each has at least window - stride before it, but at the beginning."""
     out: Path | None = None
     """Write the metrics into this JSON file as well."""
+    answers: Path | None = None
+    """Write the answers into this JSONL file, as experiments/answers.py says; experiments/judge.py compares such."""
 
     def __post_init__(self) -> None:
         check_range(self, "eval_prompts", "eval_samples", least=1)
@@ -64,13 +69,13 @@ def evaluate_again(config: Config, console: Console) -> None:
     run = replace(run, **{key: value for key, value in wanted.items() if value is not None})
     from agents.checkpoint import load_checkpoint
 
-    agent, _, damaged = load_checkpoint(config.folder / "checkpoints", agent_class(run).load)
+    agent, _, damaged = load_checkpoint(config.folder / "checkpoints", agent_loader(run))
     for reason in damaged.values():
         console.print(f"[bold yellow]warning[/] {escape(reason)}: taking the one before", soft_wrap=True)
     if config.corpus:
         metrics = corpus_perplexities(config, run, agent, console)
     else:
-        metrics = evaluate_all(run, agent, console, "again")
+        metrics = evaluate_all(run, agent, console, "again", config.answers)
     table = Table(title=str(config.folder), title_justify="left")
     if config.corpus:
         table.add_column(f"perplexity of {config.corpus}, {metrics['tokens']:,.0f} tokens")
@@ -80,8 +85,7 @@ def evaluate_again(config: Config, console: Console) -> None:
     else:
         table.add_column("student alone, test split")
         table.add_column("now", justify="right")
-        for label, cells in table_rows(run.eval_samples, [dict(metrics)]):
-            table.add_row(label, *cells)
+        add_metrics(table, run.eval_samples, [dict(metrics)])
     console.print(table)
     if config.out:
         write_json(config.out, finite(metrics))
@@ -94,21 +98,26 @@ def corpus_perplexities(config: Config, run: AnyRun, agent: Any, console: Consol
         ValueError: for a run without language models, or an agent without a student.
     """
     from agents.evaluation import corpus_perplexity
-    from distill_env.models.load import build_model, load_model, load_tokenizer
+    from distill_env.models.load import build_model, is_served, load_model, load_tokenizer
     from distill_env.tasks.text import read_corpus
 
     if run.env != "lm" or not hasattr(agent, "student"):
         raise ValueError(f"corpus: {str(config.folder)!r} is a run of --env {run.env}; accepted: --env lm, a student")
     splits = read_corpus(config.corpus)
     text = splits.get("test") or next(iter(splits.values()))
-    ids = load_tokenizer(run.teacher)(text, add_special_tokens=False, verbose=False)["input_ids"]
+    ids = load_tokenizer(teacher_tokenizer(run))(text, add_special_tokens=False, verbose=False)["input_ids"]
     ids = ids[: config.corpus_tokens or None]
     models = {
-        "before": lambda: build_model(run.student, **shared_ids(run)),
+        "before": lambda: build_model(
+            run.student, **shared_ids(run), **student_arguments(run), dtype=run.student_dtype
+        ),
         "after": lambda: agent.student,
-        "teacher": lambda: load_model(run.teacher, **shared_ids(run), dtype=run.dtype),
+        "teacher": lambda: load_model(run.teacher, **teacher_arguments(run)),
     }
     metrics: Metrics = {"tokens": float(len(ids))}
+    if is_served(run.teacher):
+        del models["teacher"]
+        metrics["teacher"] = math.nan
     with progress_bar(console) as progress:
         for name, load in models.items():
             bar = progress.add_task(f"perplexity, {name}", total=max(1, len(ids) - 1))

@@ -72,6 +72,21 @@ def bootstrap(
     return _percentile(value, np.array([statistic(r) for r in resampled]))
 
 
+def proportion(values: ArrayLike) -> Estimate:
+    """The mean of values in [0, 1], with Wilson's score interval (1927, JASA 22) for as many independent draws.
+
+    For shares of right answers to independent prompts. With means of several answers to a prompt as values it is too
+    wide rather than too narrow: their variance is at most p (1 - p), that of a single answer.
+    """
+    shares = _finite("values", values)
+    if shares.min() < 0 or shares.max() > 1:
+        raise ValueError(f"values: from {shares.min()} to {shares.max()}; accepted: in [0, 1]")
+    n, p, z = len(shares), float(shares.mean()), 1.959964
+    middle = (p + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * float(np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2)))
+    return Estimate(p, max(0.0, min(p, middle - half)), min(1.0, max(p, middle + half)))  # rounding at 0 and 1
+
+
 def probability_of_improvement(
     x: Sequence[ArrayLike], y: Sequence[ArrayLike], draws: int = 2000, seed: int = 0
 ) -> Estimate:

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import itertools
 import math
+import signal
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -23,13 +24,17 @@ from rich.text import Text
 
 from agents.config import DistillConfig
 from agents.disk import lock, write_folder, write_text
+from agents.methods import METHODS
+from agents.ranks import Ended, Ranks, join
+from distill_env.models import ServerLostError
+from experiments import answers
 from experiments.alarms import Alarm, AlarmLog
 from experiments.card import model_card, push
 from experiments.command_line import exit_code
 from experiments.config import (
     SMALL_TASKS,
     AnyRun,
-    agent_class,
+    agent_loader,
     make_agent,
     make_env,
     make_student,
@@ -41,6 +46,7 @@ from experiments.config import (
 from experiments.signals import signals_raise, signals_wait
 from experiments.tracking import (
     Tracker,
+    add_metrics,
     cell,
     check_track,
     draw_curves,
@@ -48,12 +54,12 @@ from experiments.tracking import (
     progress_bar,
     read_json,
     read_metrics,
-    table_rows,
     write_json,
 )
 
 if TYPE_CHECKING:
     from agents.base import Agent, Metrics
+    from agents.cache import TeacherCache
     from distill_env.env import DistillVectorEnv
     from distill_env.models import TrainableModel
 
@@ -62,6 +68,7 @@ LIMITS = {
     "teacher_positions": "cost/teacher_positions",
     "teacher_tokens": "cost/teacher_tokens",
 }
+ALONE = Ranks()
 EVALUATION_ROWS = 512
 EVALUATION_SEED = 1_000_003  # no training seed
 
@@ -73,8 +80,12 @@ def main(args: Sequence[str] | None = None) -> int:
         config = parse(args, description=__doc__)
         if ":" in config.agent:
             plugin(config.agent)  # before anything is made
+        ranks = join()
+        if ranks.number:
+            follow(config, ranks)
+            return
         with signals_raise():
-            run(config, Console())
+            run(config, Console(), ranks)
 
     try:
         return exit_code(work)
@@ -82,8 +93,55 @@ def main(args: Sequence[str] | None = None) -> int:
         return getattr(stop, "exit_code", 130)
 
 
-def run(config: AnyRun, console: Console) -> dict[str, Any]:
-    """The whole job. Returns what is in `evaluation.json`."""
+def follow(config: AnyRun, ranks: Ranks) -> None:
+    """What every process but the first does: its part of each batch, and nothing on disk."""
+    import torch
+
+    from agents.checkpoint import load_checkpoint
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # the first ends the training in order
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    try:
+        name = ranks.agree("")  # an automatic name is the first one's to choose
+        ranks.go_on()  # the first has saved a checkpoint
+        agent, _, _ = load_checkpoint(config.out / name / "checkpoints", agent_loader(config))
+        env = make_env(config, "train", training_rows(config, ranks), purpose="train")
+        agent.ranks, agent.cache = ranks, teacher_cache(config, Console(quiet=True))
+        agent.learn(env, sys.maxsize)
+    except Ended:
+        return
+
+
+def training_rows(config: AnyRun, ranks: Ranks) -> int:
+    """Rows of the training environment: at most this process's part of a batch."""
+    if ranks.count == 1:
+        return config.rows or config.options.batch_size
+    part = len(range(config.options.batch_size)[ranks.part(config.options.batch_size)])
+    return max(1, min(config.rows or part, part))
+
+
+def teacher_cache(config: AnyRun, console: Console) -> TeacherCache | None:
+    from agents.cache import TeacherCache
+
+    if not config.teacher_cache:
+        return None
+    return TeacherCache(
+        config.teacher_cache, lambda text: console.print(f"[bold yellow]warning[/] {escape(text)}", soft_wrap=True)
+    )
+
+
+def run(config: AnyRun, console: Console, ranks: Ranks = ALONE) -> dict[str, Any]:
+    """The whole job, of the first process if there are several. Returns what is in `evaluation.json`."""
+    try:
+        ranks.agree(config.name)
+        return run_first(config, console, ranks)
+    finally:
+        ranks.go_on(False)
+
+
+def run_first(config: AnyRun, console: Console, ranks: Ranks) -> dict[str, Any]:
     import torch
 
     from agents.checkpoint import checkpoints
@@ -93,11 +151,21 @@ def run(config: AnyRun, console: Console) -> dict[str, Any]:
     check_track(config.track)
     folder = config.out / config.name
     refuse_taken(config, folder)
-    env = make_env(config, "train", config.rows or config.options.batch_size, purpose="train")
+    cache = teacher_cache(config, console)
+    if ranks.count > 1 and not isinstance(config.options, DistillConfig):
+        raise ValueError(f"agent: {config.agent!r} with {ranks.count} processes; accepted: {', '.join(METHODS)}")
+    begun = bool(checkpoints(folder / "checkpoints"))
+    student: TrainableModel | None = None
+    if config.env == "lm" and not begun:
+        from experiments.preflight import checked
+
+        env, student = checked(config, console, training_rows(config, ranks))
+    else:
+        env = make_env(config, "train", training_rows(config, ranks), purpose="train")
+        student = None if begun else make_student(config, env)
     dropped = getattr(env.task, "dropped", 0)
     if dropped:
         console.print(f"{dropped:,} prompts have more than {config.max_prompt_tokens} tokens and are left out")
-    student = None if checkpoints(folder / "checkpoints") else make_student(config, env)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -107,7 +175,7 @@ def run(config: AnyRun, console: Console) -> dict[str, Any]:
     try:
         with lock(folder / ".lock"):
             refuse_taken(config, folder)
-            return run_alone(config, student, env, folder, console)
+            return run_alone(config, student, env, folder, console, ranks, cache)
     except BlockingIOError:
         raise ValueError(
             f"name: {str(folder)!r} is in use by another process; wait for it to end, or take another --name"
@@ -125,7 +193,13 @@ def refuse_taken(config: AnyRun, folder: Path) -> None:
 
 
 def run_alone(
-    config: AnyRun, student: TrainableModel | None, env: DistillVectorEnv, folder: Path, console: Console
+    config: AnyRun,
+    student: TrainableModel | None,
+    env: DistillVectorEnv,
+    folder: Path,
+    console: Console,
+    ranks: Ranks,
+    cache: TeacherCache | None,
 ) -> dict[str, Any]:
     """The same by the only process that writes into the folder. The last file that it writes is `evaluation.json`."""
     started = time.perf_counter()
@@ -136,8 +210,14 @@ def run_alone(
         if config.resume:
             console.print(f"{folder} has no checkpoint yet: it starts over")
         agent, evaluation = begin(config, student, env, folder, console)
+    if isinstance(config.options, DistillConfig):
+        distiller = cast(Any, agent)
+        distiller.ranks, distiller.cache = ranks, cache
+        ranks.go_on()
     alarms = train(config, agent, env, folder, console)
-    evaluation["after"] = evaluate_all(config, agent, console, "after training")
+    # the small tasks' answers are many and short, and evaluate.py --answers writes them again
+    keep = folder / answers.FILE if config.env == "lm" else None
+    evaluation["after"] = evaluate_all(config, agent, console, "after training", keep)
     evaluation["training"] = summarise_training(read_metrics(folder))
     evaluation["seconds"] += time.perf_counter() - started
     save_student(config, agent, env, evaluation, folder)
@@ -176,7 +256,7 @@ def go_on(config: AnyRun, folder: Path, console: Console) -> tuple[Agent, dict[s
     """The agent of the newest checkpoint that can be read, and what was evaluated before."""
     from agents.checkpoint import load_checkpoint, set_aside, tidy
 
-    agent, path, damaged = load_checkpoint(folder / "checkpoints", agent_class(config).load)
+    agent, path, damaged = load_checkpoint(folder / "checkpoints", agent_loader(config))
     for bad, reason in damaged.items():
         set_aside(bad)
         console.print(f"[bold yellow]warning[/] {escape(reason)}: taking the one before", soft_wrap=True)
@@ -211,7 +291,7 @@ def train(config: AnyRun, agent: Agent, env: DistillVectorEnv, folder: Path, con
     bar = progress.add_task(f"{config.agent} on {config.env}", total=config.iterations, completed=done)
     live: dict[str, float] = {}
     clock, written = time.perf_counter(), env.teacher_use.tokens
-    spent = sum(row.get(LIMITS[config.limit_of], 0.0) for row in tracker.rows)
+    spent = sum(used(row, config.limit_of) for row in tracker.rows)
 
     def callback(iteration: int, metrics: Metrics) -> None:
         nonlocal clock, written, spent
@@ -219,7 +299,7 @@ def train(config: AnyRun, agent: Agent, env: DistillVectorEnv, folder: Path, con
         metrics.setdefault("time/seconds", time.perf_counter() - clock)
         metrics.setdefault("cost/teacher_tokens", env.teacher_use.tokens - written)
         clock, written = time.perf_counter(), env.teacher_use.tokens
-        spent += metrics.get(LIMITS[config.limit_of], 0.0)
+        spent += used(metrics, config.limit_of)
         broke = 0 < config.limit <= spent
         last = iteration >= config.iterations or broke
         if iteration == 1 or iteration % config.validate_every == 0 or last:
@@ -260,9 +340,18 @@ def train(config: AnyRun, agent: Agent, env: DistillVectorEnv, folder: Path, con
             raise FloatingPointError(
                 f"{error}; the last good checkpoint is {good}: --student {good}/agent/student begins another run there"
             ) from None
+        except ServerLostError:
+            if isinstance(config.options, DistillConfig):  # whose state is whole until an update
+                save_checkpoint(root, agent.iteration, agent.save, config.keep_checkpoints)  # type: ignore[attr-defined]
+            raise
         finally:
             tracker.close()
     return log.lines
+
+
+def used(metrics: Metrics, limit_of: str) -> float:
+    """What an iteration used of a limit, answers read from a cache included: with and without it a run ends alike."""
+    return metrics.get(LIMITS[limit_of], 0.0) + metrics.get(f"cost/cached_{limit_of}", 0.0)
 
 
 def is_gated(config: AnyRun) -> bool:
@@ -316,6 +405,7 @@ def summarise_training(rows: list[dict[str, float]]) -> dict[str, float]:
     own = total("rollout/student_tokens")
     losses = [row["train/loss"] for row in rows if "train/loss" in row]
     jumps = [abs(b - a) for a, b in itertools.pairwise(losses)]
+    cached = {key: total(f"cost/{key}") for key in ("cached_teacher_tokens", "cached_teacher_positions")}
     return {
         "iterations": len(rows),
         "tokens": total("rollout/tokens"),
@@ -333,7 +423,7 @@ def summarise_training(rows: list[dict[str, float]]) -> dict[str, float]:
         "grad_norm": mean("train/grad_norm", rows),
         "validation_correct_chains": mean("validation/correct_chains", rows[-len(rows) // 3 :]),
         "seconds": total("time/seconds"),
-    }
+    } | {key: value for key, value in cached.items() if value}
 
 
 # ---------------------------------------------------------------------- after training
@@ -350,11 +440,15 @@ def evaluate_before(config: AnyRun, agent: Agent, warm_folder: Path | None, cons
     return read_json(path)
 
 
-def evaluate_all(config: AnyRun, agent: Agent, console: Console, when: str) -> dict[str, float]:
-    """Metrics on the test split, and under `ood/` on the out-of-distribution one if the task has it."""
+def evaluate_all(
+    config: AnyRun, agent: Agent, console: Console, when: str, keep: Path | None = None
+) -> dict[str, float]:
+    """Metrics on the test split, and under `ood/` on the out-of-distribution one if the task has it; the answers go
+    into the file `keep`."""
     from agents.evaluation import evaluate
 
     metrics: dict[str, float] = {}
+    lines: list[dict[str, Any]] = []
     with progress_bar(console) as progress:
         for split, prefix in (("test", ""), ("ood", "ood/")):
             try:
@@ -369,7 +463,7 @@ def evaluate_all(config: AnyRun, agent: Agent, console: Console, when: str) -> d
             rows = min(most, len(prompts) * config.eval_samples)
             env = make_env(config, split, rows, purpose="evaluate")  # type: ignore[arg-type]
             bar = progress.add_task(f"evaluating {when}, {split}", total=len(prompts) * (config.eval_samples + 1))
-            measured, _ = evaluate(
+            measured, own, teachers = evaluate(
                 agent,
                 env,
                 prompts,
@@ -379,6 +473,12 @@ def evaluate_all(config: AnyRun, agent: Agent, console: Console, when: str) -> d
                 progress=lambda n, bar=bar: progress.advance(bar, n),  # type: ignore[misc]
             )
             metrics |= {prefix + key: value for key, value in measured.items()}
+            if keep is not None:
+                lines += answers.answer_lines(env.task, split, "student", own)
+                lines += answers.answer_lines(env.task, split, "teacher", teachers)
+                lines += answers.reference_lines(env.task, split, prompts)
+    if keep is not None:
+        answers.write_lines(keep, lines)
     return metrics
 
 
@@ -388,7 +488,7 @@ def save_student(config: AnyRun, agent: Any, env: DistillVectorEnv, evaluation: 
         return
 
     def write(path: Path) -> None:
-        agent.student.save_pretrained(path)
+        getattr(agent.student, "export", agent.student.save_pretrained)(path)
         if config.env == "lm":
             env.task.tokenizer.save_pretrained(path)  # type: ignore[attr-defined]
         elif config.env in SMALL_TASKS:
@@ -407,9 +507,7 @@ def report(config: AnyRun, evaluation: dict[str, Any], folder: Path, console: Co
     table.add_column("student alone, test split")
     table.add_column("before", justify="right")
     table.add_column("after", justify="right")
-    for label, cells in table_rows(config.eval_samples, [before, after]):
-        table.add_row(label, *cells)
-    table.add_section()
+    add_metrics(table, config.eval_samples, [before, after])
     for label, form, keys in (
         (
             "rewritten steps in training, first -> last tenth",

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
 
 from agents.base import Metrics
 from agents.disk import write_text
@@ -242,29 +243,57 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-TABLE_ROWS = (
-    # key, label, format; "ood/" keys come from the out-of-distribution split
-    ("accuracy", "accuracy (final value)", "{:.1%}"),
-    ("undecided", "grading gave up", "{:.1%}"),
-    ("correct_chains", "correct chains", "{:.1%}"),
-    ("pass@{k}", "pass@{k}", "{:.1%}"),
-    ("perplexity", "perplexity of the teacher's answers", "{:.3f}"),
-    ("divergence", "D_t on own answers, nats", "{:.3f}"),
-    ("entropy", "entropy, nats a token", "{:.3f}"),
-    ("distinct_ways", "distinct right ways a prompt, in {k} answers", "{:.2f}"),
-    ("collapse", "collapse (all {k} answers the same)", "{:.1%}"),
-    ("hard_share", "hard steps (D_t >= tau)", "{:.1%}"),
-    ("length", "tokens an answer", "{:.1f}"),
-    ("ood/accuracy", "out of distribution: accuracy", "{:.1%}"),
-    ("ood/correct_chains", "out of distribution: correct chains", "{:.1%}"),
-    ("ood/pass@{k}", "out of distribution: pass@{k}", "{:.1%}"),
-)
+Rows = tuple[tuple[str, str, str], ...]  # key, label, format
+
+TABLE: dict[str, Rows] = {
+    "right": (
+        ("accuracy", "accuracy (final value)", "{:.1%}"),
+        ("undecided", "grading gave up", "{:.1%}"),
+        ("correct_chains", "correct chains", "{:.1%}"),
+        ("pass@{k}", "pass@{k}", "{:.1%}"),
+        ("majority@{k}", "majority@{k}", "{:.1%}"),
+    ),
+    "in the teacher's eyes": (
+        ("perplexity", "perplexity of the teacher's answers", "{:.3f}"),
+        ("reference_perplexity", "perplexity of the reference answers", "{:.3f}"),
+        ("teacher_log_prob", "teacher's log-probability, nats a token", "{:.3f}"),
+        ("divergence", "D_t on own answers, nats", "{:.3f}"),
+        ("exposure_gap", "  less that on the teacher's, nats", "{:.3f}"),
+        ("hard_share", "hard steps (D_t >= tau)", "{:.1%}"),
+        ("hard_share_quarter/1", "  in the first quarter of an answer", "{:.1%}"),
+        ("hard_share_quarter/4", "  in the last quarter", "{:.1%}"),
+    ),
+    "diverse": (
+        ("entropy", "entropy, nats a token", "{:.3f}"),
+        ("distinct_ways", "distinct right ways a prompt, in {k} answers", "{:.2f}"),
+        ("distinct_answers", "distinct answers among {k}", "{:.1%}"),
+        ("collapse", "collapse (all {k} answers the same)", "{:.1%}"),
+        ("self_bleu", "self-BLEU of {k} answers", "{:.3f}"),
+        ("distinct_2", "distinct 2-grams", "{:.1%}"),
+    ),
+    "in form": (
+        ("length", "tokens an answer", "{:.1f}"),
+        ("steps", "steps an answer", "{:.1f}"),
+        ("ended", "ended by the end token", "{:.1%}"),
+        ("repetition", "repeated 4-grams", "{:.1%}"),
+    ),
+    "out of distribution": (
+        ("ood/accuracy", "out of distribution: accuracy", "{:.1%}"),
+        ("ood/correct_chains", "out of distribution: correct chains", "{:.1%}"),
+        ("ood/pass@{k}", "out of distribution: pass@{k}", "{:.1%}"),
+    ),
+}
+"""What is shown of an evaluation, by what it is about; "ood/" keys come from the out-of-distribution split."""
+
+TABLE_ROWS: Rows = tuple(row for rows in TABLE.values() for row in rows)
+
+Line = tuple[str, list[str]]
 
 
-def table_rows(samples: int, columns: Sequence[dict[str, float | None]]) -> list[tuple[str, list[str]]]:
+def table_rows(samples: int, columns: Sequence[dict[str, float | None]], rows: Rows = TABLE_ROWS) -> list[Line]:
     """The lines of the before/after table: a label and one formatted cell a column; n/a where there is no number."""
     lines = []
-    for key, label, form in TABLE_ROWS:
+    for key, label, form in rows:
         name = key.format(k=samples)
         if any(name in column for column in columns):
             cells = [cell(form, column.get(name)) for column in columns]
@@ -274,6 +303,14 @@ def table_rows(samples: int, columns: Sequence[dict[str, float | None]]) -> list
                 cells = [cell(form, column.get(name)) for column in columns]
                 lines.append((f"  of difficulty {name.partition('/')[2]}", cells))
     return lines
+
+
+def add_metrics(table: Table, samples: int, columns: Sequence[dict[str, float | None]]) -> None:
+    """Fill a table with these lines, a rule between what is about different things."""
+    for rows in TABLE.values():
+        for label, cells in table_rows(samples, columns, rows):
+            table.add_row(label, *cells)
+        table.add_section()
 
 
 def _number(name: str) -> int:

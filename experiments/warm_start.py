@@ -14,6 +14,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
+from agents.cache import TeacherCache
 from agents.config import DistillConfig
 from agents.disk import lock
 from agents.distill import DistillAgent, PromptStream
@@ -56,7 +57,8 @@ def data_set(config: DistillRun, batches: int) -> tuple[list[Rollout], float]:
     env = make_env(config, "train", config.options.batch_size, purpose="train")
     validation = make_env(config, "validation", 300, purpose="evaluate")
     written = write_answers(None, validation, validation.prompts, 0, teacher_writes=True)
-    data = teacher_answers(DistillAgent(make_student(config, env), config.options), env, batches)
+    cache = TeacherCache(config.out / "warm_start" / "answers")  # of all processes and all students
+    data = teacher_answers(DistillAgent(make_student(config, env), config.options, cache), env, batches)
     return data, answer_metrics(written, 1.0)["correct_chains"]
 
 
@@ -72,21 +74,29 @@ def warm_start(config: AnyRun, console: Console) -> tuple[Any, Path]:
     options = DistillConfig(
         method=METHODS["sft"], batch_size=64, learning_rate=1e-2, warmup_iterations=100, seed=config.options.seed
     )
-    shape = [config.env, config.student_width, config.student_layers, config.student_mlp, config.max_new_tokens]
+    shape: list[Any] = [config.env, config.student_width, config.student_layers, config.student_mlp]
+    shape.append(config.max_new_tokens)
     how = [options.batch_size, options.learning_rate, options.warmup_iterations, options.seed]
+    if config.student_dtype != "float32":
+        shape.append(config.student_dtype)
     key = json.dumps([*shape, config.warm_start, DATA_SET, DATA_SEED, *how])
     folder = config.out / "warm_start" / hashlib.sha256(key.encode()).hexdigest()[:12]
     folder.parent.mkdir(parents=True, exist_ok=True)
     with lock(folder.with_suffix(".lock"), wait=True):  # runs that need the same one wait for the first
         if not (folder / "student").exists():
             _fine_tune(config, options, console).save(folder)
-    return build_model(folder / "student"), folder
+    return build_model(folder / "student", dtype=config.student_dtype), folder
 
 
 def _fine_tune(config: AnyRun, options: DistillConfig, console: Console) -> DistillAgent:
     writer = dataclasses.replace(options, seed=DATA_SEED)
     sft = DistillRun(
-        agent="sft", env=config.env, max_new_tokens=config.max_new_tokens, dtype=config.dtype, options=writer
+        agent="sft",
+        env=config.env,
+        out=config.out,
+        max_new_tokens=config.max_new_tokens,
+        dtype=config.dtype,
+        options=writer,
     )
     with console.status("the teacher writes a data set"):
         data, teacher = data_set(sft, DATA_SET)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from agents.distill import repeated_share
+from agents.metrics import repeated_share
 from experiments.alarms import AlarmLog, alarms
 
 HORIZON = 24

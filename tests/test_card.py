@@ -70,7 +70,7 @@ def test_the_student_loads_with_plain_transformers(sums: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(sums / "student")
     ids = tokenizer("7+2+9=", return_tensors="pt").input_ids
     config = load_config(sums)
-    student = run_module.agent_class(config).load(sums / "checkpoints/000002/agent").student
+    student = run_module.agent_loader(config)(sums / "checkpoints/000002/agent").student
     with torch.no_grad():
         expected = model(ids).logits[:, -1].log_softmax(-1)
     torch.testing.assert_close(student.start(ids.tolist()), expected, atol=1e-5, rtol=0)

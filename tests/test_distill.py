@@ -692,6 +692,22 @@ def test_splitting_the_batch_changes_nothing(row: Method) -> None:
     assert float(results[0][1].abs().max()) > 1e-3
 
 
+@pytest.mark.parametrize("row", [Method(gamma=1.0), METHODS["fkl"]], ids=["gated", "fkl"])
+def test_gradient_accumulation_changes_nothing(row: Method) -> None:
+    """Whole iterations, from writing to the optimiser's step, with fewer rows than answers and in parts of them: the
+    student is the same, to rounding."""
+    teacher = markov(5, seed=1)
+    ends = []
+    for rows, micro_batch, chunk_positions in ((11, 0, 1024), (11, 3, 7), (4, 0, 1024), (4, 4, 5), (1, 1, 1)):
+        options = {"micro_batch": micro_batch, "chunk_positions": chunk_positions, "draft_length": 3}
+        agent = DistillAgent(perturbed(teacher, 1.0), DistillConfig(row, batch_size=11, learning_rate=0.05, **options))
+        agent.learn(make_env(teacher, rows, horizon=6), 4)
+        ends.append(agent.student.log_table().detach())
+    for end in ends[1:]:
+        torch.testing.assert_close(end, ends[0], rtol=0, atol=1e-9)
+    assert float((ends[0] - perturbed(teacher, 1.0).log_table()).detach().abs().max()) > 0.01
+
+
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("whose", ["student", "teacher"])
 def test_what_is_not_a_number_stops_the_run_and_changes_nothing(name: str, whose: str) -> None:

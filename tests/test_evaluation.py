@@ -18,10 +18,8 @@ from agents.evaluation import (
     Answer,
     answer_metrics,
     corpus_perplexity,
-    distinct_n,
     evaluate,
-    pass_at_k,
-    perplexity,
+    reference_log_probs,
     write_answers,
 )
 from agents.methods import METHODS
@@ -30,23 +28,6 @@ from distill_env.env import DistillVectorEnv
 from distill_env.models.load import build_model
 from distill_env.models.tabular import markov
 from distill_env.tasks import Grade, Prompt
-
-
-@pytest.mark.parametrize(("n", "c", "k"), [(5, 2, 1), (5, 2, 3), (6, 0, 2), (6, 6, 2), (8, 3, 8), (8, 7, 2)])
-def test_pass_at_k_is_the_share_of_draws_with_a_right_one(n: int, c: int, k: int) -> None:
-    """By enumeration of all draws of k answers without replacement."""
-    draws = list(itertools.combinations(range(n), k))
-    assert pass_at_k(n, c, k) == pytest.approx(np.mean([any(i < c for i in draw) for draw in draws]))
-
-
-def test_pass_at_k_needs_k_samples() -> None:
-    with pytest.raises(ValueError, match="k: 3; accepted: 1 to the number of samples, 2"):
-        pass_at_k(2, 1, 3)
-
-
-def test_distinct_n_counts_n_grams() -> None:
-    assert distinct_n([[1, 2, 1, 2], [1, 2]], 2) == 2 / 4  # 12, 21, 12, 12
-    assert math.isnan(distinct_n([[1]], 2))
 
 
 def graded(prompt: int, tokens: list[int], right: bool, way: str | None = None, difficulty: int = 1) -> Answer:
@@ -81,7 +62,12 @@ def test_metrics_of_answers_that_one_can_count() -> None:
     assert metrics["hard_share"] == 0.5  # D_t = 0 and 0.25, and 0.25 is hard
     assert metrics["divergence"] == 0.125
     assert metrics["length"] == 2
-    assert perplexity(answers) == pytest.approx(math.e)
+    assert metrics["hard_share_quarter/1"] == 0  # the first of two tokens
+    assert metrics["hard_share_quarter/3"] == 1
+    assert metrics["hard_share/1"] == metrics["hard_share/2"] == 0.5
+    assert metrics["distinct_answers"] == pytest.approx((2 / 3 + 1 / 3) / 2)
+    assert metrics["pass@1"] == metrics["pass@2"] == 0.5
+    assert not {k for k in metrics if k.startswith("majority")}  # right answers without a vote: no values are named
 
 
 def test_metrics_of_a_task_that_cannot_check_steps() -> None:
@@ -134,6 +120,45 @@ def test_windows_that_cannot_be_are_named() -> None:
         corpus_perplexity(model, [1], 8, 4)
 
 
+def test_references_are_read_as_far_as_the_context_goes() -> None:
+    """Each as if it were alone; one that exceeds the 64 tokens is cut, one that could not begin is left out."""
+    model = build_model("sums")
+    prompts = [
+        Prompt((7, 10, 2, 11), "", reference=(7, 7, 12, 2, 9, 13)),
+        Prompt((7, 10, 2, 11), ""),
+        Prompt((3, 11), "", reference=(5,) * 70),
+        Prompt((3,) * 64, "", reference=(5, 13)),
+        Prompt((1, 10, 1, 11), "", reference=(1, 1, 12, 1, 2, 13)),
+    ]
+    found = reference_log_probs(model, prompts, rows=2)
+    assert [len(f) for f in found] == [6, 62, 6]
+    for prompt, log_probs in zip([prompts[0], prompts[2], prompts[4]], found, strict=True):
+        ids = [*prompt.ids, *(prompt.reference or ())][:64]
+        with torch.no_grad():
+            rows = model.model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
+        expected = [float(rows[t - 1, ids[t]]) for t in range(len(prompt.ids), len(ids))]
+        assert log_probs == pytest.approx(expected, rel=1e-3, abs=1e-5)
+
+
+@pytest.mark.parametrize("task", ["sums", "coins"])
+def test_an_evaluation_of_a_small_task_by_itself(task: str) -> None:
+    """The teacher as student: perplexities, gap and votes against what its answers say."""
+    teacher = build_model(task)
+    env = DistillVectorEnv(64, task, task, autoreset_mode="Disabled")
+    prompts = list(env.prompts[:32])
+    metrics, answers, teachers = evaluate(agent_like(teacher), env, prompts, 4, 0.5, 0)
+    assert len(answers) == 4 * len(teachers) == 128
+    assert abs(metrics["exposure_gap"]) < 1e-3
+    assert 1 < metrics["reference_perplexity"] < 3
+    assert metrics["majority@1"] == pytest.approx(metrics["accuracy"])
+    assert metrics["majority@4"] >= metrics["accuracy"] > 0.9
+    assert metrics["pass@1"] == pytest.approx(metrics["correct_chains"])
+    assert metrics["pass@1"] <= metrics["pass@2"] <= metrics["pass@4"]
+    assert metrics["steps"] == pytest.approx(metrics["length"] / 3)  # a step is three tokens
+    assert 0 < metrics["self_bleu"] <= 1
+    assert all(a.grade is not None and (a.grade.vote is not None or not a.grade.correct) for a in answers)
+
+
 def agent_like(student: Any) -> DistillAgent:
     return DistillAgent(student, DistillConfig(method=METHODS["rkl"]))
 
@@ -161,7 +186,8 @@ def test_a_student_that_is_the_teacher_has_its_entropy_as_perplexity() -> None:
     """And no divergence: log perplexity on the teacher's own answers is their mean entropy, here of many answers."""
     teacher = markov(5, seed=2)
     env = DistillVectorEnv(256, "categorical", teacher, task_kwargs={"vocab_size": 5}, autoreset_mode="Disabled")
-    metrics, answers = evaluate(agent_like(teacher.fork()), env, [env.prompts[i % 4] for i in range(2048)], 1, 0.5, 0)
+    prompts = [env.prompts[i % 4] for i in range(2048)]
+    metrics, answers, _ = evaluate(agent_like(teacher.fork()), env, prompts, 1, 0.5, 0)
     assert metrics["divergence"] < 1e-6
     assert metrics["hard_share"] == 0
     spread = np.std([x for a in answers for x in a.log_probs]) / math.sqrt(sum(len(a.tokens) for a in answers))

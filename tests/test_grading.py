@@ -77,6 +77,21 @@ def test_a_number_is_right_in_every_notation(value: int, zeros: int) -> None:
         assert grade(str(value + 1), completion, symbolic=False) == Verdict(False)
 
 
+def test_equal_values_have_one_vote() -> None:
+    """However they are written; right formulas vote as the reference, wrong ones as they are spelt."""
+
+    def vote(answer: str, reference: str = "18", symbolic: bool = False) -> str | None:
+        return grade(reference, rf"so \boxed{{{answer}}}", symbolic).value
+
+    assert vote("18") == vote("18.0") == vote(r"\$18") == vote("x = 18") == vote("18 dollars") == "18"
+    assert vote("1,200") == vote("1200.00 dollars") == vote("x = 1200") == "1200"
+    assert vote("0.5") == vote(r"\frac{1}{2}") == vote(r"\frac{2}{4}", "3") == "1/2"
+    assert vote("") is None
+    assert grade("18", "nothing here", symbolic=False).value is None
+    assert vote("y + 1", "x + 1", symbolic=True) == vote("y+1", "x + 1", symbolic=True) == "y+1"
+    assert vote("1 + x", "x + 1", symbolic=True) == vote("x+1", "x + 1", symbolic=True) == "x+1"
+
+
 def test_what_counts_in_words() -> None:
     assert grade("18", r"\boxed{x = 18}", False).correct
     assert grade("18", "#### 18 dollars", False).correct

@@ -241,7 +241,7 @@ FLAGS: dict[str, tuple[str, ...]] = {
     "--env lm --teacher x": ("student: --env lm needs --student",),
     "--env lm --teacher /nowhere --student /nowhere": ("tokenizer: '/nowhere'", "no folder with a tokenizer"),
     "--env lm --teacher LM --student LM": ("task_path: none is given", ".jsonl"),
-    "--env lm --teacher LM --student OTHER --task-path DATA": ("do not share a tokenizer (2 entries", "family"),
+    "--env lm --teacher LM --student OTHER --task-path DATA": ("preflight: tokenizer: 2 entries differ", "family"),
     "--env lm --teacher LM --student LM --task-path DATA --few-shot 5": ("few_shot: 5", "fewer than the 3 solved"),
     "--env lm --teacher LM --student LM --task-path DATA --chat yes": ("chat: yes", "no chat template"),
     "--env lm --teacher LM --student LM --task-path DATA --step-pattern [": ("step_pattern: '['", "regular"),
@@ -573,7 +573,7 @@ PAIRS: dict[str, tuple[Any, ...]] = {
     "a student's tokenizer cut": (damaged(cut(TOKENIZER), "student"), *UNREADABLE, "bad'"),
     "a tokenizer without end": (
         damaged(lambda f: (edit("tokenizer_config.json", eos_token=None)(f), drop_end(f)), "teacher", "student"),
-        "no end-of-sequence token",
+        "name an eos_token",
     ),
     "a table of NaN": (table(lambda t: t["logits"].fill_(math.nan)), "holds no readable table", "not numbers"),
     "a table without mass": (table(lambda t: t["logits"].fill_(-math.inf)), "holds no readable table", "not numbers"),

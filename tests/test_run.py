@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from agents.disk import lock
 from agents.distill import DistillAgent
 from distill_env.models.small import TEACHERS
 from experiments import run as run_module
+from experiments.answers import read_lines
 from experiments.config import load_config, make_agent, make_env, make_student, parse
 from experiments.tracking import finite
 
@@ -88,10 +90,21 @@ def test_a_resumed_run_equals_the_uninterrupted_one(agent: str, tmp_path: Path) 
 
 
 def test_evaluate_repeats_the_evaluation(finished: Path, tmp_path: Path) -> None:
-    out = tmp_path / "again.json"
-    command = [sys.executable, "experiments/evaluate.py", str(finished), "--out", str(out)]
+    """And keeps what was written: two answers to each of five prompts, and one of the teacher."""
+    out, answers = tmp_path / "again.json", tmp_path / "answers.jsonl"
+    command = [sys.executable, "experiments/evaluate.py", str(finished), "--out", str(out), "--answers", str(answers)]
     subprocess.run(command, check=True, capture_output=True, cwd=REPOSITORY)
-    assert json.loads(out.read_text()) == json.loads((finished / "evaluation.json").read_text())["after"]
+    measured = json.loads(out.read_text())
+    assert measured == json.loads((finished / "evaluation.json").read_text())["after"]
+    lines = read_lines(answers, "answers", ("prompt", "answer", "writer", "split"))
+    assert Counter((line["writer"], line["sample"]) for line in lines) == {
+        ("student", 0): 5,
+        ("student", 1): 5,
+        ("teacher", 0): 5,
+    }
+    lengths = [line["tokens"] for line in lines if line["writer"] == "student"]
+    assert sum(lengths) / 10 == pytest.approx(measured["length"])
+    assert all(len(line["answer"]) == line["tokens"] - line["ended"] for line in lines)
 
 
 @pytest.fixture
@@ -220,6 +233,12 @@ BAD = {
     "no checkpoints": (["--keep-checkpoints", "0"], "keep_checkpoints", "at least 1"),
     "never a checkpoint": (["--checkpoint-every", "0"], "checkpoint_every", "at least 1"),
     "unknown tracker": (["--track", "mlflow"], "mlflow", "wandb"),
+    "cache of what the student wrote": (["--teacher-cache", "cache"], "teacher_cache", "sft, fkl"),
+    "cache of ppo": (["--agent", "ppo", "--teacher-cache", "cache"], "teacher_cache", "method"),
+    "cache in a file": (["--agent", "fkl", "--teacher-cache", __file__], "teacher_cache", "folder"),
+    "bfloat16 with ppo": (["--agent", "ppo", "--student-dtype", "bfloat16"], "student_dtype", "method"),
+    "bfloat16 table": (["--env", "categorical", "--student-dtype", "bfloat16"], "student_dtype", "float32"),
+    "cosine without an end": (["--schedule", "cosine"], "decay_iterations", "--iterations"),
     "nothing to resume": (["--resume", "--name", "nothing"], "nothing", "config.json"),
 }
 
@@ -283,25 +302,19 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(
     assert [p.name for p in checkpoints(root)] == ["000006", "000004"]
 
 
-def test_weights_that_are_not_numbers_end_the_run_with_one_line(
+def test_a_checkpoint_of_what_is_no_number_is_set_aside(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A student of NaN counts as damaged: the one before is taken; if all are so the error says it, and they stay."""
+    """A student of NaN: a warning says so, the run goes on from the checkpoint before, and nothing is deleted."""
     shutil.copytree(finished, tmp_path / "whole")
-    root = tmp_path / "whole/checkpoints"
-    contents = []
-    for path in [p / "agent/student/table.safetensors" for p in checkpoints(root)]:
-        tensors = load_file(path)
-        tensors["logits"][:] = float("nan")
-        save_file(tensors, path)
-        contents.append(path.read_bytes())
-    assert run("--out", tmp_path, "--name", "whole", "--resume", "--iterations", 9) == 1
-    assert "not numbers" in capsys.readouterr().err
-    assert [(p / "agent/student/table.safetensors").read_bytes() for p in checkpoints(root)] == contents
-    shutil.rmtree(root / "000004")
-    shutil.copytree(finished / "checkpoints/000004", root / "000004")
-    assert run("--out", tmp_path, "--name", "whole", "--resume") == 0
-    assert "after iteration 4" in " ".join(capsys.readouterr().out.split())
+    path = last(tmp_path / "whole") / "student/table.safetensors"
+    tensors = load_file(path)
+    tensors["logits"][:] = float("nan")
+    save_file(tensors, path)
+    before = path.read_bytes()
+    assert run("--out", tmp_path, "--name", "whole", "--resume", "--iterations", 9) == 0
+    assert "not numbers" in " ".join(capsys.readouterr().out.split())
+    assert before in [p.read_bytes() for p in (tmp_path / "whole").rglob("*.safetensors")]
 
 
 def test_a_loss_that_is_no_number_stops_at_the_last_good_checkpoint(
@@ -336,6 +349,25 @@ def test_a_run_ends_with_the_iteration_that_reaches_its_limit(tmp_path: Path, of
     assert 1 < len(spent) < 30
     assert run("--resume", "--out", tmp_path, "--name", "short") == 0
     assert len(metrics(tmp_path / "short")) == len(spent)
+
+
+@pytest.mark.parametrize("limit", [(), ("--limit", 30, "--limit-of", "teacher_tokens")], ids=["all", "limit"])
+def test_a_run_from_a_warm_cache_is_the_same_run(limit: tuple[object, ...], tmp_path: Path) -> None:
+    """Its student, and where a limit ends it; the teacher's tokens are counted in the run that paid for them."""
+    flags = ("--agent", "fkl", "--iterations", 4, "--out", tmp_path, *limit)
+    assert run(*flags, "--name", "plain") == 0
+    for name in ("cold", "warm"):
+        assert run(*flags, "--name", name, "--teacher-cache", tmp_path / "cache") == 0
+    weights = [load_file(tmp_path / name / "student/table.safetensors")["logits"] for name in ("plain", "cold", "warm")]
+    assert all(bool((w == weights[0]).all()) for w in weights)
+    paid, cold, free = (
+        json.loads((tmp_path / name / "evaluation.json").read_text())["training"] for name in ("plain", "cold", "warm")
+    )
+    assert paid["teacher_tokens"] == cold["teacher_tokens"] == free["cached_teacher_tokens"] > 0
+    assert free["teacher_tokens"] == free["teacher_positions"] == 0
+    assert "cached_teacher_tokens" not in cold
+    assert paid["iterations"] == free["iterations"]
+    assert (free["iterations"] < 4) == bool(limit)
 
 
 def test_runs_that_share_a_warm_start_share_its_evaluation(tmp_path: Path) -> None:

@@ -11,11 +11,16 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+class ServerLostError(OSError):
+    """A served model's server has not answered for as long as the run was willing to wait."""
+
+
 class TokenModel(Protocol):
     """A batch of token sequences under one model: three verbs, for teacher and student alike.
 
     A model holds N rows. Each row is a prompt and the tokens generated after it. All answers are log-probabilities in
-    nats, normalised over the `vocab_size` ids, in float32 (or float64 for a float64 model), without gradient.
+    nats, normalised over the `vocab_size` ids, in float32 (or float64 for a float64 model), without gradient. They come
+    on the CPU, wherever the model computes: gates, environment and ledger work there.
     """
 
     vocab_size: int  # V

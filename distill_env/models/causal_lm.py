@@ -5,45 +5,16 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
-from transformers.utils import logging as hf_logging
 
-_DTYPES = ("float32", "float64", "bfloat16", "float16")
-
-
-@contextmanager
-def _no_progress_bars() -> Iterator[None]:
-    """Transformers draws a bar for every file that it reads or writes, and a table of what is wrong with one; a run
-    draws its own bars, and says what is wrong in a line."""
-    shown, verbosity = hf_logging.is_progress_bar_enabled(), hf_logging.get_verbosity()
-    hf_logging.disable_progress_bar()
-    hf_logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        hf_logging.set_verbosity(verbosity)
-        if shown:
-            hf_logging.enable_progress_bar()
-
-
-def _refuse_incomplete(model: Any, report: dict[str, Any]) -> None:
-    """Transformers draws weights that a file lacks at random, and takes NaN as it finds it. Raises ValueError."""
-    wrong = [*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])]
-    if wrong:
-        raise ValueError(f"{len(wrong)} of its weights are missing or of another shape, {min(wrong)} among them")
-    # formats of a byte cannot be asked, nor weights that are elsewhere
-    asked = ((n, p) for n, p in model.named_parameters() if p.element_size() > 1 and not p.is_meta)
-    bad = [name for name, parameter in asked if not bool(parameter.isfinite().all())]
-    if bad:
-        raise ValueError(f"weights are not numbers, {bad[0]} among them")
+from distill_env.models.pretrained import is_adapted, no_progress_bars, read_pretrained, save_adapter, save_merged
 
 
 class _SlotCache(Cache):
@@ -67,17 +38,18 @@ class _SlotCache(Cache):
         if layer_idx not in self.buffers:
             self.buffers[layer_idx] = [x.new_zeros(self.n_rows, x.shape[1], 0, x.shape[3]) for x in states]
         buffers = self.buffers[layer_idx]
+        rows, slots = self.rows.to(key_states.device), self.slots.to(key_states.device)  # layers may lie anywhere
         for i, x in enumerate(states):
             missing = self.width - buffers[i].shape[2]
             if missing > 0:
                 # By half, so that growing is rare; by zeros, since a masked NaN would still spoil a row.
                 buffers[i] = F.pad(buffers[i], (0, 0, 0, missing + self.width // 2))
-            buffers[i].transpose(1, 2)[self.rows[:, None], self.slots] = x.transpose(1, 2)
+            buffers[i].transpose(1, 2)[rows[:, None], slots] = x.transpose(1, 2)
         if self.slots.shape[1] == self.width:  # nothing lies before these tokens
             return states
         if len(self.rows) == self.n_rows:
             return tuple(buffer[:, :, : self.width] for buffer in buffers)
-        return tuple(buffer[self.rows, :, : self.width] for buffer in buffers)
+        return tuple(buffer[rows, :, : self.width] for buffer in buffers)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self.width - self.slots.shape[1]
@@ -85,7 +57,7 @@ class _SlotCache(Cache):
     def select(self, source: Tensor, width: int) -> None:
         """Row i becomes a copy of row `source[i]`, in new memory for `width` slots."""
         for buffers in self.buffers.values():
-            buffers[:] = [buffer[:, :, :width][source] for buffer in buffers]
+            buffers[:] = [buffer[:, :, :width][source.to(buffer.device)] for buffer in buffers]
 
 
 class CausalLM:
@@ -147,41 +119,14 @@ class CausalLM:
         *,
         vocab_size: int | None = None,
         eos_token_id: int | None = None,
-        dtype: Literal["float32", "float64", "bfloat16", "float16"] = "float32",
-        device: str | torch.device = "cpu",
+        **options: Any,
     ) -> CausalLM:
-        """Load from a folder that `save_pretrained` wrote or by an id of the Hugging Face hub. Never runs remote code.
-
-        Raises:
-            ValueError: for an unknown `dtype` or `device`, or a model that is not supported.
-            OSError: if there is no loadable model of that name.
-        """
-        if dtype not in _DTYPES:
-            raise ValueError(f"dtype: {dtype!r} is unknown; accepted: {', '.join(_DTYPES)}")
+        """Load from a folder that `save_pretrained` wrote or by an id of the Hugging Face hub; `options` are those of
+        `pretrained.read_pretrained`: dtype, device, ... Raises ValueError and OSError as it does, and ValueError for a
+        model that is not supported."""
+        model = read_pretrained(name_or_path, **options)
         try:
-            target = torch.device(device)
-            torch.empty(0, device=target)
-        except (RuntimeError, AssertionError, TypeError) as error:
-            raise ValueError(f"device: {device!r} is not available; accepted: 'cpu', 'cuda', 'cuda:1', ...") from error
-        try:
-            with _no_progress_bars():
-                loaded: Any = AutoModelForCausalLM.from_pretrained(
-                    str(name_or_path),
-                    dtype=getattr(torch, dtype),
-                    trust_remote_code=False,
-                    ignore_mismatched_sizes=True,  # they are in the report, with their names
-                    output_loading_info=True,
-                )
-            model, report = loaded
-            _refuse_incomplete(model, report)
-        except Exception as error:  # what Transformers raises differs with the damage
-            reason = " ".join(str(error).split())[:300] or type(error).__name__
-            raise OSError(
-                f"name_or_path: no causal language model can be loaded from {str(name_or_path)!r}; accepted: a folder "
-                f"with config.json and weights, or a Hugging Face hub id ({reason})"
-            ) from error
-        try:
-            return cls(model.to(target), vocab_size=vocab_size, eos_token_id=eos_token_id)
+            return cls(model, vocab_size=vocab_size, eos_token_id=eos_token_id)
         except ValueError as error:
             raise ValueError(f"{error} (in {str(name_or_path)!r})") from error
 
@@ -205,7 +150,7 @@ class CausalLM:
         elif not torch.equal(rows, self._rows):
             source = torch.searchsorted(self._rows, rows).clamp(max=len(self._rows) - 1)
             width = int(self._lengths[rows].max())
-            self._cache.select(source.to(self.model.device), width)
+            self._cache.select(source, width)
         self._rows = rows
 
     def _forward(self, rows: Tensor, tokens: Tensor) -> Tensor:
@@ -220,7 +165,7 @@ class CausalLM:
             mask = torch.zeros(mask.shape, dtype=dtype, device=device).masked_fill(~mask, torch.finfo(dtype).min)
         # Only padding can lie beyond the context; a learned position embedding has no row for it.
         positions = slots if self._context is None else slots.clamp(max=self._context - 1)
-        self._cache.aim(len(self._rows), rows.to(device), slots.to(device), width)
+        self._cache.aim(len(self._rows), rows, slots, width)
         hidden = self._run(
             input_ids=tokens.clamp(min=0).to(device),
             attention_mask=mask,
@@ -255,7 +200,7 @@ class CausalLM:
         self._prompts[logical] = lengths
         self._select(torch.cat([self._rows, logical]).unique())
         hidden = self._forward(torch.searchsorted(self._rows, logical[order]), padded[order])[order.argsort()]
-        return self.head(hidden[torch.arange(len(logical)), lengths - 1])
+        return self.head(hidden[torch.arange(len(logical)), lengths - 1]).cpu()
 
     @torch.no_grad()
     def extend(self, tokens: Tensor) -> Tensor:
@@ -286,9 +231,9 @@ class CausalLM:
         logical = self._rows[busy]
         hidden = self._forward(busy, tokens[logical, :longest])
         if len(logical) == self._n and present.all():
-            return self.head(hidden)
+            return self.head(hidden).cpu()
         out = self._empty(*tokens.shape)
-        out[present.to(out.device)] = self.head(hidden[present[logical, :longest].to(out.device)])
+        out[present] = self.head(hidden[present[logical, :longest].to(hidden.device)]).cpu()
         return out
 
     def rewind(self, lengths: Sequence[int] | Tensor) -> None:
@@ -325,7 +270,7 @@ class CausalLM:
         ids = ids[:, : int((lengths + needed).max())].clamp(min=0).to(self.model.device)
         # Padding on the right is never seen, so the mask may be all ones, which keeps the fast causal kernel.
         hidden = self._run(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
-        return hidden[row.to(ids.device), (lengths[row] - 1 + step).to(ids.device)]
+        return hidden[row.to(hidden.device), (lengths[row] - 1 + step).to(hidden.device)]
 
     def head(self, features: Tensor) -> Tensor:
         """log p over the vocabulary, [..., d] -> [..., V], float32 (float64 for a float64 model)."""
@@ -339,7 +284,7 @@ class CausalLM:
         cap = getattr(self._config, "final_logit_softcapping", None)
         if cap is not None:
             logits = torch.tanh(logits / cap) * cap
-        return F.log_softmax(logits, -1)
+        return F.log_softmax(logits, -1).to(self.model.device)  # the head may lie on another one
 
     def parameters(self) -> Iterator[torch.nn.Parameter]:
         """The trainable parameters, shared ones once."""
@@ -352,9 +297,20 @@ class CausalLM:
         return self.model.load_state_dict(state_dict)
 
     def save_pretrained(self, path: str | Path) -> None:
-        """Write a folder that `load` and `AutoModelForCausalLM.from_pretrained` read. Its vocabulary is not cut."""
-        with _no_progress_bars():
-            self.model.save_pretrained(str(path))
+        """Write a folder that `load` reads, exactly: the whole model, or of an adapted one the adapter and where its
+        base is. Its vocabulary is not cut."""
+        if is_adapted(self.model):
+            save_adapter(self.model, path)
+        else:
+            with no_progress_bars():
+                self.model.save_pretrained(str(path))
+
+    def export(self, path: str | Path) -> None:
+        """Write a folder that `AutoModelForCausalLM.from_pretrained` reads without more; an adapter is merged."""
+        if is_adapted(self.model):
+            save_merged(self.model, path)
+        else:
+            self.save_pretrained(path)
 
     def _run(self, **inputs: Any) -> Tensor:
         """Hidden states of the model below its head."""
@@ -365,7 +321,7 @@ class CausalLM:
 
     def _empty(self, *shape: int) -> Tensor:
         dtype = torch.promote_types(self.model.dtype, torch.float32)
-        return torch.zeros(*shape, self.vocab_size, dtype=dtype, device=self.model.device)
+        return torch.zeros(*shape, self.vocab_size, dtype=dtype)
 
     def _pad(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Prompts [n, P], padded on the right with -1, and their lengths [n]."""
@@ -408,5 +364,6 @@ class CausalLM:
             raise ValueError(f"model: the probabilities of {type(self.model).__name__} are not numbers")
         self._clear(0)
         distance = float((after[[0, 1], [0, 1]].double().exp() - expected).abs().sum(-1).max()) / 2
-        if distance > {torch.float64: 1e-6, torch.float32: 1e-3}.get(self.model.dtype, 0.2):
+        exact = {} if getattr(self.model, "is_quantized", False) else {torch.float64: 1e-6, torch.float32: 1e-3}
+        if distance > exact.get(self.model.dtype, 0.2):
             raise ValueError(f"{problem}: with a cache its distribution is off by {distance:.2g} (total variation)")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,8 @@ def load_model(name: str | Path, **kwargs: Any) -> TrainableModel:
 
     Args:
         name: `sums` or `coins` (the shipped teachers), `markov` or `two_modes` (tables in closed form), a folder
-            written by `save_pretrained`, or a hub id.
-        kwargs: arguments of the table, or of `CausalLM.load` (vocab_size, dtype, device).
+            written by `save_pretrained`, a hub id, or the URL of a completions server.
+        kwargs: arguments of the table, of `CausalLM.load` (vocab_size, dtype, device, ...), or of `ServedModel`.
 
     Raises:
         ValueError: if there is no such model.
@@ -37,6 +38,10 @@ def build_model(name: str | Path, **kwargs: Any) -> Any:
     from distill_env.models import tabular
 
     name = str(name)
+    if is_served(name):
+        from distill_env.models.served import ServedModel
+
+        return ServedModel(name, **kwargs)
     if name in ("markov", "two_modes"):
         return getattr(tabular, name)(**kwargs)
     if (Path(name) / "table.safetensors").is_file():
@@ -47,8 +52,28 @@ def build_model(name: str | Path, **kwargs: Any) -> Any:
     return CausalLM.load(TEACHERS.get(name, name), **kwargs)
 
 
+def is_served(name: str | Path) -> bool:
+    """Whether a model of that name is behind a server."""
+    return str(name).startswith(("http://", "https://"))
+
+
+@dataclass(frozen=True)
+class TokenizerSource:
+    """Where a tokenizer is read from, if a name does not say it all."""
+
+    name: str
+    gguf_file: str = ""
+    trust_remote_code: bool = False
+
+    def __str__(self) -> str:
+        return self.name
+
+
+TokenizerName = str | Path | TokenizerSource
+
+
 @lru_cache(maxsize=8)
-def load_tokenizer(name: str | Path) -> Any:
+def load_tokenizer(source: TokenizerName) -> Any:
     """The tokenizer of a folder or hub id.
 
     Raises:
@@ -56,8 +81,13 @@ def load_tokenizer(name: str | Path) -> Any:
     """
     from transformers import AutoTokenizer
 
+    name = str(source)
+    options: dict[str, Any] = {}
+    if isinstance(source, TokenizerSource):
+        options = {"trust_remote_code": source.trust_remote_code}
+        options |= {"gguf_file": source.gguf_file} if source.gguf_file else {}
     try:
-        return AutoTokenizer.from_pretrained(str(name))
+        return AutoTokenizer.from_pretrained(name, **options)
     except Exception as error:  # what Transformers raises differs with the damage
         reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise ValueError(f"tokenizer: {str(name)!r} is no folder with a tokenizer and no hub id: {reason}") from None
+        raise ValueError(f"tokenizer: {name!r} is no folder with a tokenizer and no hub id: {reason}") from None

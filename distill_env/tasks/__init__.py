@@ -31,6 +31,7 @@ class Grade:
     chain_correct: bool | None  # every step is right, too; None if the task cannot tell
     way: str | None = None  # names the right way that was taken, if there are several
     undecided: bool = False  # grading ran into its limit of time or memory, which counts as wrong
+    vote: str | None = None  # names the final value: answers of one value have one vote; None if there is no value
 
 
 class Task(Protocol):

@@ -125,7 +125,8 @@ class CoinsTask(LadderTask):
         """Grade an answer for the coins and for every step.
 
         `correct`: it ends, and its coins are of the purse and pay the amount. `chain_correct`: the amounts between are
-        right, too. `score` is 1 for a correct chain and 0 otherwise; `way` is the order taken.
+        right, too. `score` is 1 for a correct chain and 0 otherwise; `way` is the order taken; `vote` the coins
+        taken, in no order.
         """
         at = prompt.ids.index(GIVES)
         purse, amount = prompt.ids[:at], prompt.ids[at + 1]
@@ -134,7 +135,8 @@ class CoinsTask(LadderTask):
         ended = len(tokens) % 3 == 0 and len(tokens) > 0 and tokens[-1] == EOS
         correct = ended and not Counter(coins) - Counter(purse) and sum(coins) == amount
         chain = correct and tuple(tokens) == encode_answer(coins, amount)
-        return Grade(float(chain), correct, chain, " ".join(map(str, coins)) if chain else None)
+        way = " ".join(map(str, coins)) if chain else None
+        return Grade(float(chain), correct, chain, way, vote=" ".join(map(str, sorted(coins))) if ended else None)
 
     def draw(self, rng: np.random.Generator, length: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """A random training problem of so many coins and a random right answer."""

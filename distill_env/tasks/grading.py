@@ -18,7 +18,7 @@ import re
 import subprocess
 import sys
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import lru_cache
 from importlib.util import find_spec
@@ -41,10 +41,12 @@ _UNIT = re.compile(r"\\(?:text|textbf|mathrm|mbox)\{[^{}]*\}|\\[!,;: ]")
 
 @dataclass(frozen=True)
 class Verdict:
-    """`undecided`: a limit ended the comparison, which counts as wrong."""
+    """`undecided`: a limit ended the comparison, which counts as wrong. `value`: the final answer in one spelling; the
+    reference's if it is right."""
 
     correct: bool
     undecided: bool = False
+    value: str | None = field(default=None, compare=False)
 
 
 def last_boxed(text: str) -> str | None:
@@ -112,19 +114,31 @@ def grade(reference: str, completion: str, symbolic: bool, ended: bool = True) -
         answer = last_number(completion) if wanted is not None else _last_formula(completion)
     if answer is None or len(answer) > LONGEST_ANSWER:
         return Verdict(False)
+    verdict, said = _compare(reference, wanted, answer, symbolic)
+    return replace(verdict, value=_spelt(reference) if verdict.correct else _spelt(said))
+
+
+def _compare(reference: str, wanted: Fraction | None, answer: str, symbolic: bool) -> tuple[Verdict, str]:
+    """Whether an answer has the reference's value, and the part of it that was compared."""
     given = number(answer)
     if wanted is not None and given is not None:
-        return Verdict(wanted == given)
+        return Verdict(wanted == given), answer
     if not symbolic:  # `18 dollars`, `x = 18`, but nothing that remains to be computed
         words = _UNIT.sub("", answer.rpartition("=")[2]).replace("\\$", "")
         told = None if re.search(r"[\\^/*+]", words) else last_number(words)
-        return Verdict(told is not None and number(told) == wanted)
+        return Verdict(told is not None and number(told) == wanted), told or answer
     if _bare(answer) == _bare(reference):
-        return Verdict(True)
+        return Verdict(True), answer
     if _depth(answer) > DEEPEST_ANSWER:
-        return Verdict(False)
+        return Verdict(False), answer
     same = verifier().same(reference, answer)
-    return Verdict(bool(same), undecided=same is None)
+    return Verdict(bool(same), undecided=same is None), answer
+
+
+def _spelt(answer: str) -> str | None:
+    """The same for equal numbers, and for formulas that differ in spaces; None for nothing."""
+    value = number(answer)
+    return (_bare(answer) if value is None else str(value)) or None
 
 
 def _bare(text: str) -> str:

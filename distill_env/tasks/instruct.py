@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from distill_env.models.load import TokenizerName
 from distill_env.models.small import TEACHERS
 from distill_env.tasks.language import Example, LanguageTask, Wording, complete_splits
 from distill_env.tasks.sources import columns_of, read_rows
@@ -34,7 +35,7 @@ class InstructTask(LanguageTask):
     def __init__(
         self,
         path: str | Path = EXAMPLE_PATH,
-        tokenizer: str | Path = TEACHERS["sums"],
+        tokenizer: TokenizerName = TEACHERS["sums"],
         chat: bool | None = None,
         few_shot: int = 0,
         seed: int = 0,
@@ -45,8 +46,7 @@ class InstructTask(LanguageTask):
         super().__init__(tokenizer, max_new_tokens, max_prompt_tokens, step_pattern)
         examples = {split: [read_row(w, row) for w, row in rows] for split, rows in read_rows(path).items()}
         plain = "{}\n" if few_shot else "{}"
-        wording = Wording(chat, few_shot, seed, plain)
-        self._keep(wording.encode(complete_splits(examples), self.tokenizer))
+        self._ask(complete_splits(examples), Wording(chat, few_shot, seed, plain))
 
 
 def read_row(where: str, row: dict[str, Any]) -> Example:

@@ -6,11 +6,11 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from distill_env.models.load import TokenizerName, load_tokenizer
 from distill_env.tasks import SPLITS, Grade, Prompt, Split
 
 FEWEST = 20  # examples that are split; fewer serve as every split
@@ -39,12 +39,11 @@ class LanguageTask:
     """
 
     graded = False
+    wording: Wording | None = None  # how questions are put; None: a prompt is plain text
 
     def __init__(
-        self, tokenizer: str | Path, max_new_tokens: int, max_prompt_tokens: int | None, step_pattern: str
+        self, tokenizer: TokenizerName, max_new_tokens: int, max_prompt_tokens: int | None, step_pattern: str
     ) -> None:
-        from distill_env.models.load import load_tokenizer
-
         self.tokenizer = load_tokenizer(tokenizer)
         self.vocab_size = len(self.tokenizer)
         if self.tokenizer.eos_token_id is None:
@@ -55,6 +54,7 @@ class LanguageTask:
         self.max_prompt_tokens = max_prompt_tokens
         self.dropped = 0
         self._splits: dict[Split, tuple[Prompt, ...]] = {}
+        self._solved: Sequence[Example] = ()  # what solved examples are taken from
 
     def _step_ends(self, pattern: str) -> frozenset[int]:
         try:
@@ -87,6 +87,19 @@ class LanguageTask:
         if split not in SPLITS:
             raise ValueError(f"split: {split!r}; accepted: {', '.join(SPLITS)}")
         return self._splits.get(split, ())
+
+    def _ask(self, examples: Mapping[Split, Sequence[Example]], wording: Wording) -> None:
+        """Take these examples, so worded."""
+        self.wording, self._solved = wording, examples.get("train", ()) if wording.few_shot else ()
+        self._keep(wording.encode(examples, self.tokenizer))
+
+    def ask(self, texts: Sequence[str]) -> list[Prompt]:
+        """Prompts of the user's own, put as the task puts its own."""
+        if self.wording is None:
+            ids = [self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] for text in texts]
+            return [Prompt(tuple(i), text) for i, text in zip(ids, texts, strict=True)]
+        asked: dict[Split, Sequence[Example]] = {"train": self._solved, "test": [Example(text) for text in texts]}
+        return self.wording.encode(asked, self.tokenizer)["test"]
 
     def grade(self, prompt: Prompt, tokens: Sequence[int]) -> Grade:
         return Grade(0.0, False, None)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from distill_env.models.load import TokenizerName
 from distill_env.tasks import Grade, Prompt
 from distill_env.tasks.grading import LONGEST_ANSWER, grade, last_boxed, number, require_math_verify
 from distill_env.tasks.language import Example, LanguageTask, Wording, complete_splits
@@ -56,7 +57,7 @@ class MathTask(LanguageTask):
     def __init__(
         self,
         name: str,
-        tokenizer: str | Path,
+        tokenizer: TokenizerName,
         path: str | Path = "",
         chat: bool | None = None,
         few_shot: int = 0,
@@ -72,17 +73,17 @@ class MathTask(LanguageTask):
         if self.symbolic:
             require_math_verify(name)
         wording = Wording(chat, few_shot, seed, "Question: {}\nAnswer:", " {}", REQUEST)
-        self._keep(wording.encode(complete_splits(examples), self.tokenizer))
+        self._ask(complete_splits(examples), wording)
 
     def grade(self, prompt: Prompt, tokens: Sequence[int]) -> Grade:
         """`correct`: the final value is right; in an answer that was cut off, only if it is marked as such. Steps are
-        not checked."""
+        not checked. `vote`: numbers vote by value, formulas as they are spelt; right ones all alike."""
         if prompt.answer is None:
             return Grade(0.0, False, None)
         completion, asks_on, _ = self.decode(tokens).partition("\nQuestion:")  # as after a plain prompt it may
         ended = bool(asks_on) or (len(tokens) > 0 and tokens[-1] == self.eos_token_id)
         verdict = grade(prompt.answer, completion, self.symbolic, ended)
-        return Grade(float(verdict.correct), verdict.correct, None, undecided=verdict.undecided)
+        return Grade(float(verdict.correct), verdict.correct, None, undecided=verdict.undecided, vote=verdict.value)
 
 
 def read_row(where: str, row: dict[str, Any]) -> Example:

@@ -107,7 +107,8 @@ class SumsTask(LadderTask):
         """Grade an answer for its final value and for every step.
 
         `correct`: it ends, and its last running total is the sum modulo 10. `chain_correct`: it is, token for token,
-        one of the right ways. `score` is 1 for a correct chain and 0 otherwise; `way` is the order taken.
+        one of the right ways. `score` is 1 for a correct chain and 0 otherwise; `way` is the order taken;
+        `vote` the last total.
         """
         digits = [t for t in prompt.ids if t < 10]
         tokens = [int(t) for t in tokens]
@@ -115,7 +116,8 @@ class SumsTask(LadderTask):
         correct = ended and tokens[-2] == sum(digits) % 10
         order = tokens[0::3]
         chain = ended and sorted(order) == sorted(digits) and tuple(tokens) == encode_answer(order)
-        return Grade(float(chain), correct, chain, "".join(map(str, order)) if chain else None)
+        way = "".join(map(str, order)) if chain else None
+        return Grade(float(chain), correct, chain, way, vote=text(tokens[-2:]) or None if ended else None)
 
     def draw(self, rng: np.random.Generator, length: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """A random training problem of so many digits and a random right answer."""

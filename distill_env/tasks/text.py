@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from distill_env.models.load import TokenizerName
 from distill_env.tasks import Prompt, Split
 from distill_env.tasks.language import LanguageTask
 from distill_env.tasks.sources import HubTable, columns_of, find_files, read_file, read_rows, read_text
@@ -27,7 +28,7 @@ class TextTask(LanguageTask):
 
     def __init__(
         self,
-        tokenizer: str | Path,
+        tokenizer: TokenizerName,
         path: str | Path = "",
         prompt_tokens: int = 32,
         max_new_tokens: int = 48,

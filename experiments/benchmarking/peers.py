@@ -59,8 +59,9 @@ def peak_mib() -> float:
 
 def ours(config: Config) -> dict[str, Any]:
     """Iterations of gated, at a tau by which about 5 % of the steps are hard, or of rkl."""
-    from experiments.benchmark import Config as Benchmark
-    from experiments.benchmark import Rollouts, run_config, with_tau
+    from experiments.benchmarking.iterations import with_tau
+    from experiments.benchmarking.rollouts import Rollouts, run_config
+    from experiments.benchmarking.timing import Config as Benchmark
     from experiments.config import make_env, make_student
 
     benchmark = Benchmark(config.teacher, config.student, config.task_path, new_tokens=config.new_tokens)

@@ -70,14 +70,17 @@ def load_student(folder: Path, config: AnyRun) -> tuple[TrainableModel, Method]:
     """
     from agents.checkpoint import checkpoints, load_checkpoint
     from distill_env.models.load import build_model
-    from experiments.config import agent_class, shared_ids, tau_of
+    from experiments.config import agent_loader, tau_of
+    from experiments.language_models import shared_ids, student_arguments
 
     if isinstance(config.options, DistillConfig) and checkpoints(folder / "checkpoints"):
-        agent, _, _ = load_checkpoint(folder / "checkpoints", agent_class(config).load)
+        agent, _, _ = load_checkpoint(folder / "checkpoints", agent_loader(config))
         return agent.student, agent.method
     if not (folder / "student").is_dir():
         raise ValueError(f"run: {str(folder)!r} holds no student")
-    student = build_model(folder / "student", **(shared_ids(config) if config.env == "lm" else {}))
+    student = build_model(
+        folder / "student", **({**shared_ids(config), **student_arguments(config)} if config.env == "lm" else {})
+    )
     method = config.options.method if isinstance(config.options, DistillConfig) else replace(GATED, tau=tau_of(config))
     return student, method
 

@@ -1,0 +1,110 @@
+"""A completions server on this machine that answers, as vLLM's does, from a token model."""
+
+from __future__ import annotations
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import torch
+
+
+class CompletionsServer:
+    """Serves until it is closed, on a port of its own or the given one.
+
+    Args:
+        model: who answers; it has `fork`.
+        names: what it is called.
+        limit: the most log-probabilities that a request may want, vLLM's `--max-logprobs`; -1: all.
+        tokenizer: of prompts that come as text.
+        port: 0 takes a free one.
+        context: tokens that a request may have.
+    """
+
+    def __init__(
+        self, model: Any, names: tuple[str, ...] = ("it",), limit: int = -1, tokenizer: Any = None, port: int = 0,
+        context: int | None = None,
+    ) -> None:  # fmt: skip
+        self.model, self.names, self.limit, self.tokenizer, self.context = model, names, limit, tokenizer, context
+        self.requests: list[dict[str, Any]] = []
+        self.keys: list[str | None] = []
+        self.failures: list[int] = []  # statuses of the next answers; 0: the line goes dead
+        self.left = -1  # answers until it is closed; -1: as many as one likes
+        self.legacy = False  # answers without log-probabilities of prompts
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                models = [{"id": name, "max_model_len": outer.context} for name in outer.names]
+                self.answer(200, {"data": models})
+
+            def do_POST(self) -> None:
+                request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                outer.requests.append(request)
+                outer.keys.append(self.headers["Authorization"])
+                if outer.failures:
+                    status = outer.failures.pop()
+                    if status:
+                        self.answer(status, {"error": {"message": "not\nnow"}})
+                    return
+                if outer.left == 0:
+                    return
+                outer.left -= 1
+                self.answer(*outer.complete(request))
+
+            def answer(self, status: int, body: Any) -> None:
+                self.send_response(status)
+                self.end_headers()
+                self.wfile.write(json.dumps(body).encode())
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+        self.port = self.server.server_address[1]
+        self.url = f"http://127.0.0.1:{self.port}/v1"
+        self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+        self.thread.start()
+
+    def close(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+        self.thread.join()
+
+    def __enter__(self) -> CompletionsServer:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+    def complete(self, request: dict[str, Any]) -> tuple[int, Any]:
+        if request["model"] not in self.names:
+            return 404, {"error": {"message": f"The model {request['model']} does not exist."}}
+        wanted = [request[key] for key in ("logprobs", "prompt_logprobs") if key in request]
+        if self.limit >= 0 and any(k > self.limit or k < 0 for k in wanted):
+            return 400, {"error": {"message": f"Requested logprobs of {wanted[0]}, allowed: {self.limit}"}}
+        ids = request["prompt"]
+        if isinstance(ids, str):
+            ids = self.tokenizer(ids, add_special_tokens=request["add_special_tokens"])["input_ids"]
+        before = ids[:1] if ids else []
+        prefixes = [ids[:i] for i in range(len(before), len(ids) + 1)]
+        log_probs = self.model.fork().start(prefixes).double()  # the last is of the token that follows
+        k = request["logprobs"]
+        following = {f"token_id:{i}": x for i, x in self.top(log_probs[-1], k).items()}
+        new = int(log_probs[-1].argmax())
+        tokens = [f"token_id:{i}" for i in [*(ids if request.get("echo") else []), new]]
+        choice: dict[str, Any] = {"index": 0, "logprobs": {"tokens": tokens, "top_logprobs": [following]}}
+        if "prompt_logprobs" in request and not self.legacy:
+            k, entries = request["prompt_logprobs"], []
+            for token, row in zip(ids[len(before) :], log_probs[:-1], strict=True):
+                found = {token: float(row[token])} | self.top(row, k)  # what stands there comes first
+                ranks = {i: int((row > x).sum()) + 1 for i, x in found.items()}
+                entries.append({str(i): {"logprob": max(x, -9999.0), "rank": ranks[i]} for i, x in found.items()})
+            choice["prompt_logprobs"] = [None] * len(before) + entries
+        return 200, {"choices": [choice]}
+
+    @staticmethod
+    def top(row: torch.Tensor, k: int) -> dict[int, float]:
+        values, ids = row.topk(len(row) if k < 0 else k)
+        return dict(zip(ids.tolist(), values.clamp(min=-9999.0).tolist(), strict=True))
