@@ -18,6 +18,7 @@ import re
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import lru_cache
@@ -235,5 +236,5 @@ class Verifier:
         child, self._child = self._child, None
         if child is not None:
             child.kill()
-            with child:  # closes the pipes and waits
+            with suppress(BrokenPipeError), child:  # closes the pipes, in which a question may be left, and waits
                 pass
