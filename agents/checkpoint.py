@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from agents.disk import existing_folder, remove_folder, write_folder
+from agents.ranks import shard_like
 
 
 def save_checkpoint(root: Path, iteration: int, save: Callable[[Path], None], keep: int) -> None:
@@ -174,7 +175,8 @@ def restore_optimizer(
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for name, value in tensors.items():
         index, key = name.split(".", 1)
-        if value.dim() and value.shape != parameters[int(index)].shape:
+        parameter = parameters[int(index)]
+        if value.dim() and value.shape != parameter.shape:
             raise ValueError(f"the optimiser's {name} is {list(value.shape)}")
-        state.setdefault(int(index), {})[key] = value
+        state.setdefault(int(index), {})[key] = shard_like(value, parameter) if value.dim() else value
     optimizer.load_state_dict({"state": state, "param_groups": groups})

@@ -42,7 +42,7 @@ from agents.objectives import (
     policy_gradient_loss,
 )
 from agents.optimizer import MasterAdamW, step_size
-from agents.ranks import Ranks
+from agents.ranks import ALONE, Ranks
 from agents.rollout import DraftLength, Rollout, collect, read_references
 from distill_env.divergence import entropy, finite, project, reverse_kl
 from distill_env.gate import Carry, Draft, follow_quantile, raw_score, read_and_decide
@@ -67,13 +67,22 @@ class DistillAgent:
         self.student = student
         self.config = config
         self.cache = cache
-        self.ranks = Ranks()  # the processes that share every batch
+        self.ranks = ALONE  # the processes that share every batch
         self.method = config.method  # whose tau is the one in force
         self.optimizer = MasterAdamW(student.parameters(), config)
         self.iteration = 0
         self.hard_share = 0.0  # in the last iteration; the rate of the matched random writer
         self._draft_length: DraftLength | None = None
         self.actor = Actor(student, config.seed)
+
+    def join(self, ranks: Ranks) -> None:
+        """Share every batch, and a sharded student, with other processes; all of them call this."""
+        self.ranks = ranks
+        tensors, groups = self.optimizer.tensors()
+        if ranks.shard(self.student):
+            self.optimizer = MasterAdamW(self.student.parameters(), self.config)
+            self.optimizer.restore(tensors, groups)
+        ranks.whole(self.student)
 
     # ------------------------------------------------------------------ learning
 
@@ -95,7 +104,7 @@ class DistillAgent:
         self._check_ranks()
         stream = PromptStream(core.prompts, self.config.seed)
         for _ in range(iterations):
-            self.ranks.go_on()
+            self.ranks.go_on(gather=self._gather)
             started = time.perf_counter()
             rollout = self.rollout(env, stream)
             update_started = time.perf_counter()
@@ -144,18 +153,19 @@ class DistillAgent:
     def update(self, rollout: Rollout) -> Metrics:
         """One step of the optimiser on the mean loss over the tokens of the batch, however it is split."""
         self.optimizer.zero_grad()
-        totals = self.backward(rollout)
-        norm = torch.nn.utils.clip_grad_norm_(self.optimizer.masters, self.config.max_grad_norm)
-        if not math.isfinite(totals["train/loss"]) or not bool(torch.isfinite(norm)):
-            raise FloatingPointError(
-                f"iteration {self.iteration + 1}: loss {totals['train/loss']}, its gradient's norm {float(norm)}; "
-                "the student was not changed. Lower --learning-rate, or set --loss-clip"
-            )
-        for group in self.optimizer.param_groups:
-            group["lr"] = step_size(self.config, self.iteration)
-        self.optimizer.step()
+        with self.ranks.split(self.student):
+            totals = self.backward(rollout)
+            norm = self.ranks.clip(self.optimizer.masters, self.config.max_grad_norm)
+            if not math.isfinite(totals["train/loss"]) or not math.isfinite(norm):
+                raise FloatingPointError(
+                    f"iteration {self.iteration + 1}: loss {totals['train/loss']}, its gradient's norm {norm}; "
+                    "the student was not changed. Lower --learning-rate, or set --loss-clip"
+                )
+            for group in self.optimizer.param_groups:
+                group["lr"] = step_size(self.config, self.iteration)
+            self.optimizer.step()
         self.hard_share = totals.get("rollout/hard_share", 0.0)
-        return totals | {"train/grad_norm": float(norm)} | self._follow_budget(rollout, totals)
+        return totals | {"train/grad_norm": norm} | self._follow_budget(rollout, totals)
 
     def _follow_budget(self, rollout: Rollout, totals: Metrics) -> Metrics:
         """Set tau for the next iteration; what it was in this one, and by how much its share missed the budget."""
@@ -177,7 +187,8 @@ class DistillAgent:
         future, weight = self._long_range(rollout)  # [N, T] each
         sums: dict[str, float] = {}
         micro = self.config.micro_batch or len(rollout.prompts)
-        for begin in range(0, len(rollout.prompts), micro):
+        passes = range(0, len(rollout.prompts), micro)
+        for begin in passes:
             rows = slice(begin, begin + micro)
             prompts = [p.ids for p in rollout.prompts[rows]]
             features = self.student.features(prompts, rollout.tokens[rows], mask[rows])  # [m, ...]
@@ -191,6 +202,9 @@ class DistillAgent:
             if features.requires_grad and leaf.grad is not None:
                 features.backward(leaf.grad)
                 self.optimizer.gather()
+        for _ in range(self.ranks.missing(self.config.batch_size, len(passes), self.config.micro_batch)):
+            features = self.student.features([rollout.prompts[0].ids], rollout.tokens[:1], mask[:1])
+            (0 * self.student.head(features[:1]).exp().sum()).backward()
         self.ranks.sum_gradients(self.optimizer.masters)
         return {key: value / count for key, value in self.ranks.total(sums).items()}
 
@@ -319,7 +333,7 @@ class DistillAgent:
 
     def _write(self, folder: Path) -> None:
         self.student.save_pretrained(folder / "student")
-        tensors, groups = self.optimizer.tensors()
+        tensors, groups = self._gather()
         state = {
             "config": dataclasses.asdict(self.config),
             "vocab_size": self.student.vocab_size,
@@ -332,9 +346,20 @@ class DistillAgent:
         }
         save_state(folder, "optimizer", tensors, state)
 
+    def _gather(self) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+        """The optimiser's state, whole in the first process."""
+        tensors, groups = self.optimizer.tensors()
+        return self.ranks.gather(tensors), groups
+
     @classmethod
-    def load(cls, path: str | Path, **options: Any) -> DistillAgent:
-        """Read what `save` wrote; `options` say how the student is loaded, as `build_model` takes them."""
+    def load(cls, path: str | Path, ranks: Ranks = ALONE, **options: Any) -> DistillAgent:
+        """Read what `save` wrote.
+
+        Args:
+            path: the folder.
+            ranks: the processes that it will `join`; with a sharded student each keeps its share alone.
+            options: say how the student is loaded, as `build_model` takes them.
+        """
         folder = existing_folder(path)
         tensors, state = load_state(folder, "optimizer")
         with reading(folder):
@@ -343,6 +368,7 @@ class DistillAgent:
             student = build_model(folder / "student", **ids, dtype=state.get("dtype", "float32"), **options)
             if student.vocab_size != state["vocab_size"]:
                 raise ValueError(f"its student has {student.vocab_size} ids, not {state['vocab_size']}")
+            ranks.shard(student)
             agent = cls(student, config)
             agent.optimizer.restore(tensors, state["param_groups"])
             agent.iteration, agent.hard_share = int(state["iteration"]), float(state["hard_share"])

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from agents.checkpoint import optimizer_tensors, restore_optimizer
 from agents.config import DistillConfig
+from agents.ranks import shard_like
 
 LOWEST = 0.01  # what a fall leaves of the step size
 
@@ -84,5 +85,5 @@ class MasterAdamW(torch.optim.AdamW):
         """Go on where `tensors` was called. Raises KeyError if a master is missing."""
         with torch.no_grad():
             for i, (_, master) in enumerate(self.narrow):
-                master.copy_(tensors[f"master.{i}"])
+                master.copy_(shard_like(tensors[f"master.{i}"], master))
         restore_optimizer(self, {k: v for k, v in tensors.items() if not k.startswith("master.")}, groups)

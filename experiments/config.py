@@ -18,6 +18,7 @@ import tyro
 
 from agents.config import DistillConfig, PluginConfig, SB3Config
 from agents.methods import METHODS, Method, check_cacheable
+from agents.ranks import ALONE, Ranks
 from distill_env.checks import check_range, check_types
 from distill_env.models.load import is_served
 from distill_env.tasks import Split
@@ -505,9 +506,11 @@ def agent_class(config: AnyRun) -> Any:
     return plugin(config.agent)
 
 
-def agent_loader(config: AnyRun) -> Callable[[Path], Any]:
+def agent_loader(config: AnyRun, ranks: Ranks = ALONE) -> Callable[[Path], Any]:
     """Reads an agent of the run from a checkpoint, its student as the flags say."""
     load = agent_class(config).load
+    if isinstance(config.options, DistillConfig):
+        load = partial(load, ranks=ranks)
     return load if isinstance(config.options, PluginConfig) else partial(load, **student_arguments(config))
 
 

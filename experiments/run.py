@@ -25,7 +25,7 @@ from rich.text import Text
 from agents.config import DistillConfig
 from agents.disk import lock, write_folder, write_text
 from agents.methods import METHODS
-from agents.ranks import Ended, Ranks, join
+from agents.ranks import ALONE, Ended, Ranks, join
 from distill_env.models import ServerLostError
 from experiments import answers
 from experiments.alarms import Alarm, AlarmLog
@@ -68,7 +68,6 @@ LIMITS = {
     "teacher_positions": "cost/teacher_positions",
     "teacher_tokens": "cost/teacher_tokens",
 }
-ALONE = Ranks()
 EVALUATION_ROWS = 512
 EVALUATION_SEED = 1_000_003  # no training seed
 
@@ -106,9 +105,10 @@ def follow(config: AnyRun, ranks: Ranks) -> None:
     try:
         name = ranks.agree("")  # an automatic name is the first one's to choose
         ranks.go_on()  # the first has saved a checkpoint
-        agent, _, _ = load_checkpoint(config.out / name / "checkpoints", agent_loader(config))
+        agent, _, _ = load_checkpoint(config.out / name / "checkpoints", agent_loader(config, ranks))
         env = make_env(config, "train", training_rows(config, ranks), purpose="train")
-        agent.ranks, agent.cache = ranks, teacher_cache(config, Console(quiet=True))
+        agent.join(ranks)
+        agent.cache = teacher_cache(config, Console(quiet=True))
         agent.learn(env, sys.maxsize)
     except Ended:
         return
@@ -154,6 +154,9 @@ def run_first(config: AnyRun, console: Console, ranks: Ranks) -> dict[str, Any]:
     cache = teacher_cache(config, console)
     if ranks.count > 1 and not isinstance(config.options, DistillConfig):
         raise ValueError(f"agent: {config.agent!r} with {ranks.count} processes; accepted: {', '.join(METHODS)}")
+    if ranks.mesh is not None and (config.env == "categorical" or config.lora_rank):
+        told = f"env: {config.env}" if config.env == "categorical" else f"lora_rank: {config.lora_rank}"
+        raise ValueError(f"{told} with --use_fsdp; accepted: a student that is a language model, all of it trained")
     begun = bool(checkpoints(folder / "checkpoints"))
     student: TrainableModel | None = None
     if config.env == "lm" and not begun:
@@ -205,15 +208,16 @@ def run_alone(
     started = time.perf_counter()
     write_json(folder / "config.json", to_dict(config))
     if student is None:
-        agent, evaluation = go_on(config, folder, console)
+        agent, evaluation = go_on(config, folder, console, ranks)
     else:
         if config.resume:
             console.print(f"{folder} has no checkpoint yet: it starts over")
         agent, evaluation = begin(config, student, env, folder, console)
     if isinstance(config.options, DistillConfig):
         distiller = cast(Any, agent)
-        distiller.ranks, distiller.cache = ranks, cache
+        distiller.cache = cache
         ranks.go_on()
+        distiller.join(ranks)
     alarms = train(config, agent, env, folder, console)
     # the small tasks' answers are many and short, and evaluate.py --answers writes them again
     keep = folder / answers.FILE if config.env == "lm" else None
@@ -252,11 +256,11 @@ def begin(
     return agent, evaluation
 
 
-def go_on(config: AnyRun, folder: Path, console: Console) -> tuple[Agent, dict[str, Any]]:
+def go_on(config: AnyRun, folder: Path, console: Console, ranks: Ranks) -> tuple[Agent, dict[str, Any]]:
     """The agent of the newest checkpoint that can be read, and what was evaluated before."""
     from agents.checkpoint import load_checkpoint, set_aside, tidy
 
-    agent, path, damaged = load_checkpoint(folder / "checkpoints", agent_loader(config))
+    agent, path, damaged = load_checkpoint(folder / "checkpoints", agent_loader(config, ranks))
     for bad, reason in damaged.items():
         set_aside(bad)
         console.print(f"[bold yellow]warning[/] {escape(reason)}: taking the one before", soft_wrap=True)
@@ -341,7 +345,8 @@ def train(config: AnyRun, agent: Agent, env: DistillVectorEnv, folder: Path, con
                 f"{error}; the last good checkpoint is {good}: --student {good}/agent/student begins another run there"
             ) from None
         except ServerLostError:
-            if isinstance(config.options, DistillConfig):  # whose state is whole until an update
+            # whose state is whole until an update, unless the others would have to help
+            if isinstance(config.options, DistillConfig) and agent.ranks.mesh is None:  # type: ignore[attr-defined]
                 save_checkpoint(root, agent.iteration, agent.save, config.keep_checkpoints)  # type: ignore[attr-defined]
             raise
         finally:

@@ -14,7 +14,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
-from distill_env.models.pretrained import is_adapted, no_progress_bars, read_pretrained, save_adapter, save_merged
+from distill_env.models.pretrained import (
+    is_adapted,
+    no_progress_bars,
+    read_pretrained,
+    save_adapter,
+    save_merged,
+    whole_state,
+)
 
 
 class _SlotCache(Cache):
@@ -291,7 +298,7 @@ class CausalLM:
         return (parameter for parameter in self.model.parameters() if parameter.requires_grad)
 
     def state_dict(self) -> dict[str, Any]:
-        return self.model.state_dict()
+        return whole_state(self.model)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> Any:
         return self.model.load_state_dict(state_dict)
@@ -303,7 +310,7 @@ class CausalLM:
             save_adapter(self.model, path)
         else:
             with no_progress_bars():
-                self.model.save_pretrained(str(path))
+                self.model.save_pretrained(str(path), state_dict=self.state_dict())
 
     def export(self, path: str | Path) -> None:
         """Write a folder that `AutoModelForCausalLM.from_pretrained` reads without more; an adapter is merged."""

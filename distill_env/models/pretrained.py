@@ -171,6 +171,21 @@ def no_progress_bars() -> Iterator[None]:
             hf_logging.enable_progress_bar()
 
 
+def whole_state(model: Any) -> dict[str, Any]:
+    """The model's `state_dict`, of a sharded one that is gathered for the moment as well: there FSDP's own would split
+    the weights again."""
+    from torch.distributed.fsdp import FSDPModule
+
+    if not any(isinstance(module, FSDPModule) for module in model.modules()):
+        return model.state_dict()
+    state: dict[str, Any] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        kept = {k: b for k, b in module._buffers.items() if k not in module._non_persistent_buffers_set}
+        tensors = {**module._parameters, **kept}
+        state |= {f"{name}.{key}": tensor.detach() for key, tensor in tensors.items() if tensor is not None}
+    return {name.removeprefix("."): tensor for name, tensor in state.items()}
+
+
 # ---------------------------------------------------------------------- adapters
 # by peft itself: Transformers' own mixin refuses its present release
 
@@ -283,6 +298,11 @@ def merged_state(model: Any) -> dict[str, Tensor]:
 # ---------------------------------------------------------------------- memory for time
 
 
+def decoder_layers(model: Any) -> list[Any]:
+    """What Transformers marks as layers, outer ones before those in them; none if it marks nothing."""
+    return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+
+
 def recompute_layers(model: Any) -> None:
     """From now on the backward pass computes each layer again from its input (Chen et al. 2016, 1604.06174).
 
@@ -291,7 +311,7 @@ def recompute_layers(model: Any) -> None:
     Raises:
         ValueError: if the model does not say what its layers are.
     """
-    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    layers = decoder_layers(model)
     if not layers:
         raise ValueError(f"gradient_checkpointing: {type(model).__name__} does not support it; accepted: off")
     for layer in layers:
