@@ -205,6 +205,7 @@ class DistillAgent:
         for _ in range(self.ranks.missing(self.config.batch_size, len(passes), self.config.micro_batch)):
             features = self.student.features([rollout.prompts[0].ids], rollout.tokens[:1], mask[:1])
             (0 * self.student.head(features[:1]).exp().sum()).backward()
+            self.optimizer.gather()  # the others' gradients of this process's shards
         self.ranks.sum_gradients(self.optimizer.masters)
         return {key: value / count for key, value in self.ranks.total(sums).items()}
 

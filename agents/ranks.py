@@ -25,12 +25,12 @@ PATIENCE = timedelta(days=1)  # the others wait while the first validates
 END, ON, GATHER = 0, 1, 2  # what the first tells the others
 # accelerate's settings that would be ignored: its flag, how it tells it, what is accepted, and what to do instead
 FIXED = (
-    ("mixed_precision", "ACCELERATE_MIXED_PRECISION", ("no",), "--student-dtype of run.py"),
+    ("mixed_precision", "ACCELERATE_MIXED_PRECISION", ("no",), "run.py's --student-dtype"),
     ("fsdp_sharding_strategy", "FSDP_SHARDING_STRATEGY", ("FULL_SHARD", "1"), "no --use_fsdp to shard nothing"),
     ("fsdp_reshard_after_forward", "FSDP_RESHARD_AFTER_FORWARD", ("true", "full_shard"), ""),
     ("fsdp_offload_params", "FSDP_OFFLOAD_PARAMS", ("false",), ""),
     ("fsdp_auto_wrap_policy", "FSDP_AUTO_WRAP_POLICY", ("TRANSFORMER_BASED_WRAP",), ""),
-    ("fsdp_activation_checkpointing", "FSDP_ACTIVATION_CHECKPOINTING", ("false",), "--gradient-checkpointing of run.py"),
+    ("fsdp_activation_checkpointing", "FSDP_ACTIVATION_CHECKPOINTING", ("false",), "run.py's --gradient-checkpointing"),
 )
 
 
@@ -122,7 +122,8 @@ class Ranks:
         """
         if self.mesh is None or _parts(student):
             return False
-        from torch.distributed.fsdp import fully_shard
+        import torch
+        from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
         from torch.distributed.tensor import DTensor
 
         from distill_env.models.pretrained import decoder_layers
@@ -135,14 +136,16 @@ class Ranks:
                 "model with known layers, all of it trained"
             )
         decoder, head = model.base_model, model.get_output_embeddings()
+        policy = MixedPrecisionPolicy(reduce_dtype=torch.promote_types(model.dtype, torch.float32))
         for layer in reversed(layers):  # those in others first
-            fully_shard(layer, mesh=self.mesh)
+            fully_shard(layer, mesh=self.mesh, mp_policy=policy)
         # the head computes by itself, chunk by chunk, on weights that come and go with the decoder's
         decoder.add_module("head_of_student", head)
-        fully_shard(decoder, mesh=self.mesh, reshard_after_forward=False)
+        fully_shard(decoder, mesh=self.mesh, mp_policy=policy, reshard_after_forward=False)
         del decoder.head_of_student
         for part in _parts(student):
-            part.set_gradient_divide_factor(1.0)
+            part.set_gradient_divide_factor(1.0)  # sums, not means
+            part.set_force_sum_reduction_for_comms(True)  # gloo knows no other
         outside = [name for name, parameter in model.named_parameters() if not isinstance(parameter, DTensor)]
         if outside:
             raise ValueError(f"use_fsdp: {outside[0]} of {type(model).__name__} is in neither its decoder nor its head")

@@ -1,6 +1,6 @@
-"""A run in float64, of one process or of those that `accelerate launch` starts; no flag of run.py asks for float64.
+"""Runs in float64, of one process or of those that `accelerate launch` starts; no flag of run.py asks for float64.
 
-    accelerate launch --use_fsdp ... tests/sharded_runs.py FOLDER '{"iterations": 6}'
+accelerate launch --use_fsdp ... tests/sharded_runs.py FOLDER '{"a": {"iterations": 6}, "b": {"tied": true}}'
 """
 
 from __future__ import annotations
@@ -74,13 +74,13 @@ def train(
     )
     agent = DistillAgent.load(start, ranks) if start else DistillAgent(fresh_student(tied, recomputed, dtype), CONFIG)
     agent.join(ranks)
-    rows_of_metrics: list[dict[str, float]] = []
+    told: list[dict[str, float]] = []
     try:
-        agent.learn(env, sys.maxsize if ranks.number else iterations, lambda _, metrics: rows_of_metrics.append(metrics))
+        agent.learn(env, sys.maxsize if ranks.number else iterations, lambda _, metrics: told.append(metrics))
         folder.mkdir(parents=True)
         agent.save(folder / "agent")
         agent.student.export(folder / "student")  # type: ignore[attr-defined]
-        (folder / "metrics.json").write_text(json.dumps(rows_of_metrics))
+        (folder / "metrics.json").write_text(json.dumps(told))
         ranks.go_on(False)
     except Ended:
         pass
@@ -93,4 +93,6 @@ def train(
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    train(Path(sys.argv[1]), join(), **json.loads(sys.argv[2]))
+    processes = join()
+    for name, options in json.loads(sys.argv[2]).items():
+        train(Path(sys.argv[1]) / name, processes, **options)
