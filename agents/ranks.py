@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -46,6 +47,11 @@ class Ranks:
     count: int = 1
     device: str = "cpu"  # of what is exchanged
     mesh: Any = None  # over which a student is sharded, if it is
+
+    @property
+    def shards(self) -> int:
+        """How many processes the student is split over."""
+        return 1 if self.mesh is None else self.count
 
     def part(self, size: int) -> slice:
         """This process's share of a batch of `size` answers; shares differ by one answer at most."""
@@ -128,6 +134,8 @@ class Ranks:
 
         from distill_env.models.pretrained import decoder_layers
 
+        # GPT-2's decoder returns a view, which nobody here changes in place
+        warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view")
         model = getattr(student, "model", None)
         layers = decoder_layers(model) if model is not None else []
         if not layers or not all(p.requires_grad for p in model.parameters()):

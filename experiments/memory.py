@@ -18,11 +18,14 @@ def bytes_of(model: Any) -> int:
     return sum(p.numel() * p.element_size() for p in model.parameters())
 
 
-def training_bytes(model: Any) -> dict[str, int]:
-    """Of gradients and AdamW, for the weights that are trained; two float32 moments, and masters of shorter weights."""
+def training_bytes(model: Any, shards: int = 1) -> dict[str, int]:
+    """Of gradients and AdamW, for the weights that are trained; two float32 moments, and masters of shorter weights.
+    Of a sharded student a share of these, and one of the weights beside the whole ones."""
     trained = [p for p in model.parameters() if p.requires_grad]
     moments = sum(p.numel() * (2 * FLOAT if p.element_size() >= FLOAT else 3 * FLOAT) for p in trained)
-    return {"gradients": sum(p.numel() * p.element_size() for p in trained), "AdamW": moments}
+    gradients = sum(p.numel() * p.element_size() for p in trained)
+    kept = {"student's shards": bytes_of(model) // shards} if shards > 1 else {}
+    return {"gradients": gradients // shards, "AdamW": moments // shards, **kept}
 
 
 def cache_bytes(config: Any, rows: int, length: int, element: int) -> int:
@@ -49,7 +52,7 @@ def estimate(teacher: Any, student: Any, shape: dict[str, int], recomputed: bool
         teacher, student: Transformers models.
         shape: `rows` of the environment, `batch`, `micro` (answers in a backward pass), `prompt` and `answer` (tokens),
             `draft` (the longest), `chunk` (positions of the loss at a time), `ids` (V), `kept` (ids of the teacher that
-            are kept of a position).
+            are kept of a position), `shards` (processes that a student is split over; 1).
         recomputed: gradient checkpointing.
     """
     length = shape["prompt"] + shape["answer"]
@@ -63,7 +66,7 @@ def estimate(teacher: Any, student: Any, shape: dict[str, int], recomputed: bool
     return {
         "teacher": bytes_of(teacher),
         "student": bytes_of(student),
-        **training_bytes(student),
+        **training_bytes(student, shape.get("shards", 1)),
         "key/value caches": caches,
         "teacher's distributions of a batch": shape["batch"] * shape["answer"] * shape["kept"] * FLOAT,
         # one after the other

@@ -308,7 +308,7 @@ def file_rows(config: AnyRun) -> list[Row]:
     ]
 
 
-def model_rows(config: AnyRun, env: DistillVectorEnv, student: Any) -> list[Row]:
+def model_rows(config: AnyRun, env: DistillVectorEnv, student: Any, shards: int = 1) -> list[Row]:
     """What only the models themselves and the task can tell."""
     from agents.distill import PromptStream
 
@@ -323,7 +323,8 @@ def model_rows(config: AnyRun, env: DistillVectorEnv, student: Any) -> list[Row]
         context_row(longest, config.max_prompt_tokens + env.max_new_tokens, lengths),
     ]
     if "teacher" in models:  # a server's memory is its own affair, and the estimate is of both
-        needs = estimate(teacher.model, student.model, shape_of(config, env), config.gradient_checkpointing)
+        shape = shape_of(config, env) | {"shards": shards}
+        needs = estimate(teacher.model, student.model, shape, config.gradient_checkpointing)
         loaded = needs["teacher"] + needs["student"]
         rows.append(memory_row(needs, loaded, free_bytes(student.model.device)))
     if any(row.status == "error" for row in rows[:2]):
@@ -380,13 +381,14 @@ def refuse_errors(rows: Iterable[Row]) -> None:
     raise ValueError(f"preflight: {first.name}: {first.found}; {first.change}{accepting}{others}")
 
 
-def checked(config: AnyRun, console: Console, rows: int) -> tuple[DistillVectorEnv, TrainableModel]:
+def checked(config: AnyRun, console: Console, rows: int, shards: int = 1) -> tuple[DistillVectorEnv, TrainableModel]:
     """The training environment and the student of a run of --env lm, once all is well; prints the table.
 
     Args:
         config: the run.
         console: where the table goes.
         rows: of the environment.
+        shards: processes that the student will be split over.
 
     Raises:
         ValueError: in one line, for the first error that is not accepted.
@@ -399,7 +401,7 @@ def checked(config: AnyRun, console: Console, rows: int) -> tuple[DistillVectorE
         refuse_errors(found)
         env = make_env(config, "train", rows, purpose="train")
         student = make_student(config, env)
-        found += judge(model_rows(config, env, student), config.accept)
+        found += judge(model_rows(config, env, student, shards), config.accept)
     finally:
         console.print(table_of(found, f"teacher {config.teacher}, student {config.student}"))
     refuse_errors(found)

@@ -162,7 +162,7 @@ def run_first(config: AnyRun, console: Console, ranks: Ranks) -> dict[str, Any]:
     if config.env == "lm" and not begun:
         from experiments.preflight import checked
 
-        env, student = checked(config, console, training_rows(config, ranks))
+        env, student = checked(config, console, training_rows(config, ranks), ranks.shards)
     else:
         env = make_env(config, "train", training_rows(config, ranks), purpose="train")
         student = None if begun else make_student(config, env)

@@ -1,16 +1,18 @@
 """Runs in float64, of one process or of those that `accelerate launch` starts; no flag of run.py asks for float64.
 
-accelerate launch --use_fsdp ... tests/sharded_runs.py FOLDER '{"a": {"iterations": 6}, "b": {"tied": true}}'
+accelerate launch --use_fsdp ... tests/sharded_runs.py FOLDER '{"a": {"iterations": 6}, "b": {"kind": "tied"}}'
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import GPT2Config, GPT2LMHeadModel, Qwen2Config, Qwen2ForCausalLM
 
 from agents.config import DistillConfig
 from agents.distill import DistillAgent
@@ -23,7 +25,7 @@ from distill_env.models.small import small_student
 
 # an odd batch, so that one process has a pass more; clipping and decay always at work; more chunks than one
 CONFIG = DistillConfig(
-    method=METHODS["gated"],
+    method=dataclasses.replace(METHODS["gated"], tau=8.0),  # both write
     batch_size=5,
     micro_batch=1,
     chunk_positions=4,
@@ -34,36 +36,31 @@ CONFIG = DistillConfig(
 )
 
 
-def fresh_student(tied: bool, recomputed: bool, dtype: str) -> CausalLM:
+def fresh_student(kind: str) -> CausalLM:
+    """`plain`: embedding and head are two matrices; `tied`: one, and layers are computed again; `bfloat16`: as plain;
+    or another family."""
     torch.manual_seed(0)
-    model: Any = small_student("sums", 16, 2, 32)
-    if tied != model.config.tie_word_embeddings:
-        model.config.tie_word_embeddings = tied
-        model = type(model)(model.config)
-    if recomputed:
+    ids: dict[str, Any] = {"vocab_size": 14, "bos_token_id": None, "eos_token_id": 13, "pad_token_id": None}
+    model: Any
+    if kind == "gpt2":
+        model = GPT2LMHeadModel(GPT2Config(**ids, n_positions=64, n_embd=8, n_layer=2, n_head=2))
+    elif kind == "qwen2":
+        sizes = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+        model = Qwen2ForCausalLM(Qwen2Config(**ids, **sizes, num_key_value_heads=1))
+    else:
+        shell = small_student("sums", 16, 2, 32)
+        shell.config.tie_word_embeddings = kind == "tied"
+        model = type(shell)(shell.config)
+    if kind == "tied":
         recompute_layers(model)
-    return CausalLM(model.to(getattr(torch, dtype)), eos_token_id=13)
+    return CausalLM(model.to(torch.bfloat16 if kind == "bfloat16" else torch.float64), eos_token_id=13)
 
 
-def numbers(tensors: Any) -> int:
-    """How many of them this process holds."""
-    return sum(getattr(tensor, "to_local", lambda tensor=tensor: tensor)().numel() for tensor in tensors)
-
-
-def train(
-    folder: Path,
-    ranks: Ranks = ALONE,
-    iterations: int = 6,
-    start: str = "",
-    tied: bool = False,
-    recomputed: bool = False,
-    dtype: str = "float64",
-) -> None:
-    """Train, perhaps from the checkpoint `start`; the first writes `agent/`, `student/` and the metrics, each what it
-    held in an update."""
-    rows = len(range(CONFIG.batch_size)[ranks.part(CONFIG.batch_size)])
+def train(folder: Path, ranks: Ranks = ALONE, iterations: int = 6, start: str = "", kind: str = "plain") -> None:
+    """Train, perhaps from the checkpoint `start`; the first process writes `agent/`, `student/` and the metrics, each
+    how many numbers it held."""
     env = DistillVectorEnv(
-        rows,
+        len(range(CONFIG.batch_size)[ranks.part(CONFIG.batch_size)]),
         task="sums",
         teacher="sums",
         teacher_kwargs={"dtype": "float64"},
@@ -72,7 +69,7 @@ def train(
         reveal_teacher=False,
         autoreset_mode="Disabled",
     )
-    agent = DistillAgent.load(start, ranks) if start else DistillAgent(fresh_student(tied, recomputed, dtype), CONFIG)
+    agent = DistillAgent.load(start, ranks) if start else DistillAgent(fresh_student(kind), CONFIG)
     agent.join(ranks)
     told: list[dict[str, float]] = []
     try:
@@ -85,10 +82,15 @@ def train(
     except Ended:
         pass
     state = [t for entry in agent.optimizer.state.values() for t in entry.values() if t.dim()]
-    held = {"whole": numbers(agent.student.parameters()), "state": numbers(state)}
+    held = {"state": numbers(state), "at rollout": numbers(agent.student.parameters())}
     with ranks.split(agent.student):
-        held["split"] = numbers(agent.student.parameters())
-    Path(f"{folder}-held-{ranks.number}.json").write_text(json.dumps(held))
+        held["in an update"] = numbers(agent.student.parameters())
+    Path(f"{folder}-{ranks.number}.json").write_text(json.dumps(held))
+
+
+def numbers(tensors: Any) -> int:
+    """How many of them this process holds."""
+    return sum(getattr(tensor, "to_local", lambda tensor=tensor: tensor)().numel() for tensor in tensors)
 
 
 if __name__ == "__main__":
