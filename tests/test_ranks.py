@@ -218,8 +218,9 @@ def test_two_shards_end_at_the_weights_of_one_process(sharded: Path, kind: str) 
     assert 0 < one[0]["rollout/rewritten_share"] < 1  # both write
     for ours, theirs in zip(two, one, strict=True):
         assert ours.keys() == theirs.keys()
-        for key in theirs.keys() - {"cost/teacher_passes"}:  # each process asks its own teacher
-            if not key.startswith("time/"):
+        for key in theirs:
+            # what drafting costs depends on who shares the rows
+            if not key.startswith(("time/", "cost/")) or key == "cost/teacher_tokens":
                 rounding = 1e-2 if kind == "bfloat16" else 1e-11
                 assert ours[key] == pytest.approx(theirs[key], rel=rounding, abs=rounding), key
 
