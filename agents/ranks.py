@@ -136,7 +136,7 @@ class Ranks:
 
         # GPT-2's decoder returns a view, which nobody here changes in place
         warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view")
-        model = getattr(student, "model", None)
+        model: Any = getattr(student, "model", None)
         layers = decoder_layers(model) if model is not None else []
         if not layers or not all(p.requires_grad for p in model.parameters()):
             raise ValueError(
@@ -256,7 +256,7 @@ def join() -> Ranks:
         value = os.environ.get(variable, accepted[0])
         if (sharded or "FSDP" not in variable) and value not in accepted:
             raise ValueError(f"{flag}: {value!r}; accepted: {accepted[0]}" + (f", and {instead}" if instead else ""))
-    # else Transformers gives all but the first process models without weights, teachers too, for accelerate to fill
+    # else some releases of Transformers 5 give all but the first process empty models, even teachers
     os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
     ranks = Ranks(state.process_index, state.num_processes, str(state.device))
