@@ -427,7 +427,9 @@ class DistillVectorEnv(VectorEnv):
     def _last_tokens(self) -> NDArray[np.int64]:
         return self._observation[np.arange(self.num_envs), self._prompt_lengths + self._lengths - 1]
 
-    def _teacher_draws(self, rows: NDArray[np.intp], positions: NDArray[np.int64], current: Tensor) -> NDArray[np.int64]:
+    def _teacher_draws(
+        self, rows: NDArray[np.intp], positions: NDArray[np.int64], current: Tensor
+    ) -> NDArray[np.int64]:
         """The teacher writes a token in `rows`, at these positions of their answers, from its log p there [m, V]."""
         self.teacher_use.tokens += len(rows)
         self._trace.append((rows, positions, np.zeros_like(rows), current))
@@ -499,8 +501,8 @@ class DistillVectorEnv(VectorEnv):
             chosen, (ids, starts, lengths) = self._objects[index], self._flat
             starts, lengths = starts[index], lengths[index]
         else:
-            chosen = _as_array([self._check_prompt(p) for p in prompts])
-            ids, starts, lengths = _flatten(chosen)
+            checked = [self._check_prompt(p) for p in prompts]
+            chosen, (ids, starts, lengths) = _as_array(checked), _flatten(checked)
         self._keys[rows] = keys
         self._episodes[rows] += 1
         row, column = np.nonzero(np.arange(self.max_prompt_length) < lengths[:, None])

@@ -26,6 +26,8 @@ def test_no_split_of_the_sorted_rows_is_cheaper(lengths: list[int], overhead: in
     assert price(groups, lengths, overhead) == min(price(split, lengths, overhead) for split in splits)
 
 
-@pytest.mark.parametrize(("overhead", "groups"), [(0, [[1, 3], [0], [2]]), (10, [[0, 1, 3], [2]]), (99, [[0, 1, 2, 3]])])
+@pytest.mark.parametrize(
+    ("overhead", "groups"), [(0, [[1, 3], [0], [2]]), (10, [[0, 1, 3], [2]]), (99, [[0, 1, 2, 3]])]
+)
 def test_the_dearer_a_pass_the_fewer(overhead: int, groups: list[list[int]]) -> None:
     assert length_groups([4, 1, 20, 1], overhead) == groups
