@@ -68,38 +68,59 @@ class Rollout:
         return self.tokens >= 0
 
 
+class _Line:
+    """Seconds as a line over an amount of work, fitted to the latest blocks."""
+
+    def __init__(self) -> None:
+        self._seen: list[tuple[float, float]] = []
+
+    def add(self, amount: float, seconds: float) -> None:
+        self._seen = [*self._seen[-63:], (amount, seconds)]
+
+    def __len__(self) -> int:
+        return len(self._seen)
+
+    def __call__(self, amount: NDArray[np.int64] | int) -> NDArray[np.float64]:
+        work, seconds = np.array(self._seen).T
+        slope, base = np.polyfit(work, seconds, 1) if np.ptp(work) > 0 else (0.0, seconds.mean())
+        if slope < 0:  # noise
+            slope, base = 0.0, seconds.mean()
+        return max(base, 1e-9) + slope * np.asarray(amount, np.float64)
+
+
 class DraftLength:
     """How many tokens to draft: the number that promises the most committed tokens a second.
 
-    With hard rate h a draft of K commits (1 - (1 - h)^K) / h tokens on average; its cost is K student steps and a
-    teacher block of K positions, a + b K seconds, both measured as the run goes. The choice changes the cost of a
+    With hard rate h a draft of K commits (1 - (1 - h)^K) / h tokens of a row on average; its cost is K student steps
+    over the rows that still write and a teacher pass over K positions of each, both lines a + b x measured as the run
+    goes: towards the end of a batch, when few rows are left, long drafts are cheap. The choice changes the cost of a
     rollout, never its outcome.
     """
 
     def __init__(self, longest: int) -> None:
         self.longest = longest
         self.hard_rate = 0.1
-        self.student_step = 0.0
-        self._blocks: list[tuple[int, float]] = []  # (positions a row, seconds), the latest
+        self._student, self._teacher = _Line(), _Line()  # a step by rows, a pass by positions
 
-    def choose(self) -> int:
-        if len(self._blocks) < 2 or self.student_step == 0.0:
+    def choose(self, rows: int) -> int:
+        """The draft length for a batch in which so many rows write."""
+        if len(self._teacher) < 2 or len(self._student) == 0:
             return min(8, self.longest)
-        widths, seconds = np.array(self._blocks, np.float64).T
-        slope, base = np.polyfit(widths, seconds, 1) if np.ptp(widths) > 0 else (0.0, seconds.mean())
         lengths = np.arange(1, self.longest + 1)
         h = min(max(self.hard_rate, 1e-6), 1.0)
         committed = (1 - (1 - h) ** lengths) / h
-        cost = lengths * self.student_step + max(base, 1e-9) + max(slope, 0.0) * lengths
-        return int(lengths[np.argmax(committed / cost)])
+        return int(lengths[np.argmax(committed / (lengths * self._student(rows) + self._teacher(rows * lengths)))])
 
-    def observe(self, hard: int, looked_at: int, student_step: float, width: int, seconds: float) -> None:
-        """Tell what a block showed: hard steps among states looked at, seconds a student step, and a teacher block."""
+    def observe(
+        self, rows: int, hard: int, looked_at: int, student_step: float, width: int, teacher_pass: float
+    ) -> None:
+        """Tell what a block of `rows` showed: hard steps among the states looked at, seconds of a student step (0: none
+        was made), and of a teacher pass over `width` positions a row."""
         if looked_at:
             self.hard_rate += 0.1 * (hard / looked_at - self.hard_rate)
         if student_step > 0:
-            self.student_step = student_step if self.student_step == 0 else 0.9 * self.student_step + 0.1 * student_step
-        self._blocks = [*self._blocks[-63:], (width, seconds)]
+            self._student.add(rows, student_step)
+        self._teacher.add(rows * width, teacher_pass)
 
 
 def collect(
@@ -286,8 +307,8 @@ class _Collector:
 
     def _block(self) -> None:
         """Draft, look ahead, gate, commit."""
-        n = len(self.active)
-        length = self.draft_length if isinstance(self.draft_length, int) else self.draft_length.choose()
+        n, writing = len(self.active), int(self.active.sum())
+        length = self.draft_length if isinstance(self.draft_length, int) else self.draft_length.choose(writing)
         room = np.where(self.active, self.horizon - self.lengths, 0)
         length = max(1, min(length, self.core.chunk, int(room.max())))
         keys = self.keys[self.episode]
@@ -334,7 +355,7 @@ class _Collector:
         if isinstance(self.draft_length, DraftLength):
             looked_at = np.minimum(first + 1, states)[~handed_over]
             hard = int((first < states)[~handed_over].sum())
-            self.draft_length.observe(hard, int(looked_at.sum()), self._pace, width, looked)
+            self.draft_length.observe(writing, hard, int(looked_at.sum()), self._pace, width, looked)
         self._commit(actions[:, :used], own, student, reward, info)
         self._finish(np.flatnonzero((terminated | truncated) & self.active))
 
