@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -186,7 +185,7 @@ def read_references(
         ledger.teacher_passes = core.teacher_use.passes - before[0]
         ledger.teacher_positions = core.teacher_use.positions - before[1]
     ledger.seconds = ledger.teacher_seconds = time.perf_counter() - started
-    teacher, kept_ids = _join(kept, ids) if keep_teacher else (None, None)
+    teacher, kept_ids = _join(kept, ids, np.arange(sum(map(len, kept)))) if keep_teacher else (None, None)
     empty = torch.zeros(tokens.shape, dtype=torch.float64)
     return Rollout(
         list(prompts),
@@ -338,7 +337,7 @@ class _Collector:
         if self.reads_teacher:
             along = np.where(np.arange(1, width) < states[:, None], tokens[:, : width - 1], PAD)
             log_probs = self.env.unwrapped.lookahead(torch.from_numpy(along))  # [n, width, V]
-            if bool(torch.isnan(log_probs[torch.from_numpy(self.active), 0]).any()):
+            if bool(torch.isnan(log_probs[torch.from_numpy(self.active), 0, 0]).any()):  # as a softmax is, all or none
                 raise FloatingPointError("teacher: its log-probabilities are not numbers; check its weights and dtype")
         looked = time.perf_counter() - clock
         if self.writer.reads_models and student is not None:  # None: all rows are handed over
@@ -397,7 +396,7 @@ class _Collector:
         self.ledger.drafted += int((tokens >= 0).sum())
         visited += visited[-1:] * (length - len(visited))
         student = torch.stack(visited, 1)
-        if bool(torch.isnan(student[torch.from_numpy(tokens >= 0)]).any()):
+        if bool(torch.isnan(student[..., 0][torch.from_numpy(tokens >= 0)]).any()):  # as a softmax is, all or none
             raise FloatingPointError("student: its log-probabilities are not numbers; lower the learning rate")
         return tokens, student
 
@@ -503,20 +502,26 @@ class _Collector:
         if not self.keep_teacher:
             return None, None
         episode, place, parts, ids = zip(*self.kept, strict=True)
-        order = torch.from_numpy(np.lexsort((np.concatenate(place), np.concatenate(episode))))
-        teacher, joined = _join(parts, ids)
-        return teacher[order], None if joined is None else joined[order]
+        return _join(parts, ids, np.lexsort((np.concatenate(place), np.concatenate(episode))))
 
 
-def _join(parts: Sequence[Tensor], ids: Sequence[Tensor | None]) -> tuple[Tensor, Tensor | None]:
-    """Join teacher rows [m, k + 1] and their supports [m, k]; a nucleus differs in size from part to part."""
-    known = [i for i in ids if i is not None]
-    if not known:
-        return torch.cat(list(parts)), None
-    width = max(i.shape[1] for i in known)
-    widened = []
-    for part, support_ids in zip(parts, known, strict=True):
-        missing = width - support_ids.shape[1]
-        gap = part.new_full((len(part), missing), LOG_ZERO)  # the tail stays last
-        widened.append((torch.cat([part[:, :-1], gap, part[:, -1:]], 1), F.pad(support_ids, (0, missing), value=PAD)))
-    return torch.cat([t for t, _ in widened]), torch.cat([i for _, i in widened])
+def _join(
+    parts: Sequence[Tensor], ids: Sequence[Tensor | None], order: NDArray[np.int64]
+) -> tuple[Tensor, Tensor | None]:
+    """Teacher rows [m, k + 1] and their supports [m, k], joined; row `order[i]` of all goes to place i. A nucleus
+    differs in size from part to part: places without an id hold log 0; the tail stays last."""
+    place = np.empty_like(order)
+    place[order] = np.arange(len(order))
+    widest = max(part.shape[1] for part in parts)
+    teacher = parts[0].new_empty(len(order), widest)
+    joined = None if ids[0] is None else ids[0].new_full((len(order), widest - 1), PAD)
+    begin = 0
+    for part, support_ids in zip(parts, ids, strict=True):
+        rows = torch.from_numpy(place[begin : begin + len(part)])
+        begin += len(part)
+        if joined is not None and support_ids is not None:
+            missing = widest - part.shape[1]
+            joined[rows, : widest - 1 - missing] = support_ids
+            part = torch.cat([part[:, :-1], part.new_full((len(part), missing), LOG_ZERO), part[:, -1:]], 1)
+        teacher[rows] = part
+    return teacher, joined

@@ -322,7 +322,8 @@ class DistillVectorEnv(VectorEnv):
             positions.append(position)
             flat = log_probs.dim() == 2  # the teacher's own draws come as [m, V], an agent's chunk as [n, k, V]
             parts.append(log_probs if flat else log_probs[torch.from_numpy(row), torch.from_numpy(column)])
-        return np.concatenate(rows), np.concatenate(positions), torch.cat(parts)
+        joined = parts[0] if len(parts) == 1 else torch.cat(parts)
+        return np.concatenate(rows), np.concatenate(positions), joined
 
     def render(self) -> tuple[str, ...] | None:
         """The answers so far, one text a row; what the teacher wrote is red."""

@@ -80,10 +80,13 @@ class Reader:
             self.use.passes += 1
             self.use.positions += int(pending.sum() + counts.sum())
             # row j of the result lies at column pending - 1 + j of `after`; -1 is what was known before
-            index = torch.from_numpy(pending - 1)[:, None] + torch.arange(drafted + 1)  # [n, K + 1]
-            at = index.clamp(0, width - 1)
-            gathered = after if width == drafted + 1 == 1 else after[torch.arange(n)[:, None], at]
-            result = torch.where((index >= 0)[..., None], gathered, result)
+            least = int(pending[live].min())
+            if least > 0 and least + drafted == width:  # as a rule: one token waits in every row; nothing is copied
+                result = after[:, least - 1 :]
+            else:
+                index = torch.from_numpy(pending - 1)[:, None] + torch.arange(drafted + 1)  # [n, K + 1]
+                gathered = after[torch.arange(n)[:, None], index.clamp(0, width - 1)]
+                result = torch.where((index >= 0)[..., None], gathered, result)
             self.log_probs = result[:, 0]  # of a row without tokens that wait: what it was
             self.read = self.read + pending + counts
         self._draft, self._said = draft.clone(), result
