@@ -270,6 +270,7 @@ class _Collector:
         self.ledger.teacher_positions = use.positions - before[1]
         self.ledger.teacher_tokens = use.tokens - before[2]
         self.ledger.seconds = time.perf_counter() - started
+        self.core.release()
         longest = int((self.tokens >= 0).sum(1).max())
         teacher, ids = self._kept_rows()
         return Rollout(
@@ -324,7 +325,7 @@ class _Collector:
         handed_over = self.carry.handed_over.numpy() > 0
         known_first[handed_over] = 0
 
-        tokens, student = self._draft(np.minimum(room, known_first), length, keys)
+        tokens, picked, student = self._draft(np.minimum(room, known_first), length, keys)
         drafted = (tokens >= 0).sum(1)
         ended = (tokens == self.core.task.eos_token_id).any(1)
         # states that exist: one for every drafted token, and the one at which a rewrite is known
@@ -340,7 +341,7 @@ class _Collector:
             if bool(torch.isnan(log_probs[torch.from_numpy(self.active), 0, 0]).any()):  # as a softmax is, all or none
                 raise FloatingPointError("teacher: its log-probabilities are not numbers; check its weights and dtype")
         looked = time.perf_counter() - clock
-        if self.writer.reads_models and student is not None:  # None: all rows are handed over
+        if student is not None:
             first = self._gate(tokens, states, student, log_probs, gate_uniforms, episode_uniforms)
         own = np.minimum(first, drafted)
         actions = np.where(np.arange(length) < own[:, None], tokens, PAD)
@@ -355,21 +356,23 @@ class _Collector:
             looked_at = np.minimum(first + 1, states)[~handed_over]
             hard = int((first < states)[~handed_over].sum())
             self.draft_length.observe(writing, hard, int(looked_at.sum()), self._pace, width, looked)
-        self._commit(actions[:, :used], own, student, reward, info)
+        self._commit(actions[:, :used], own, picked, reward, info)
         self._finish(np.flatnonzero((terminated | truncated) & self.active))
 
     def _draft(
         self, limit: NDArray[np.int64], length: int, keys: NDArray[np.uint64]
-    ) -> tuple[NDArray[np.int64], Tensor | None]:
+    ) -> tuple[NDArray[np.int64], Tensor, Tensor | None]:
         """The student draws up to `limit[i]` tokens in row i.
 
         Returns:
-            tokens int64 [n, K], padded with -1, and the student's log p at each of these states [n, K, V].
+            tokens int64 [n, K], padded with -1, the student's log q of each [n, K], and for a gate that reads models
+            its log q at each of these states [n, K, V]; None if all rows are handed over.
         """
         n = len(self.active)
         tokens = np.full((n, length), PAD, np.int64)
+        picked = torch.zeros(n, length, dtype=torch.float64)
         if not (limit > 0).any():
-            return tokens, None
+            return tokens, picked, None
         clock = time.perf_counter()
         drafting = limit > 0
         unread = np.where(drafting, self.lengths - self.read, 0)
@@ -381,9 +384,12 @@ class _Collector:
             self.read = self.read + unread
         visited = []
         for k in range(length):
-            visited.append(self.current)
-            draws = uniform(keys, self.lengths + k, Purpose.STUDENT)
-            tokens[:, k] = np.where(drafting, inverse_cdf(self.current, draws).numpy(), PAD)
+            if bool(torch.isnan(self.current[torch.from_numpy(drafting), 0]).any()):  # as a softmax is, all or none
+                raise FloatingPointError("student: its log-probabilities are not numbers; lower the learning rate")
+            drawn = inverse_cdf(self.current, uniform(keys, self.lengths + k, Purpose.STUDENT))
+            visited += [self.current] * self.writer.reads_models
+            picked[:, k] = self.current.gather(1, drawn[:, None])[:, 0]
+            tokens[:, k] = np.where(drafting, drawn.numpy(), PAD)
             drafting = drafting & (tokens[:, k] != self.core.task.eos_token_id) & (k + 1 < limit)
             if k + 1 == length or not drafting.any():
                 break
@@ -391,14 +397,11 @@ class _Collector:
             self.current = self.student.extend(step[:, None])[:, 0]
             self.read = self.read + drafting
         seconds = time.perf_counter() - clock
-        self._pace = seconds / len(visited)
+        self._pace = seconds / (k + 1)
         self.ledger.student_seconds += seconds
         self.ledger.drafted += int((tokens >= 0).sum())
         visited += visited[-1:] * (length - len(visited))
-        student = torch.stack(visited, 1)
-        if bool(torch.isnan(student[..., 0][torch.from_numpy(tokens >= 0)]).any()):  # as a softmax is, all or none
-            raise FloatingPointError("student: its log-probabilities are not numbers; lower the learning rate")
-        return tokens, student
+        return tokens, picked, torch.stack(visited, 1) if visited else None
 
     _pace = 0.0  # seconds a student step took in the last block
 
@@ -442,7 +445,7 @@ class _Collector:
         self,
         actions: NDArray[np.int64],
         own: NDArray[np.int64],
-        student: Tensor | None,
+        picked: Tensor,
         reward: NDArray[np.float64],
         info: dict[str, Any],
     ) -> None:
@@ -465,12 +468,7 @@ class _Collector:
             ended = np.flatnonzero(info["_grade"])
             self.grades[self.episode[ended]] = info["grade"][ended]
         rows, columns = np.nonzero(np.arange(actions.shape[1]) < own[:, None])
-        if len(rows):
-            assert student is not None
-            chosen = torch.from_numpy(actions[rows, columns])
-            picked = student[torch.from_numpy(rows), torch.from_numpy(columns), chosen]
-            place = self.lengths[rows] + columns
-            self.token_log_prob[self.episode[rows], place] = picked.double()
+        self.token_log_prob[self.episode[rows], self.lengths[rows] + columns] = picked[rows, columns]
         self.ledger.committed += int(own.sum())
         if self.keep_teacher:
             rows, place, log_probs = self.core.executed_log_probs()

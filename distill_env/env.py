@@ -325,6 +325,12 @@ class DistillVectorEnv(VectorEnv):
         joined = parts[0] if len(parts) == 1 else torch.cat(parts)
         return np.concatenate(rows), np.concatenate(positions), joined
 
+    def release(self) -> None:
+        """Give up the distributions that the last look-ahead and the last step are remembered by, which of a large
+        vocabulary are large; nothing else changes."""
+        self._trace = []
+        self._reader.rewind(self._lengths, ~self._ended)
+
     def render(self) -> tuple[str, ...] | None:
         """The answers so far, one text a row; what the teacher wrote is red."""
         if self.render_mode != "ansi":
@@ -342,7 +348,7 @@ class DistillVectorEnv(VectorEnv):
         )
 
     def close_extras(self, **kwargs: Any) -> None:
-        self._trace = []
+        self.release()
 
     # ------------------------------------------------------------------ pickling: by name and state, never by cache
 

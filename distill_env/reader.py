@@ -87,7 +87,7 @@ class Reader:
                 index = torch.from_numpy(pending - 1)[:, None] + torch.arange(drafted + 1)  # [n, K + 1]
                 gathered = after[torch.arange(n)[:, None], index.clamp(0, width - 1)]
                 result = torch.where((index >= 0)[..., None], gathered, result)
-            self.log_probs = result[:, 0]  # of a row without tokens that wait: what it was
+            self.log_probs = result[:, 0].clone()  # which keeps no draft alive
             self.read = self.read + pending + counts
         self._draft, self._said = draft.clone(), result
         return result

@@ -61,6 +61,9 @@ class _SlotCache(Cache):
             buffers[:] = [buffer[:, :, :width][source.to(buffer.device)] for buffer in buffers]
 
 
+_NUMBERS = 2**22  # log-probabilities that are computed at a time
+
+
 class CausalLM:
     """A `TrainableModel` over a Transformers model; one object holds one batch of rows.
 
@@ -239,10 +242,13 @@ class CausalLM:
             busy = torch.arange(len(self._rows))
         logical = self._rows[busy]
         hidden = self._forward(busy, tokens[logical, :longest])
-        if len(logical) == self._n and present.all():
+        if len(logical) == self._n and present.all() and tokens.numel() * self.vocab_size <= _NUMBERS:
             return self.head(hidden).cpu()
         out = self._empty(*tokens.shape)
-        out[present] = self.head(hidden[present[logical, :longest].to(hidden.device)]).cpu()
+        states = hidden[present[logical, :longest].to(hidden.device)]  # [m, d]
+        places = present.nonzero()
+        for part, place in zip(*(x.split(max(1, _NUMBERS // self.vocab_size)) for x in (states, places)), strict=True):
+            out[place[:, 0], place[:, 1]] = self.head(part).cpu()
         return out
 
     def rewind(self, lengths: Sequence[int] | Tensor) -> None:

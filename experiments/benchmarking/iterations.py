@@ -92,13 +92,21 @@ def child(config: Config, name: str, *arguments: object) -> dict[str, Any]:
 
 
 def measure_peers(config: Config) -> dict[str, list[dict[str, Any]]]:
-    """Iterations of ours and of TRL's trainers, taking turns."""
-    names = ("gated", "rkl", "DistillationTrainer", "GKDTrainer")
-    results: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    """Iterations of ours and of TRL's trainers, taking turns; ours also with a micro-batch of two answers."""
+    small = ("--micro-batch", 2)
+    contenders: dict[str, tuple[object, ...]] = {
+        "gated": ("gated",),
+        "rkl": ("rkl",),
+        "gated, micro-batch 2": ("gated", *small),
+        "rkl, micro-batch 2": ("rkl", *small),
+        "DistillationTrainer": ("DistillationTrainer",),
+        "GKDTrainer": ("GKDTrainer",),
+    }
+    results: dict[str, list[dict[str, Any]]] = {name: [] for name in contenders}
     for _ in range(config.repetitions):
-        for name in names:
+        for label, (name, *more) in contenders.items():
             size = ("--rows", config.batch, "--new-tokens", config.new_tokens, "--steps", 2)
-            results[name].append(child(config, name, *size))
+            results[label].append(child(config, str(name), *size, *more))
     return results
 
 
