@@ -39,8 +39,9 @@ class DistillConfig:
     micro_batch: int = 0
     """Answers in one forward and backward pass; their gradients are accumulated to that of the batch, which stays the
     same. 0 takes the whole batch."""
-    chunk_positions: int = 1024
-    """Positions whose distributions over the vocabulary exist at a time."""
+    chunk_positions: int = 0
+    """Positions whose distributions over the vocabulary exist at a time in the update. 0: as many as make 4 million
+    numbers, on a GPU 64 million, but from 64 to 1,024."""
     draft_length: int = 0
     """Tokens the student drafts before the teacher looks; 0 adapts it, 1 is token by token. It changes no result."""
     seed: int = 0
@@ -50,13 +51,12 @@ class DistillConfig:
         check_types(self)
         check_range(self, "seed", least=0, most=LARGEST_SEED)
         check_range(self, "learning_rate", finite=True)
-        for name in ("batch_size", "chunk_positions"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: {getattr(self, name)} is not at least 1")
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size: {self.batch_size} is not at least 1")
         for name in ("learning_rate", "max_grad_norm"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}: {getattr(self, name)} is not positive")
-        for name in ("warmup_iterations", "decay_iterations", "micro_batch", "draft_length"):
+        for name in ("warmup_iterations", "decay_iterations", "micro_batch", "draft_length", "chunk_positions"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: {getattr(self, name)} is negative")
         if not 0 <= self.weight_decay < math.inf:
@@ -70,6 +70,11 @@ class DistillConfig:
             raise ValueError(f"decay_iterations: {self.decay_iterations} with schedule constant; accepted: 0")
         if self.schedule == "cosine" and not self.decay_iterations:
             raise ValueError("decay_iterations: 0 with schedule cosine; accepted: at least 1, as a rule --iterations")
+
+    def positions_at_a_time(self, vocab_size: int, on_gpu: bool) -> int:
+        """`chunk_positions`, chosen by the size of a distribution if it is 0."""
+        numbers = 2**26 if on_gpu else 2**22
+        return self.chunk_positions or min(max(numbers // vocab_size, 64), 1024)
 
 
 @dataclass(frozen=True)

@@ -195,7 +195,7 @@ class DistillAgent:
             leaf = features.detach().requires_grad_(features.requires_grad)
             states = _States(rollout, rows, future, weight, int(offsets[begin]), features.device)
             reverse_weight = self._weight_with_memory(rollout, rows, leaf, states)
-            for chunk in _chunks(len(leaf), self.config.chunk_positions):
+            for chunk in self._chunks(leaf):
                 loss = self._chunk_loss(leaf[chunk], states, chunk, reverse_weight, sums)
                 (loss / count).backward()
                 self.optimizer.gather()
@@ -246,6 +246,10 @@ class DistillAgent:
         _add(sums, "train/entropy", entropy(log_probs.detach()))
         return loss.sum()
 
+    def _chunks(self, features: Tensor) -> Iterator[slice]:
+        on_gpu = features.device.type != "cpu"
+        return _chunks(len(features), self.config.positions_at_a_time(self.student.vocab_size, on_gpu))
+
     def _weight(self, student: Tensor, teacher: Tensor, tokens: Tensor, own: Tensor) -> Tensor:
         """lambda of states [m]: by who wrote, or by a gate without memory."""
         gate = self.method.weighting_gate()
@@ -263,7 +267,7 @@ class DistillAgent:
         if gate is None or not gate.remembers:
             return None
         scores = []
-        for chunk in _chunks(len(features), self.config.chunk_positions):
+        for chunk in self._chunks(features):
             teacher, ids = states.teacher(chunk)
             student = project(self.student.head(features[chunk]), ids)
             scores.append(raw_score(gate, student[:, None], teacher[:, None], _lone_states(states.tokens[chunk])))
@@ -303,7 +307,7 @@ class DistillAgent:
             prompts = [p.ids for p in rollout.prompts[rows]]
             features = self.student.features(prompts, rollout.tokens[rows], mask[rows])
             tokens = rollout.tokens[rows][mask[rows]]
-            for chunk in _chunks(len(tokens), self.config.chunk_positions):
+            for chunk in self._chunks(features):
                 log_probs = finite(self.student.head(features[chunk])).cpu()
                 parts.append(_of_tokens(log_probs, tokens[chunk]))
         assert rollout.teacher is not None

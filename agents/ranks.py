@@ -154,6 +154,7 @@ class Ranks:
         for part in _parts(student):
             part.set_gradient_divide_factor(1.0)  # sums, not means
             part.set_force_sum_reduction_for_comms(True)  # gloo knows no other
+        student.pass_overhead = 2**62  # all processes make one pass, however long their answers are
         outside = [name for name, parameter in model.named_parameters() if not isinstance(parameter, DTensor)]
         if outside:
             raise ValueError(f"use_fsdp: {outside[0]} of {type(model).__name__} is in neither its decoder nor its head")

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -68,38 +67,59 @@ class Rollout:
         return self.tokens >= 0
 
 
+class _Line:
+    """Seconds as a line over an amount of work, fitted to the latest blocks."""
+
+    def __init__(self) -> None:
+        self._seen: list[tuple[float, float]] = []
+
+    def add(self, amount: float, seconds: float) -> None:
+        self._seen = [*self._seen[-63:], (amount, seconds)]
+
+    def __len__(self) -> int:
+        return len(self._seen)
+
+    def __call__(self, amount: NDArray[np.int64] | int) -> NDArray[np.float64]:
+        work, seconds = np.array(self._seen).T
+        slope, base = np.polyfit(work, seconds, 1) if np.ptp(work) > 0 else (0.0, seconds.mean())
+        if slope < 0:  # noise
+            slope, base = 0.0, seconds.mean()
+        return max(base, 1e-9) + slope * np.asarray(amount, np.float64)
+
+
 class DraftLength:
     """How many tokens to draft: the number that promises the most committed tokens a second.
 
-    With hard rate h a draft of K commits (1 - (1 - h)^K) / h tokens on average; its cost is K student steps and a
-    teacher block of K positions, a + b K seconds, both measured as the run goes. The choice changes the cost of a
+    With hard rate h a draft of K commits (1 - (1 - h)^K) / h tokens of a row on average; its cost is K student steps
+    over the rows that still write and a teacher pass over K positions of each, both lines a + b x measured as the run
+    goes: towards the end of a batch, when few rows are left, long drafts are cheap. The choice changes the cost of a
     rollout, never its outcome.
     """
 
     def __init__(self, longest: int) -> None:
         self.longest = longest
         self.hard_rate = 0.1
-        self.student_step = 0.0
-        self._blocks: list[tuple[int, float]] = []  # (positions a row, seconds), the latest
+        self._student, self._teacher = _Line(), _Line()  # a step by rows, a pass by positions
 
-    def choose(self) -> int:
-        if len(self._blocks) < 2 or self.student_step == 0.0:
+    def choose(self, rows: int) -> int:
+        """The draft length for a batch in which so many rows write."""
+        if len(self._teacher) < 2 or len(self._student) == 0:
             return min(8, self.longest)
-        widths, seconds = np.array(self._blocks, np.float64).T
-        slope, base = np.polyfit(widths, seconds, 1) if np.ptp(widths) > 0 else (0.0, seconds.mean())
         lengths = np.arange(1, self.longest + 1)
         h = min(max(self.hard_rate, 1e-6), 1.0)
         committed = (1 - (1 - h) ** lengths) / h
-        cost = lengths * self.student_step + max(base, 1e-9) + max(slope, 0.0) * lengths
-        return int(lengths[np.argmax(committed / cost)])
+        return int(lengths[np.argmax(committed / (lengths * self._student(rows) + self._teacher(rows * lengths)))])
 
-    def observe(self, hard: int, looked_at: int, student_step: float, width: int, seconds: float) -> None:
-        """Tell what a block showed: hard steps among states looked at, seconds a student step, and a teacher block."""
+    def observe(
+        self, rows: int, hard: int, looked_at: int, student_step: float, width: int, teacher_pass: float
+    ) -> None:
+        """Tell what a block of `rows` showed: hard steps among the states looked at, seconds of a student step (0: none
+        was made), and of a teacher pass over `width` positions a row."""
         if looked_at:
             self.hard_rate += 0.1 * (hard / looked_at - self.hard_rate)
         if student_step > 0:
-            self.student_step = student_step if self.student_step == 0 else 0.9 * self.student_step + 0.1 * student_step
-        self._blocks = [*self._blocks[-63:], (width, seconds)]
+            self._student.add(rows, student_step)
+        self._teacher.add(rows * width, teacher_pass)
 
 
 def collect(
@@ -165,7 +185,7 @@ def read_references(
         ledger.teacher_passes = core.teacher_use.passes - before[0]
         ledger.teacher_positions = core.teacher_use.positions - before[1]
     ledger.seconds = ledger.teacher_seconds = time.perf_counter() - started
-    teacher, kept_ids = _join(kept, ids) if keep_teacher else (None, None)
+    teacher, kept_ids = _join(kept, ids, np.arange(sum(map(len, kept)))) if keep_teacher else (None, None)
     empty = torch.zeros(tokens.shape, dtype=torch.float64)
     return Rollout(
         list(prompts),
@@ -250,6 +270,7 @@ class _Collector:
         self.ledger.teacher_positions = use.positions - before[1]
         self.ledger.teacher_tokens = use.tokens - before[2]
         self.ledger.seconds = time.perf_counter() - started
+        self.core.release()
         longest = int((self.tokens >= 0).sum(1).max())
         teacher, ids = self._kept_rows()
         return Rollout(
@@ -286,8 +307,8 @@ class _Collector:
 
     def _block(self) -> None:
         """Draft, look ahead, gate, commit."""
-        n = len(self.active)
-        length = self.draft_length if isinstance(self.draft_length, int) else self.draft_length.choose()
+        n, writing = len(self.active), int(self.active.sum())
+        length = self.draft_length if isinstance(self.draft_length, int) else self.draft_length.choose(writing)
         room = np.where(self.active, self.horizon - self.lengths, 0)
         length = max(1, min(length, self.core.chunk, int(room.max())))
         keys = self.keys[self.episode]
@@ -304,7 +325,7 @@ class _Collector:
         handed_over = self.carry.handed_over.numpy() > 0
         known_first[handed_over] = 0
 
-        tokens, student = self._draft(np.minimum(room, known_first), length, keys)
+        tokens, picked, student = self._draft(np.minimum(room, known_first), length, keys)
         drafted = (tokens >= 0).sum(1)
         ended = (tokens == self.core.task.eos_token_id).any(1)
         # states that exist: one for every drafted token, and the one at which a rewrite is known
@@ -317,10 +338,10 @@ class _Collector:
         if self.reads_teacher:
             along = np.where(np.arange(1, width) < states[:, None], tokens[:, : width - 1], PAD)
             log_probs = self.env.unwrapped.lookahead(torch.from_numpy(along))  # [n, width, V]
-            if bool(torch.isnan(log_probs[torch.from_numpy(self.active), 0]).any()):
+            if bool(torch.isnan(log_probs[torch.from_numpy(self.active), 0, 0]).any()):  # as a softmax is, all or none
                 raise FloatingPointError("teacher: its log-probabilities are not numbers; check its weights and dtype")
         looked = time.perf_counter() - clock
-        if self.writer.reads_models and student is not None:  # None: all rows are handed over
+        if student is not None:
             first = self._gate(tokens, states, student, log_probs, gate_uniforms, episode_uniforms)
         own = np.minimum(first, drafted)
         actions = np.where(np.arange(length) < own[:, None], tokens, PAD)
@@ -334,22 +355,24 @@ class _Collector:
         if isinstance(self.draft_length, DraftLength):
             looked_at = np.minimum(first + 1, states)[~handed_over]
             hard = int((first < states)[~handed_over].sum())
-            self.draft_length.observe(hard, int(looked_at.sum()), self._pace, width, looked)
-        self._commit(actions[:, :used], own, student, reward, info)
+            self.draft_length.observe(writing, hard, int(looked_at.sum()), self._pace, width, looked)
+        self._commit(actions[:, :used], own, picked, reward, info)
         self._finish(np.flatnonzero((terminated | truncated) & self.active))
 
     def _draft(
         self, limit: NDArray[np.int64], length: int, keys: NDArray[np.uint64]
-    ) -> tuple[NDArray[np.int64], Tensor | None]:
+    ) -> tuple[NDArray[np.int64], Tensor, Tensor | None]:
         """The student draws up to `limit[i]` tokens in row i.
 
         Returns:
-            tokens int64 [n, K], padded with -1, and the student's log p at each of these states [n, K, V].
+            tokens int64 [n, K], padded with -1, the student's log q of each [n, K], and for a gate that reads models
+            its log q at each of these states [n, K, V]; None if all rows are handed over.
         """
         n = len(self.active)
         tokens = np.full((n, length), PAD, np.int64)
+        picked = torch.zeros(n, length, dtype=torch.float64)
         if not (limit > 0).any():
-            return tokens, None
+            return tokens, picked, None
         clock = time.perf_counter()
         drafting = limit > 0
         unread = np.where(drafting, self.lengths - self.read, 0)
@@ -361,9 +384,12 @@ class _Collector:
             self.read = self.read + unread
         visited = []
         for k in range(length):
-            visited.append(self.current)
-            draws = uniform(keys, self.lengths + k, Purpose.STUDENT)
-            tokens[:, k] = np.where(drafting, inverse_cdf(self.current, draws).numpy(), PAD)
+            if bool(torch.isnan(self.current[torch.from_numpy(drafting), 0]).any()):  # as a softmax is, all or none
+                raise FloatingPointError("student: its log-probabilities are not numbers; lower the learning rate")
+            drawn = inverse_cdf(self.current, uniform(keys, self.lengths + k, Purpose.STUDENT))
+            visited += [self.current] * self.writer.reads_models
+            picked[:, k] = self.current.gather(1, drawn[:, None])[:, 0]
+            tokens[:, k] = np.where(drafting, drawn.numpy(), PAD)
             drafting = drafting & (tokens[:, k] != self.core.task.eos_token_id) & (k + 1 < limit)
             if k + 1 == length or not drafting.any():
                 break
@@ -371,14 +397,11 @@ class _Collector:
             self.current = self.student.extend(step[:, None])[:, 0]
             self.read = self.read + drafting
         seconds = time.perf_counter() - clock
-        self._pace = seconds / len(visited)
+        self._pace = seconds / (k + 1)
         self.ledger.student_seconds += seconds
         self.ledger.drafted += int((tokens >= 0).sum())
         visited += visited[-1:] * (length - len(visited))
-        student = torch.stack(visited, 1)
-        if bool(torch.isnan(student[torch.from_numpy(tokens >= 0)]).any()):
-            raise FloatingPointError("student: its log-probabilities are not numbers; lower the learning rate")
-        return tokens, student
+        return tokens, picked, torch.stack(visited, 1) if visited else None
 
     _pace = 0.0  # seconds a student step took in the last block
 
@@ -422,7 +445,7 @@ class _Collector:
         self,
         actions: NDArray[np.int64],
         own: NDArray[np.int64],
-        student: Tensor | None,
+        picked: Tensor,
         reward: NDArray[np.float64],
         info: dict[str, Any],
     ) -> None:
@@ -445,12 +468,7 @@ class _Collector:
             ended = np.flatnonzero(info["_grade"])
             self.grades[self.episode[ended]] = info["grade"][ended]
         rows, columns = np.nonzero(np.arange(actions.shape[1]) < own[:, None])
-        if len(rows):
-            assert student is not None
-            chosen = torch.from_numpy(actions[rows, columns])
-            picked = student[torch.from_numpy(rows), torch.from_numpy(columns), chosen]
-            place = self.lengths[rows] + columns
-            self.token_log_prob[self.episode[rows], place] = picked.double()
+        self.token_log_prob[self.episode[rows], self.lengths[rows] + columns] = picked[rows, columns]
         self.ledger.committed += int(own.sum())
         if self.keep_teacher:
             rows, place, log_probs = self.core.executed_log_probs()
@@ -482,20 +500,26 @@ class _Collector:
         if not self.keep_teacher:
             return None, None
         episode, place, parts, ids = zip(*self.kept, strict=True)
-        order = torch.from_numpy(np.lexsort((np.concatenate(place), np.concatenate(episode))))
-        teacher, joined = _join(parts, ids)
-        return teacher[order], None if joined is None else joined[order]
+        return _join(parts, ids, np.lexsort((np.concatenate(place), np.concatenate(episode))))
 
 
-def _join(parts: Sequence[Tensor], ids: Sequence[Tensor | None]) -> tuple[Tensor, Tensor | None]:
-    """Join teacher rows [m, k + 1] and their supports [m, k]; a nucleus differs in size from part to part."""
-    known = [i for i in ids if i is not None]
-    if not known:
-        return torch.cat(list(parts)), None
-    width = max(i.shape[1] for i in known)
-    widened = []
-    for part, support_ids in zip(parts, known, strict=True):
-        missing = width - support_ids.shape[1]
-        gap = part.new_full((len(part), missing), LOG_ZERO)  # the tail stays last
-        widened.append((torch.cat([part[:, :-1], gap, part[:, -1:]], 1), F.pad(support_ids, (0, missing), value=PAD)))
-    return torch.cat([t for t, _ in widened]), torch.cat([i for _, i in widened])
+def _join(
+    parts: Sequence[Tensor], ids: Sequence[Tensor | None], order: NDArray[np.int64]
+) -> tuple[Tensor, Tensor | None]:
+    """Teacher rows [m, k + 1] and their supports [m, k], joined; row `order[i]` of all goes to place i. A nucleus
+    differs in size from part to part: places without an id hold log 0; the tail stays last."""
+    place = np.empty_like(order)
+    place[order] = np.arange(len(order))
+    widest = max(part.shape[1] for part in parts)
+    teacher = parts[0].new_empty(len(order), widest)
+    joined = None if ids[0] is None else ids[0].new_full((len(order), widest - 1), PAD)
+    begin = 0
+    for part, support_ids in zip(parts, ids, strict=True):
+        rows = torch.from_numpy(place[begin : begin + len(part)])
+        begin += len(part)
+        if joined is not None and support_ids is not None:
+            missing = widest - part.shape[1]
+            joined[rows, : widest - 1 - missing] = support_ids
+            part = torch.cat([part[:, :-1], part.new_full((len(part), missing), LOG_ZERO), part[:, -1:]], 1)
+        teacher[rows] = part
+    return teacher, joined

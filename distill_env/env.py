@@ -193,7 +193,8 @@ class DistillVectorEnv(VectorEnv):
         self._width = chunk if rewrite_span == "token" else self.max_new_tokens
         self._observation = np.full((n, length), PAD, np.int64)
         self._rewritten = np.zeros((n, length), np.bool_)
-        self._prompts: list[Prompt] = [self.prompts[0]] * n
+        self._objects, self._flat = _as_array(self.prompts), _flatten(self.prompts)
+        self._prompts = np.full(n, self.prompts[0], object)
         self._prompt_lengths = np.zeros(n, np.int64)
         self._lengths = np.zeros(n, np.int64)  # tokens of the answer
         self._seeds = np.zeros(n, np.uint64)
@@ -300,13 +301,14 @@ class DistillVectorEnv(VectorEnv):
             raise ValueError(
                 f"tokens: accepted: [{self.num_envs}, K], ids below {self.vocab_size}, padded with {PAD} on the right"
             )
-        self._reader.rewind(self._lengths, ~self._ended)
-        return self._reader.look(self._unread(), tokens, ~self._ended)
+        return self._look(tokens)
 
-    def _unread(self) -> NDArray[np.int64]:
-        """What stands of every answer and the teacher has not read, [n, w]."""
+    def _look(self, tokens: Tensor) -> Tensor:
+        live = ~self._ended
+        self._reader.rewind(self._lengths, live)
         start, stop = self._prompt_lengths + self._reader.read, self._prompt_lengths + self._lengths
-        return cut(self._observation, start, stop, max(0, int((stop - start).max())))
+        unread = cut(self._observation, start, stop, max(0, int((stop - start).max())))  # what stands, [n, w]
+        return self._reader.look(unread, tokens, live)
 
     def executed_log_probs(self) -> tuple[NDArray[np.int64], NDArray[np.int64], Tensor]:
         """The teacher at every state at which the last `step` executed a token, none of them computed anew.
@@ -320,7 +322,14 @@ class DistillVectorEnv(VectorEnv):
             positions.append(position)
             flat = log_probs.dim() == 2  # the teacher's own draws come as [m, V], an agent's chunk as [n, k, V]
             parts.append(log_probs if flat else log_probs[torch.from_numpy(row), torch.from_numpy(column)])
-        return np.concatenate(rows), np.concatenate(positions), torch.cat(parts)
+        joined = parts[0] if len(parts) == 1 else torch.cat(parts)
+        return np.concatenate(rows), np.concatenate(positions), joined
+
+    def release(self) -> None:
+        """Give up the distributions that the last look-ahead and the last step are remembered by, which of a large
+        vocabulary are large; nothing else changes."""
+        self._trace = []
+        self._reader.rewind(self._lengths, ~self._ended)
 
     def render(self) -> tuple[str, ...] | None:
         """The answers so far, one text a row; what the teacher wrote is red."""
@@ -339,7 +348,7 @@ class DistillVectorEnv(VectorEnv):
         )
 
     def close_extras(self, **kwargs: Any) -> None:
-        self._trace = []
+        self.release()
 
     # ------------------------------------------------------------------ pickling: by name and state, never by cache
 
@@ -375,22 +384,28 @@ class DistillVectorEnv(VectorEnv):
         states = written + rewrite  # of each row; what follows its last one, an end above all, need not be looked at
         along = np.where(np.arange(k) < (states - 1)[:, None], actions, PAD)
         log_probs = self._along(along, int(states.max(initial=0)))  # [n, <= k, V]
+        width = log_probs.shape[1]
+        own, chosen = own[:, :width], actions[:, :width]
         tokens = np.full((n, self._width), PAD, np.int64)
         rewards = np.zeros((n, self._width))
         rewritten = np.zeros((n, self._width), np.bool_)
-        width = log_probs.shape[1]
-        own, chosen = own[:, :width], actions[:, :width]
         paid = log_probs.gather(-1, torch.from_numpy(np.where(own, chosen, 0))[..., None])[..., 0].double().numpy()
         tokens[:, :width] = np.where(own, chosen, PAD)
         rewards[:, :width] = np.where(own, np.maximum(paid, self.log_prob_floor), 0.0)
         floored = (own & (paid <= self.log_prob_floor)).sum(1)
         row, column = np.nonzero(own)
         self._trace = [(row, self._lengths[row] + column, column, log_probs)]
-        self._append(chosen, own)
-        if rewrite.any():
-            self._teacher_writes(np.flatnonzero(rewrite), log_probs, written, tokens, rewards, rewritten)
+        rows = np.flatnonzero(rewrite)
+        at = written[rows]
+        if len(rows):
+            current = log_probs[torch.from_numpy(rows), torch.from_numpy(at)]
+            tokens[rows, at], rewritten[rows, at] = self._teacher_draws(rows, self._lengths[rows] + at, current), True
+            rewards[rows, at] -= self.rewrite_cost
+        self._append(tokens[:, :width], states, rewritten)
+        if self.rewrite_span == "step":
+            self._teacher_goes_on(rows, at, tokens, rewritten)
         if self.chunk == 1 and self.reveal_teacher:
-            self.lookahead(torch.zeros(n, 0, dtype=torch.long))
+            self._look(_NOTHING.expand(n, 0))
         return {"tokens": tokens, "rewritten": rewritten, "token_rewards": rewards, "floored": floored}
 
     def _along(self, own: NDArray[np.int64], states: int) -> Tensor:
@@ -400,60 +415,53 @@ class DistillVectorEnv(VectorEnv):
         needed = own[:, : states - 1]
         log_probs = self._reader.known(needed)
         if log_probs is None:
-            log_probs = self.lookahead(torch.from_numpy(np.ascontiguousarray(needed)))
+            log_probs = self._look(torch.from_numpy(np.ascontiguousarray(needed)))
         return log_probs[:, :states]
 
-    def _append(self, tokens: NDArray[np.int64], mask: NDArray[np.bool_], rewritten: bool = False) -> None:
-        """Commit the masked tokens [n, k] (a prefix of every row) and let the teacher forget what was not committed."""
-        rows, columns = np.nonzero(mask)
+    def _append(self, tokens: NDArray[np.int64], counts: NDArray[np.int64], rewritten: NDArray[np.bool_]) -> None:
+        """Commit the first `counts[i]` of row i's tokens [n, k]; the teacher forgets what was not committed."""
+        rows, columns = np.nonzero(np.arange(tokens.shape[1]) < counts[:, None])
         if len(rows) == 0:
             return
         place = (self._prompt_lengths + self._lengths)[rows] + columns
         self._observation[rows, place] = tokens[rows, columns]
-        self._rewritten[rows, place] = rewritten
-        count = mask.sum(1)
-        self._reader.commit(tokens, mask, self._lengths, ~self._ended)
-        self._lengths = self._lengths + count
+        self._rewritten[rows, place] = rewritten[rows, columns]
+        self._reader.commit(tokens, counts, self._lengths, ~self._ended)
+        self._lengths = self._lengths + counts
         at_end = (self._last_tokens() == self.task.eos_token_id) | (self._lengths >= self.max_new_tokens)
-        self._ended |= (count > 0) & at_end
+        self._ended |= (counts > 0) & at_end
 
     def _last_tokens(self) -> NDArray[np.int64]:
         return self._observation[np.arange(self.num_envs), self._prompt_lengths + self._lengths - 1]
 
-    def _teacher_writes(
+    def _teacher_draws(
+        self, rows: NDArray[np.intp], positions: NDArray[np.int64], current: Tensor
+    ) -> NDArray[np.int64]:
+        """The teacher writes a token in `rows`, at these positions of their answers, from its log p there [m, V]."""
+        self.teacher_use.tokens += len(rows)
+        self._trace.append((rows, positions, np.zeros_like(rows), current))
+        return self._draw(current, uniform(self._keys[rows], positions, Purpose.TEACHER))
+
+    def _teacher_goes_on(
         self,
         rows: NDArray[np.intp],
-        log_probs: Tensor,
         columns: NDArray[np.int64],
         tokens: NDArray[np.int64],
-        rewards: NDArray[np.float64],
         rewritten: NDArray[np.bool_],
     ) -> None:
-        """The teacher writes a token, or the rest of the step, in `rows`, into the columns from `columns` on."""
-        n = self.num_envs
-        columns = columns.copy()
-        rewards[rows, columns[rows]] -= self.rewrite_cost
-        current = log_probs[torch.from_numpy(rows), torch.from_numpy(columns[rows])]  # [m, V]
+        """In `rows`, whose last tokens are the teacher's and lie in `columns`, it writes the rest of the step."""
+        stops = [*self.task.step_end_ids, self.task.eos_token_id]
         while True:
-            draws = uniform(self._keys[rows], self._lengths[rows], Purpose.TEACHER)
-            drawn = self._draw(current, draws)
-            self.teacher_use.tokens += len(rows)
-            self._trace.append((rows, self._lengths[rows], np.zeros_like(rows), current))
-            tokens[rows, columns[rows]] = drawn
-            rewritten[rows, columns[rows]] = True
-            everyone, mask = np.full((n, 1), PAD, np.int64), np.zeros((n, 1), np.bool_)
-            everyone[rows, 0], mask[rows, 0] = drawn, True
-            self._append(everyone, mask, rewritten=True)
-            columns[rows] += 1
-            if self.rewrite_span == "token":
-                return
-            stops = [*self.task.step_end_ids, self.task.eos_token_id]
-            goes_on = ~np.isin(drawn, stops) & (self._lengths[rows] < self.max_new_tokens)
-            rows = rows[goes_on]
+            goes_on = ~np.isin(tokens[rows, columns], stops) & (self._lengths[rows] < self.max_new_tokens)
+            rows, columns = rows[goes_on], columns[goes_on] + 1
             if len(rows) == 0:
                 return
-            block = torch.zeros(n, 0, dtype=torch.long)
-            current = self.lookahead(block)[torch.from_numpy(rows), 0]
+            current = self._look(_NOTHING.expand(self.num_envs, 0))[torch.from_numpy(rows), 0]
+            tokens[rows, columns] = self._teacher_draws(rows, self._lengths[rows], current)
+            rewritten[rows, columns] = True
+            block, counts = np.full((self.num_envs, 1), PAD), np.zeros(self.num_envs, np.int64)
+            block[rows, 0], counts[rows] = tokens[rows, columns], 1
+            self._append(block, counts, np.ones_like(block, np.bool_))
 
     def _draw(self, log_probs: Tensor, uniforms: NDArray[np.float64]) -> NDArray[np.int64]:
         """The teacher's draw from [m, V]: sample, nucleus or argmax; only of ids that it tells."""
@@ -497,18 +505,18 @@ class DistillVectorEnv(VectorEnv):
             keys = episode_keys(self._seeds[rows], self._episodes[rows])
         if prompts is None:
             index = (uniform(keys, 0, Purpose.PROMPT) * len(self.prompts)).astype(np.int64)
-            chosen = [self.prompts[i] for i in index]
+            chosen, (ids, starts, lengths) = self._objects[index], self._flat
+            starts, lengths = starts[index], lengths[index]
         else:
-            chosen = [self._check_prompt(p) for p in prompts]
+            checked = [self._check_prompt(p) for p in prompts]
+            chosen, (ids, starts, lengths) = _as_array(checked), _flatten(checked)
         self._keys[rows] = keys
         self._episodes[rows] += 1
-        lengths = np.fromiter((len(p.ids) for p in chosen), np.int64, len(chosen))
-        place = np.nonzero(np.arange(self.max_prompt_length) < lengths[:, None])
+        row, column = np.nonzero(np.arange(self.max_prompt_length) < lengths[:, None])
         self._observation[rows] = PAD
-        self._observation[rows[place[0]], place[1]] = np.fromiter((t for p in chosen for t in p.ids), np.int64)
+        self._observation[rows[row], column] = ids[starts[row] + column]
         self._rewritten[rows] = False
-        for row, prompt in zip(rows.tolist(), chosen, strict=True):
-            self._prompts[row] = prompt
+        self._prompts[rows] = chosen
         self._prompt_lengths[rows] = lengths
         self._lengths[rows] = 0
         everyone = len(rows) == self.num_envs
@@ -562,8 +570,9 @@ class DistillVectorEnv(VectorEnv):
         if self.chunk == 1 and self.reveal_teacher:
             put("teacher_log_probs", self._reader.log_probs.float().numpy(), present & ~self._ended)
         if acted is not None and executed is not None and ended is not None:
+            present_and_acted = present & acted
             for key in ("tokens", "rewritten", "token_rewards", "floored"):
-                put(key, executed[key], present & acted)
+                put(key, executed[key], present_and_acted)
             if self.task.graded:
                 put("grade", executed["grade"], present & ended)
         return info
@@ -649,6 +658,22 @@ def _first_row(info: dict[str, Any]) -> dict[str, Any]:
     """Values of a batch of one, without masks; numbers as Python's."""
     row = {key: value[0] for key, value in info.items() if not key.startswith("_")}
     return {k: v.item() if isinstance(v, np.generic) else v for k, v in row.items()}
+
+
+_NOTHING = torch.zeros(1, 0, dtype=torch.long)  # a draft of no tokens
+
+
+def _as_array(prompts: Sequence[Prompt]) -> NDArray[Any]:
+    array = np.empty(len(prompts), object)
+    array[:] = prompts
+    return array
+
+
+def _flatten(prompts: Sequence[Prompt]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """The ids of all prompts in a row, and where each begins and how long it is."""
+    lengths = np.array([len(p.ids) for p in prompts], np.int64)
+    ids = np.fromiter((t for p in prompts for t in p.ids), np.int64, int(lengths.sum()))
+    return ids, lengths.cumsum() - lengths, lengths
 
 
 def _check_choice(name: str, value: str, accepted: tuple[str, ...]) -> None:

@@ -63,7 +63,6 @@ def inverse_cdf(log_probs: torch.Tensor, uniforms: ArrayLike) -> torch.Tensor:
     cumulative = log_probs.double().exp().cumsum(-1)  # [..., V]
     total = cumulative[..., -1:]
     target = torch.as_tensor(np.asarray(uniforms), dtype=torch.float64).unsqueeze(-1).to(total.device) * total
+    target = torch.minimum(target, total.nextafter(torch.zeros_like(total)))  # rounding may carry it to the total
     # right=True: the first index whose cumulative mass exceeds the target, which a token without mass never is
-    tokens = torch.searchsorted(cumulative, target, right=True).squeeze(-1)
-    last = (cumulative < total).sum(-1)  # the last token with mass, should rounding carry the target to the total
-    return torch.minimum(tokens, last)
+    return torch.searchsorted(cumulative, target, right=True).squeeze(-1).clamp(max=cumulative.shape[-1] - 1)

@@ -66,26 +66,28 @@ class Reader:
         """
         n, drafted = draft.shape
         pending = np.where(live, (unread >= 0).sum(1), 0)
-        counts = np.where(live, (draft.numpy() >= 0).sum(1), 0)
+        counts = np.where(live, (draft.numpy() >= 0).sum(1), 0) if drafted else np.zeros_like(pending)
         width = int((pending + counts).max())
         result = self.log_probs[:, None].expand(-1, drafted + 1, -1)
         if width > 0:
             block = np.full((n, width), PAD, np.int64)
-            for tokens, start, stop in (
-                (unread, np.zeros_like(pending), pending),
-                (draft.numpy(), pending, pending + counts),
-            ):
-                column = np.arange(width)
-                rows, columns = np.nonzero((column >= start[:, None]) & (column < stop[:, None]))
-                block[rows, columns] = tokens[rows, columns - start[rows]]
+            column = np.arange(width)
+            for tokens, start, stop in ((unread, 0 * pending, pending), (draft.numpy(), pending, pending + counts)):
+                if tokens.shape[1]:
+                    rows, columns = np.nonzero((column >= start[:, None]) & (column < stop[:, None]))
+                    block[rows, columns] = tokens[rows, columns - start[rows]]
             after = self.teacher.extend(torch.from_numpy(block))  # [n, width, V]
             self.use.passes += 1
-            self.use.positions += int((block >= 0).sum())
+            self.use.positions += int(pending.sum() + counts.sum())
             # row j of the result lies at column pending - 1 + j of `after`; -1 is what was known before
-            index = torch.from_numpy(pending - 1)[:, None] + torch.arange(drafted + 1)  # [n, K + 1]
-            gathered = after[torch.arange(n)[:, None], index.clamp(0, width - 1)]
-            result = torch.where((index >= 0)[..., None], gathered, result)
-            self.log_probs = torch.where(torch.from_numpy(pending > 0)[:, None], result[:, 0], self.log_probs)
+            least = int(pending[live].min())
+            if least > 0 and least + drafted == width:  # as a rule: one token waits in every row; nothing is copied
+                result = after[:, least - 1 :]
+            else:
+                index = torch.from_numpy(pending - 1)[:, None] + torch.arange(drafted + 1)  # [n, K + 1]
+                gathered = after[torch.arange(n)[:, None], index.clamp(0, width - 1)]
+                result = torch.where((index >= 0)[..., None], gathered, result)
+            self.log_probs = result[:, 0].clone()  # which keeps no draft alive
             self.read = self.read + pending + counts
         self._draft, self._said = draft.clone(), result
         return result
@@ -98,20 +100,24 @@ class Reader:
         return self._said[:, : tokens.shape[1] + 1] if same.all() else None
 
     def commit(
-        self, tokens: NDArray[np.int64], mask: NDArray[np.bool_], lengths: NDArray[np.int64], live: NDArray[np.bool_]
+        self,
+        tokens: NDArray[np.int64],
+        counts: NDArray[np.int64],
+        lengths: NDArray[np.int64],
+        live: NDArray[np.bool_],
     ) -> None:
-        """The masked tokens [n, k], a prefix of every row, now stand after the first `lengths` of each answer."""
+        """The first `counts` of each row's tokens [n, k] now stand after the first `lengths` of its answer."""
         if self._draft is None or self._said is None:
             return
-        shared = min(tokens.shape[1], self._draft.shape[1])
         agrees = np.zeros(len(tokens), np.int64)
+        shared = min(tokens.shape[1], self._draft.shape[1])
         if shared:
-            same = mask[:, :shared] & (self._draft.numpy()[:, :shared] == tokens[:, :shared])
+            same = self._draft.numpy()[:, :shared] == tokens[:, :shared]
+            same &= np.arange(shared) < counts[:, None]
             agrees = np.logical_and.accumulate(same, 1).sum(1)
-        count = mask.sum(1)
-        known = torch.from_numpy((agrees == count) & (count > 0))
-        after = self._said[torch.arange(len(tokens)), torch.from_numpy(agrees)]
-        self.log_probs = torch.where(known[:, None], after, self.log_probs)
+            known = torch.from_numpy((agrees == counts) & (counts > 0))
+            after = self._said[torch.arange(len(tokens)), torch.from_numpy(agrees)]
+            self.log_probs = torch.where(known[:, None], after, self.log_probs)
         self.rewind(lengths + agrees, live)
 
     def rewind(self, lengths: NDArray[np.int64], live: NDArray[np.bool_]) -> None:

@@ -27,26 +27,38 @@ def committed_per_block(hard_rate: float, length: int) -> float:
     return length if hard_rate == 0 else (1 - (1 - hard_rate) ** length) / hard_rate
 
 
+def blocks(hard: NDArray[np.bool_], lengths: NDArray[np.int64], length: int) -> NDArray[np.int64]:
+    """The number of blocks in which drafts of K write answers whose hard steps are known.
+
+    A block ends after K tokens, or with a hard step, which the teacher writes.
+
+    Args:
+        hard: [N, T], which steps are hard.
+        lengths: [N], tokens of each answer.
+        length: K.
+
+    Returns:
+        int64 [N].
+    """
+    n, tokens = hard.shape
+    at, count = np.zeros(n, np.int64), np.zeros(n, np.int64)
+    next_hard = np.where(hard, np.arange(tokens), tokens)
+    next_hard = np.minimum.accumulate(next_hard[:, ::-1], 1)[:, ::-1]  # at or after each step
+    while (at < lengths).any():
+        writing = at < lengths
+        first = next_hard[np.arange(n), np.minimum(at, tokens - 1)]
+        at = np.where(writing, np.where(first < at + length, first + 1, at + length), at)
+        count += writing
+    return count
+
+
 def blocks_per_answer(hard_rate: float, length: int, tokens: int, rows: int, draws: int = 400, seed: int = 0) -> float:
     """The mean number of blocks until the last of `rows` answers has `tokens` tokens, by simulation.
 
-    Every step is hard with probability h, independently. A block ends at the first hard step, which is rewritten.
+    Every step is hard with probability h, independently.
     """
-    rng = np.random.default_rng(seed)
-    hard = rng.random((draws * rows, tokens)) < hard_rate
-    # whole blocks within each run of easy steps: walk all answers at once
-    at = np.zeros(len(hard), np.int64)
-    blocks = np.zeros(len(hard), np.int64)
-    positions = np.arange(tokens)
-    next_hard = np.where(hard, positions, tokens)
-    next_hard = np.minimum.accumulate(next_hard[:, ::-1], 1)[:, ::-1]  # [answers, tokens], the next hard step
-    while (at < tokens).any():
-        alive = at < tokens
-        first = next_hard[np.arange(len(hard)), np.minimum(at, tokens - 1)]
-        step = np.where(first < at + length, first + 1 - at, length)
-        at = np.where(alive, at + step, at)
-        blocks += alive
-    return float(blocks.reshape(draws, rows).max(1).mean())
+    hard = np.random.default_rng(seed).random((draws * rows, tokens)) < hard_rate
+    return float(blocks(hard, np.full(len(hard), tokens), length).reshape(draws, rows).max(1).mean())
 
 
 def rollout_seconds(

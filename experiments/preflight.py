@@ -340,6 +340,7 @@ def shape_of(config: AnyRun, env: DistillVectorEnv) -> dict[str, int]:
     """The numbers that memory depends on, see `memory.estimate`."""
     options: Any = config.options
     top_k = getattr(getattr(options, "method", None), "top_k", 0)
+    chunk = getattr(options, "positions_at_a_time", None)  # of our agent
     return {
         "rows": env.num_envs,
         "batch": options.batch_size,
@@ -347,7 +348,7 @@ def shape_of(config: AnyRun, env: DistillVectorEnv) -> dict[str, int]:
         "prompt": env.max_prompt_length,
         "answer": env.max_new_tokens,
         "draft": env.chunk,
-        "chunk": getattr(options, "chunk_positions", 1024),
+        "chunk": chunk(env.vocab_size, config.device != "cpu") if chunk else 1024,
         "ids": env.vocab_size,
         "kept": 3 * top_k + 1 if top_k else env.vocab_size,  # an id is as long as two numbers
     }

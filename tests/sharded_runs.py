@@ -23,11 +23,11 @@ from distill_env.models.causal_lm import CausalLM
 from distill_env.models.pretrained import recompute_layers
 from distill_env.models.small import small_student
 
-# an odd batch, so that one process has a pass more; clipping and decay always at work; more chunks than one
+# an odd batch, so that one process has a pass more, of answers of several lengths; clipping and decay always at work; more chunks than one
 CONFIG = DistillConfig(
     method=dataclasses.replace(METHODS["gated"], tau=8.0),  # both write
     batch_size=5,
-    micro_batch=1,
+    micro_batch=2,
     chunk_positions=4,
     max_grad_norm=0.05,
     weight_decay=0.1,
@@ -53,7 +53,9 @@ def fresh_student(kind: str) -> CausalLM:
         model = type(shell)(shell.config)
     if kind == "tied":
         recompute_layers(model)
-    return CausalLM(model.to(torch.bfloat16 if kind == "bfloat16" else torch.float64), eos_token_id=13)
+    student = CausalLM(model.to(torch.bfloat16 if kind == "bfloat16" else torch.float64), eos_token_id=13)
+    student.pass_overhead = 0  # alone it computes each length by itself
+    return student
 
 
 def train(folder: Path, ranks: Ranks = ALONE, iterations: int = 6, start: str = "", kind: str = "plain") -> None:

@@ -73,10 +73,11 @@ def batch_sizes(model: Any) -> Iterator[list[int]]:
     hook.remove()
 
 
-def random_walk(model: Any, seed: int, operations: int, n: int = 5) -> float:
+def random_walk(model: Any, seed: int, operations: int, n: int = 5, pass_overhead: int = 2) -> float:
     """Starts, ragged extensions, rewinds and give-ups at random; the largest difference from the oracle."""
     rng = np.random.default_rng(seed)
     lm = CausalLM(model)
+    lm.pass_overhead = pass_overhead
     prompts: list[list[int]] = [[] for _ in range(n)]  # an empty one: given up
     answers: list[list[int]] = [[] for _ in range(n)]
     worst = 0.0
@@ -124,6 +125,10 @@ def test_any_history_gives_the_log_probs_of_each_row_alone(kind: str, seed: int)
     assert random_walk(build(kind), seed, operations=120) < 1e-9
 
 
+def test_any_history_of_rows_that_share_every_pass() -> None:
+    assert random_walk(build("Llama"), 4, operations=60, pass_overhead=10**6) < 1e-9
+
+
 def test_any_history_in_float32() -> None:
     assert random_walk(build("Llama", torch.float32), 2, operations=60) < 1e-4
 
@@ -134,9 +139,11 @@ def test_any_history_with_eager_attention() -> None:
 
 
 @pytest.mark.parametrize("kind", SIZES)
-def test_features_and_head_equal_start_and_extend(kind: str) -> None:
+@pytest.mark.parametrize("pass_overhead", [0, 5, 10**6])
+def test_features_and_head_equal_start_and_extend(kind: str, pass_overhead: int) -> None:
     model = build(kind)
     lm = CausalLM(model)
+    lm.pass_overhead = pass_overhead
     prompts = [[5, 6, 7], [8], [9, 10, 11, 12, 13]]
     tokens = torch.tensor([[20, 21, -1, -1], [22, 23, 24, 25], [26, -1, -1, -1]])
     first, after = lm.start(prompts), lm.extend(tokens)

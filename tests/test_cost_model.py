@@ -11,7 +11,7 @@ import torch
 
 from agents.rollout import Rollout
 from experiments.benchmarking.rollouts import difference
-from experiments.cost_model import best_length, blocks_per_answer, committed_per_block, interpolated, speed_up
+from experiments.cost_model import best_length, blocks, blocks_per_answer, committed_per_block, interpolated, speed_up
 
 
 @pytest.mark.parametrize("hard_rate", [0.0, 0.1, 0.5, 1.0])
@@ -47,6 +47,13 @@ def test_blocks_of_a_batch() -> None:
     assert blocks_per_answer(0.0, 4, 10, 8) == 3
     assert blocks_per_answer(1.0, 4, 10, 8) == 10
     assert blocks_per_answer(0.2, 4, 20, 16) > blocks_per_answer(0.2, 4, 20, 1)
+
+
+def test_blocks_of_known_answers() -> None:
+    """Three tokens a block: |xxH|xxx|x, nothing hard in a row of four, and a row that begins with hard steps."""
+    hard = np.array([[0, 0, 1, 0, 0, 0, 0], [0, 0, 0, 0, 1, 1, 1], [1, 1, 0, 0, 0, 0, 0]], bool)
+    assert blocks(hard, np.array([7, 4, 7]), 3).tolist() == [3, 2, 4]
+    assert blocks(hard, np.array([7, 4, 7]), 1).tolist() == [7, 4, 7]
 
 
 def test_speed_up_and_best_length() -> None:

@@ -780,10 +780,19 @@ def test_sampled_is_refused_where_it_would_be_wrong(name: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("vocabulary", "on_gpu", "positions"), [(14, False, 1024), (49152, False, 85), (151_936, True, 441)]
+)
+def test_the_larger_the_vocabulary_the_fewer_positions_at_a_time(vocabulary: int, on_gpu: bool, positions: int) -> None:
+    assert DistillConfig(METHODS["rkl"]).positions_at_a_time(vocabulary, on_gpu) == positions
+    assert DistillConfig(METHODS["rkl"]).positions_at_a_time(10**7, on_gpu) == 64
+    assert DistillConfig(METHODS["rkl"], chunk_positions=7).positions_at_a_time(vocabulary, on_gpu) == 7
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"batch_size": 0}, "batch_size: 0"),
-        ({"chunk_positions": 0}, "chunk_positions: 0"),
+        ({"chunk_positions": -1}, "chunk_positions: -1"),
         ({"learning_rate": 0.0}, "learning_rate: 0"),
         ({"max_grad_norm": -1.0}, "max_grad_norm: -1"),
         ({"warmup_iterations": -1}, "warmup_iterations: -1 is negative"),

@@ -111,7 +111,10 @@ def launch(processes: int, *how: object, script: str = "experiments/run.py") -> 
 
 def run(command: list[str], *arguments: object) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.run([*command, *map(str, arguments)], capture_output=True, text=True, env=environment)
+    # processes that are out of step wait for each other
+    return subprocess.run(
+        [*command, *map(str, arguments)], capture_output=True, text=True, env=environment, timeout=900
+    )
 
 
 def table(folder: Path) -> torch.Tensor:

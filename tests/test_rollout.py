@@ -19,6 +19,7 @@ from distill_env.env import DistillVectorEnv
 from distill_env.gate import ALWAYS, NEVER, Gate, random_gate
 from distill_env.models.tabular import TabularModel, markov
 from distill_env.randomness import episode_keys
+from experiments.cost_model import blocks
 
 V, HORIZON, N, LONGEST = 5, 9, 7, 16
 TEACHER = markov(V, order=2, seed=4, sharpness=1.5)  # whose answers have 1 to 9 tokens
@@ -320,37 +321,54 @@ def test_after_a_hand_over_nothing_is_drafted() -> None:
     assert int((length - first)[handed].sum()) == rollout.ledger.teacher_tokens
 
 
-def tell(adaptive: DraftLength, hard_rate: float, student: float, base: float, slope: float) -> int:
-    """The length chosen after many blocks whose times follow the model `base + slope * width`."""
+@pytest.mark.parametrize("k", [2, 3, 5, LONGEST])
+@pytest.mark.parametrize("seed", [1, 2, 3])  # in which no last rewrite is what had been drafted, which saves its pass
+def test_the_teacher_is_asked_once_a_block(k: int, seed: int) -> None:
+    """What the cost model counts from the hard steps of answers is what the ledger counts: a pass a block, and one
+    for the prompts."""
+    written = write(GATES["hard"], k, N, seed)
+    counted = blocks(written.rewritten.numpy(), written.mask.sum(1).numpy(), k)
+    assert written.ledger.teacher_passes == 1 + counted.max()
+    assert 1 < counted.max() < HORIZON
+
+
+def tell(adaptive: DraftLength, hard_rate: float, student: float, base: float, slope: float, rows: int = 1) -> int:
+    """The length chosen for `rows` after many blocks of one to four rows whose times follow the model: a step takes
+    `student`, a pass `base + slope * positions`."""
     for i in range(200):
-        width = 1 + i % adaptive.longest
-        adaptive.observe(round(1000 * hard_rate), 1000, student, width, base + slope * width)
-    return adaptive.choose()
+        width, written = 1 + i % adaptive.longest, 1 + i % 4
+        adaptive.observe(written, round(1000 * hard_rate), 1000, student, width, base + slope * written * width)
+    return adaptive.choose(rows)
 
 
 @pytest.mark.parametrize("hard_rate", [0.0, 0.01, 0.05, 0.2, 0.5, 1.0])
 @pytest.mark.parametrize(("base", "slope"), [(10.0, 0.1), (3.0, 1.0), (0.1, 0.1), (0.0, 5.0)])
-def test_the_draft_length_is_the_best_one(hard_rate: float, base: float, slope: float) -> None:
-    """From measured times (a student step takes 1) the length is chosen that commits most tokens a second, the
-    expectation summed token by token."""
+@pytest.mark.parametrize("rows", [1, 4])
+def test_the_draft_length_is_the_best_one(hard_rate: float, base: float, slope: float, rows: int) -> None:
+    """From measured times (a student step takes 1) the length is chosen that commits most tokens a second in a batch
+    of so many rows, the expectation summed token by token."""
 
     def rate(k: int) -> float:
         committed = sum((1 - hard_rate) ** i for i in range(k))  # a token is reached if all before it were easy
-        return committed / (k + base + slope * k)
+        return committed / (k + base + slope * rows * k)
 
-    chosen = tell(DraftLength(LONGEST), hard_rate, 1.0, base, slope)
+    chosen = tell(DraftLength(LONGEST), hard_rate, 1.0, base, slope, rows)
     assert rate(chosen) == pytest.approx(max(rate(k) for k in range(1, LONGEST + 1)), rel=1e-3)
 
 
 def test_draft_lengths_are_sensible() -> None:
-    """Long where little is hard and a pass is dear, one where all is hard; before anything is measured, moderate."""
+    """Long where little is hard, a pass is dear or few rows write, one where all is hard; before anything is measured,
+    moderate."""
     assert tell(DraftLength(LONGEST), 0.0, 1.0, 10.0, 0.1) == LONGEST
     assert tell(DraftLength(LONGEST), 1.0, 1.0, 10.0, 0.1) == 1
     lengths = [tell(DraftLength(LONGEST), h, 1.0, 3.0, 0.5) for h in (0.01, 0.1, 0.3, 0.9)]
     assert lengths == sorted(lengths, reverse=True)
     assert lengths[0] > lengths[-1]
-    assert DraftLength(LONGEST).choose() == 8
-    assert DraftLength(3).choose() == 3
+    assert tell(DraftLength(LONGEST), 0.1, 0.1, 3.0, 0.5, rows=1) > tell(
+        DraftLength(LONGEST), 0.1, 0.1, 3.0, 0.5, rows=4
+    )
+    assert DraftLength(LONGEST).choose(1) == 8
+    assert DraftLength(3).choose(1) == 3
 
 
 # ---------------------------------------------------------------------- bad input

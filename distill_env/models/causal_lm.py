@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
+from distill_env.models.batching import length_groups
 from distill_env.models.pretrained import (
     is_adapted,
     no_progress_bars,
@@ -67,6 +68,9 @@ class _SlotCache(Cache):
             buffers[:] = [buffer[:, :, :width][source.to(buffer.device)] for buffer in buffers]
 
 
+_NUMBERS = 2**22  # log-probabilities that are computed at a time
+
+
 class CausalLM:
     """A `TrainableModel` over a Transformers model; one object holds one batch of rows.
 
@@ -113,6 +117,10 @@ class CausalLM:
                 self.max_length = min(self.max_length or layer.sliding_window, layer.sliding_window)
             elif type(layer) is not DynamicLayer:
                 raise ValueError(f"model: {name} remembers in a {type(layer).__name__}, not in keys and values alone")
+        positions = 64 if self.model.device.type == "cpu" else 512
+        # What a pass costs whatever it computes, in positions. Reading the weights is bound by memory; a small model's
+        # pass is bound by its calls.
+        self.pass_overhead = max(positions, 2**30 // sum(p.numel() for p in self.model.parameters()))
         # Transformers 5.24 renamed the argument.
         takes_cache = "cache" in inspect.signature(self._decoder.forward).parameters
         self._cache_name = "cache" if takes_cache else "past_key_values"
@@ -202,12 +210,16 @@ class CausalLM:
             self._clear(len(prompts))
         if len(logical) == 0:
             return self._empty(0)
-        order = logical.argsort()
         self._lengths[logical] = 0
         self._prompts[logical] = lengths
         self._select(torch.cat([self._rows, logical]).unique())
-        hidden = self._forward(torch.searchsorted(self._rows, logical[order]), padded[order])[order.argsort()]
-        return self.head(hidden[torch.arange(len(logical)), lengths - 1]).cpu()
+        physical = torch.searchsorted(self._rows, logical)
+        last = []
+        groups = [group[physical[group].argsort()] for group in self._groups(lengths)]
+        for group in groups:
+            hidden = self._forward(physical[group], padded[group, : int(lengths[group].max())])
+            last.append(hidden[torch.arange(len(group)), lengths[group] - 1])
+        return self.head(torch.cat(last)[torch.cat(groups).argsort()]).cpu()
 
     @torch.no_grad()
     def extend(self, tokens: Tensor) -> Tensor:
@@ -237,10 +249,13 @@ class CausalLM:
             busy = torch.arange(len(self._rows))
         logical = self._rows[busy]
         hidden = self._forward(busy, tokens[logical, :longest])
-        if len(logical) == self._n and present.all():
+        if len(logical) == self._n and present.all() and tokens.numel() * self.vocab_size <= _NUMBERS:
             return self.head(hidden).cpu()
         out = self._empty(*tokens.shape)
-        out[present] = self.head(hidden[present[logical, :longest].to(hidden.device)]).cpu()
+        states = hidden[present[logical, :longest].to(hidden.device)]  # [m, d]
+        places = present.nonzero()
+        for part, place in zip(*(x.split(max(1, _NUMBERS // self.vocab_size)) for x in (states, places)), strict=True):
+            out[place[:, 0], place[:, 1]] = self.head(part).cpu()
         return out
 
     def rewind(self, lengths: Sequence[int] | Tensor) -> None:
@@ -274,10 +289,15 @@ class CausalLM:
         self._fits(torch.arange(len(prompts)), lengths, needed)
         ids = F.pad(padded, (0, tokens.shape[1]), value=-1)  # [n, P + T]
         ids.scatter_(1, lengths[:, None] + torch.arange(tokens.shape[1]), tokens)
-        ids = ids[:, : int((lengths + needed).max())].clamp(min=0).to(self.model.device)
-        # Padding on the right is never seen, so the mask may be all ones, which keeps the fast causal kernel.
-        hidden = self._run(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
-        return hidden[row.to(hidden.device), (lengths[row] - 1 + step).to(hidden.device)]
+        parts, states = [], []
+        for group in self._groups(lengths + needed):
+            block = ids[group, : int((lengths + needed)[group].max())].clamp(min=0).to(self.model.device)
+            # Padding on the right is never seen, so the mask may be all ones, which keeps the fast causal kernel.
+            hidden = self._run(input_ids=block, attention_mask=torch.ones_like(block), use_cache=False)
+            states.append(torch.isin(row, group).nonzero()[:, 0])  # [.], ascending like the group's rows
+            index, column = torch.searchsorted(group, row[states[-1]]), (lengths[row] - 1 + step)[states[-1]]
+            parts.append(hidden[index.to(hidden.device), column.to(hidden.device)])
+        return torch.cat(parts)[torch.cat(states).argsort().to(parts[0].device)]
 
     def head(self, features: Tensor) -> Tensor:
         """log p over the vocabulary, [..., d] -> [..., V], float32 (float64 for a float64 model)."""
@@ -329,6 +349,11 @@ class CausalLM:
     def _empty(self, *shape: int) -> Tensor:
         dtype = torch.promote_types(self.model.dtype, torch.float32)
         return torch.zeros(*shape, self.vocab_size, dtype=dtype)
+
+    def _groups(self, lengths: Tensor) -> list[Tensor]:
+        """Rows of like lengths, to be computed together: ascending row numbers in each group, the longest rows first,
+        since what a cache holds for them the others need not grow again."""
+        return [torch.tensor(group) for group in length_groups(lengths.tolist(), self.pass_overhead)[::-1]]
 
     def _pad(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Prompts [n, P], padded on the right with -1, and their lengths [n]."""

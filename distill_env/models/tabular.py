@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -50,6 +52,13 @@ class TabularModel(nn.Module):
             self._walked[prompt] = state
         return self._walked[prompt]
 
+    def _walk_all(self, prompts: Sequence[Sequence[int]]) -> Tensor:
+        try:
+            states = [self._walked[p] for p in prompts]  # type: ignore[index]
+        except (KeyError, TypeError):  # a prompt that is new, or no tuple
+            states = [self.walk(p) for p in prompts]
+        return torch.from_numpy(np.array(states, np.int64))
+
     def fork(self) -> TabularModel:
         """The same weights with a batch of its own, still empty."""
         other = object.__new__(type(self))
@@ -63,15 +72,15 @@ class TabularModel(nn.Module):
 
     @torch.no_grad()
     def start(self, prompts: Sequence[Sequence[int]], rows: Sequence[int] | None = None) -> Tensor:
-        states = torch.tensor([self.walk(p) for p in prompts])
+        states = self._walk_all(prompts)
         if rows is None:
             self._states = states[:, None]
             self._lengths = torch.zeros(len(prompts), dtype=torch.long)
         else:
-            index = torch.as_tensor(rows)
+            index = torch.from_numpy(np.asarray(rows))
             self._states[index, 0] = states
             self._lengths[index] = 0
-        return self.log_table()[states]
+        return F.embedding(states, self.log_table())
 
     @torch.no_grad()
     def extend(self, tokens: Tensor) -> Tensor:
@@ -80,24 +89,23 @@ class TabularModel(nn.Module):
         if needed > self._states.shape[1]:
             grow = self._states.new_zeros(n, max(needed, 2 * self._states.shape[1]) - self._states.shape[1])
             self._states = torch.cat([self._states, grow], 1)
-        rows = torch.arange(n)
-        lengths = self._lengths
-        state = self._states[rows, lengths.clamp(min=0)]
+        lengths, next_state = self._lengths, self.next_state.flatten()
+        state = self._states.gather(1, lengths.clamp(min=0)[:, None])[:, 0]
         visited = []
         for column in tokens.unbind(1):
             valid = column >= 0
-            state = torch.where(valid, self.next_state[state, column.clamp(min=0)], state)
+            state = torch.where(valid, next_state.take(state * self.vocab_size + column.clamp(min=0)), state)
             lengths = lengths + valid
-            self._states[rows, lengths.clamp(min=0)] = state
+            self._states.scatter_(1, lengths.clamp(min=0)[:, None], state[:, None])
             visited.append(state)
         self._lengths = lengths
-        return self.log_table()[torch.stack(visited, 1)]
+        return F.embedding(torch.stack(visited, 1), self.log_table())
 
     def rewind(self, lengths: Sequence[int] | Tensor) -> None:
         self._lengths = torch.minimum(self._lengths, torch.as_tensor(lengths))
 
     def features(self, prompts: Sequence[Sequence[int]], tokens: Tensor, mask: Tensor) -> Tensor:
-        state = torch.tensor([self.walk(p) for p in prompts])
+        state = self._walk_all(prompts)
         states = []
         for column in tokens.unbind(1):
             states.append(state)

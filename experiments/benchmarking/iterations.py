@@ -40,32 +40,41 @@ def with_tau(options: Any, tau: float) -> Any:
 
 
 def floor(rollouts: Rollouts) -> Callable[[], None]:
-    """The bare matrix work of an rkl iteration: decode with a cache, one teacher pass, one student pass and back."""
+    """The bare matrix work of an rkl iteration: read the prompts, decode with a cache, one teacher pass, one student
+    pass and back. Rows of like lengths share a pass, as in the models, so that no padding to speak of is computed."""
     from transformers import DynamicCache
 
-    ids = [p.ids for p in rollouts.prompts[: rollouts.rows]]
-    width, tokens = max(map(len, ids)), rollouts.tokens
-    prompt = torch.randint(0, rollouts.env.vocab_size, (rollouts.rows, width))
-    answer = torch.randint(0, rollouts.env.vocab_size, (rollouts.rows, tokens))
-    whole = torch.cat([prompt, answer[:, :-1]], 1)
+    lengths = torch.tensor([len(p.ids) for p in rollouts.prompts[: rollouts.rows]])
+    rows, width, tokens = rollouts.rows, int(lengths.max()), rollouts.tokens
+    ids = torch.randint(0, rollouts.env.vocab_size, (rows, width + tokens))
     student: Any = rollouts.student
     teacher: Any = rollouts.env.teacher
-    cached = student._cache_name
-    student_head, teacher_head = (m.model.get_output_embeddings() for m in (student, teacher))
+    bodies = [m.model.base_model for m in (student, teacher)]
+    heads = [m.model.get_output_embeddings() for m in (student, teacher)]
+    groups = student._groups(lengths)
+    with torch.no_grad():
+        cache = DynamicCache(config=student.model.config)
+        bodies[0](input_ids=ids[:, :width], use_cache=True, **{student._cache_name: cache})
+
+    def read(i: int, more: int) -> list[torch.Tensor]:
+        """Logits of the student (0) or teacher from the prompts' last tokens on, `more` tokens after them; by group."""
+        logits = []
+        for group in groups:
+            longest = int(lengths[group].max())
+            hidden = bodies[i](input_ids=ids[group, : longest + more], use_cache=False).last_hidden_state
+            logits.append(heads[i](hidden[:, longest - 1 :]))
+        return logits
 
     def contender() -> None:
         with torch.no_grad():
-            cache = DynamicCache(config=student.model.config)
-            hidden = student.model.base_model(input_ids=prompt, use_cache=True, **{cached: cache}).last_hidden_state
-            student_head(hidden[:, -1:])
+            read(0, 0)
             for t in range(tokens - 1):
-                one = student.model.base_model(input_ids=answer[:, t : t + 1], use_cache=True, **{cached: cache})
-                student_head(one.last_hidden_state)
-            read = teacher.model.base_model(input_ids=whole, use_cache=False).last_hidden_state
-            teacher_head(read[:, width - 1 :])
-        hidden = student.model.base_model(input_ids=whole, use_cache=False).last_hidden_state
-        logits = student_head(hidden[:, width - 1 :])
-        logits.backward(torch.ones_like(logits))
+                one = bodies[0](input_ids=ids[:, t : t + 1], use_cache=True, **{student._cache_name: cache})
+                heads[0](one.last_hidden_state)
+            cache.crop(width)
+            read(1, tokens - 1)
+        for logits in read(0, tokens - 1):
+            logits.backward(torch.ones_like(logits))
         student.model.zero_grad()
 
     return contender
@@ -83,13 +92,21 @@ def child(config: Config, name: str, *arguments: object) -> dict[str, Any]:
 
 
 def measure_peers(config: Config) -> dict[str, list[dict[str, Any]]]:
-    """Iterations of ours and of TRL's trainers, taking turns."""
-    names = ("gated", "rkl", "DistillationTrainer", "GKDTrainer")
-    results: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    """Iterations of ours and of TRL's trainers, taking turns; ours also with a micro-batch of two answers."""
+    small = ("--micro-batch", 2)
+    contenders: dict[str, tuple[object, ...]] = {
+        "gated": ("gated",),
+        "rkl": ("rkl",),
+        "gated, micro-batch 2": ("gated", *small),
+        "rkl, micro-batch 2": ("rkl", *small),
+        "DistillationTrainer": ("DistillationTrainer",),
+        "GKDTrainer": ("GKDTrainer",),
+    }
+    results: dict[str, list[dict[str, Any]]] = {name: [] for name in contenders}
     for _ in range(config.repetitions):
-        for name in names:
+        for label, (name, *more) in contenders.items():
             size = ("--rows", config.batch, "--new-tokens", config.new_tokens, "--steps", 2)
-            results[name].append(child(config, name, *size))
+            results[label].append(child(config, str(name), *size, *more))
     return results
 
 

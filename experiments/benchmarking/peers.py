@@ -43,6 +43,8 @@ class Config:
     """Iterations that are timed, after one that is not."""
     chunk: int = 256
     """Positions of the vocabulary's logits at a time, in `update`."""
+    micro_batch: int = 0
+    """Answers in one forward and backward pass of our update; 0: all."""
     threads: int = 2
     """Torch threads."""
 
@@ -68,7 +70,8 @@ def ours(config: Config) -> dict[str, Any]:
     tau = Rollouts(benchmark, config.rows).tau_for(0.05) if config.name == "gated" else 1.0
     run = run_config(benchmark, config.rows, config.name)
     env = make_env(run, "train", config.rows, purpose="train")
-    agent = DistillAgent(make_student(run, env), with_tau(run.options, tau))
+    options = replace(with_tau(run.options, tau), micro_batch=config.micro_batch)
+    agent = DistillAgent(make_student(run, env), options)
     seconds: list[float] = []
     tokens: list[float] = []
 

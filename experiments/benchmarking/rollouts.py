@@ -15,7 +15,7 @@ from distill_env.models import TrainableModel
 from distill_env.randomness import episode_keys
 from experiments.benchmarking.timing import Config, Dtype, alternate, median
 from experiments.config import AnyRun, make_env, make_student, parse
-from experiments.cost_model import best_length, interpolated, rollout_seconds
+from experiments.cost_model import best_length, blocks, interpolated, rollout_seconds
 
 
 def run_config(config: Config, rows: int, agent: str = "gated", dtype: Dtype = "float32") -> AnyRun:
@@ -59,19 +59,24 @@ class Rollouts:
         return contender
 
     def tau_for(self, hard_rate: float) -> float:
-        """A threshold at which about this share of the steps is hard, the nearest of four gated rollouts.
+        """A threshold at which about this share of the steps is hard: the nearest of six gated rollouts.
 
-        Gating changes which states are met, so that the quantile of D_t on ungated answers is only where to begin.
+        Gating changes which states are met, so that the quantile of D_t on ungated answers is only where to begin; the
+        rest is bisection.
         """
         self.write("tau", Gate("divergence", 1e9), self.env.chunk)()
+        ungated = self.used["tau"]
+        score = ungated.score[ungated.mask].numpy()
+        low, high = 0.0, float(score.max())  # everything is hard, nothing is
+        tau = float(np.quantile(score, 1 - hard_rate))
         tried: dict[float, float] = {}  # threshold to share
-        for _ in range(4):
-            score = self.used["tau"].score[self.used["tau"].mask]
-            tau = float(np.quantile(score.numpy(), 1 - hard_rate))
-            if tau in tried:
-                break
+        for _ in range(6):
             self.write("tau", Gate("divergence", tau), 4)()
             tried[tau] = rewritten_share(self.used["tau"])
+            if abs(tried[tau] / hard_rate - 1) < 0.1:
+                break
+            low, high = (tau, high) if tried[tau] > hard_rate else (low, tau)
+            tau = (low + high) / 2
         return min(tried, key=lambda tau: abs(np.log((tried[tau] + 1e-4) / hard_rate)))
 
     def generate(self) -> Callable[[], None]:
@@ -156,7 +161,8 @@ def measure_rollouts(config: Config, rows: int) -> dict[str, Any]:
     for h, tau in taus.items():
         adaptive = rollouts.used[f"adaptive {h}"]
         measured = rewritten_share(adaptive)
-        chosen = lengths[h].choose()
+        chosen = lengths[h].choose(rows)
+        hard, answer = adaptive.rewritten.numpy(), adaptive.mask.sum(1).numpy()
         fixed = {k: median(times[f"{k} {h}"]) for k in (1, *config.lengths)}
         gated.append(
             {
@@ -169,6 +175,10 @@ def measure_rollouts(config: Config, rows: int) -> dict[str, Any]:
                 "one_by_one": fixed[1],
                 "fixed": fixed,
                 "model": prompts + rollout_seconds(measured, chosen, tokens, rows, step, block),
+                "replayed": {
+                    k: prompts + int(blocks(hard, answer, k).max()) * (k * step + block(k))
+                    for k in sorted({1, chosen, *config.lengths})
+                },
                 "tokens": written[f"adaptive {h}"],
                 "passes": adaptive.ledger.teacher_passes,
                 "passes_one_by_one": rollouts.used[f"1 {h}"].ledger.teacher_passes,
@@ -194,7 +204,7 @@ def measure_rollouts(config: Config, rows: int) -> dict[str, Any]:
             "seconds": times["refilled"],
             "answers": 4 * rows,
             "tokens": written["refilled"],
-            "chosen_length": refilled.choose(),
+            "chosen_length": refilled.choose(rows),
         },
     }
 
