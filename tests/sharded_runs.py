@@ -23,7 +23,8 @@ from distill_env.models.causal_lm import CausalLM
 from distill_env.models.pretrained import recompute_layers
 from distill_env.models.small import small_student
 
-# an odd batch, so that one process has a pass more, of answers of several lengths; clipping and decay always at work; more chunks than one
+# an odd batch, so that one process has a pass more, of answers of several lengths; clipping and decay always at work;
+# more chunks than one
 CONFIG = DistillConfig(
     method=dataclasses.replace(METHODS["gated"], tau=8.0),  # both write
     batch_size=5,
