@@ -71,7 +71,7 @@ def floor(rollouts: Rollouts) -> Callable[[], None]:
             for t in range(tokens - 1):
                 one = bodies[0](input_ids=ids[:, t : t + 1], use_cache=True, **{student._cache_name: cache})
                 heads[0](one.last_hidden_state)
-            cache.crop(width)
+            cache.crop(1 - tokens)
             read(1, tokens - 1)
         for logits in read(0, tokens - 1):
             logits.backward(torch.ones_like(logits))
