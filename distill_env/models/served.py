@@ -61,8 +61,8 @@ class ServedModel:
       teacher's draw (total variation) |
     | the certificate | each rewrite by `sample` adds -log(1 - p_T), and D_t is the truncated one: a bound no more |
 
-    The mass of T is one less that of S, so what the server rounds is all in it: vLLM, in float32 with V = 49,152, was
-    off by 2e-5 where T had much and by 12 % where it had 1e-6. It moves D_t by q_T times the relative error of p_T.
+    The mass of T is one less that of S, so what the server rounds is all in it: vLLM's, in float32 with V = 49,152, was
+    off by up to 3e-5, and by less than 1e-6 where T had under 1e-5. That moves D_t by q_T times the change of log p_T.
 
     A token outside of S that stands in the row or follows it comes with its log-probability, too; it is left out, since
     D_t has to be a function of the state alone. With top_k=0 the server is asked for all ids, and nothing is truncated.
