@@ -133,7 +133,8 @@ def served(server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[ServedMo
 def prompts(folder: Path) -> tuple[list[list[int]], list[list[int]]]:
     """Ids of questions, as the model is asked them, and of answers."""
     tokenizer = load_tokenizer(str(folder / "student"))
-    asked = [f"<|im_start|>user\n{it}<|im_end|>\n<|im_start|>assistant\n" for it in QUESTIONS]
+    system = "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
+    asked = [f"{system}<|im_start|>user\n{it}<|im_end|>\n<|im_start|>assistant\n" for it in QUESTIONS]
     return tokenizer(asked)["input_ids"], tokenizer(ANSWERS)["input_ids"]
 
 
@@ -191,7 +192,7 @@ def write(models: Models, teacher: Any, rewrite: str) -> Rollout:
         rewrite=rewrite,
     )  # fmt: skip
     student = load_model(str(models.folder / "student"))
-    return collect(env, student, list(env.prompts), episode_keys(0, np.arange(4)), Gate(threshold=5.0), 4, K)
+    return collect(env, student, list(env.prompts), episode_keys(0, np.arange(4)), Gate(threshold=3.0), 4, K)
 
 
 @pytest.mark.parametrize("rewrite", ["argmax", "nucleus", "sample"])
@@ -232,7 +233,7 @@ def test_a_run_whose_server_dies_ends_as_with_the_local_teacher(server: Server, 
     """In two iterations: after some updates that differ by rounding, draws of so flat a student differ as well."""
     (tmp_path / "data.jsonl").write_text("".join(f'{{"prompt": "{it}"}}\n' for it in QUESTIONS))
     folder = server.models.folder
-    flags = ["--env", "lm", "--student", folder / "student", "--task-path", tmp_path / "data.jsonl", "--tau", "5"]
+    flags = ["--env", "lm", "--student", folder / "student", "--task-path", tmp_path / "data.jsonl", "--tau", "3"]
     flags += ["--iterations", "2", "--batch-size", "4", "--rows", "4", "--max-new-tokens", "10", "--threads", "1"]
     flags += ["--rewrite", "argmax", "--top-k", K, "--draft-length", "4", "--draft-limit", "4", "--eval-prompts", "1"]
     flags += ["--eval-samples", "1", "--validate-every", "99", "--track", "none", "--out", tmp_path]
@@ -256,6 +257,7 @@ def test_a_run_whose_server_dies_ends_as_with_the_local_teacher(server: Server, 
     runs = [read_metrics(tmp_path / name) for name in ("served", "local")]
     assert [len(rows) for rows in runs] == [2, 2]
     for one, other in zip(*runs, strict=True):
+        assert 0 < one["rollout/rewritten_share"] < 1
         for key in ("rollout/rewritten_share", "cost/teacher_positions", "cost/teacher_tokens"):
             assert one[key] == other[key], key
         for key in ("rollout/divergence", "train/loss", "train/entropy"):
