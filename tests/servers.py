@@ -32,6 +32,7 @@ class CompletionsServer:
         self.failures: list[int] = []  # statuses of the next answers; 0: the line goes dead
         self.left = -1  # answers until it is closed; -1: as many as one likes
         self.legacy = False  # answers without log-probabilities of prompts
+        self.favourite: int | None = None  # the token that follows; its likeliest one if not given
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -80,21 +81,35 @@ class CompletionsServer:
 
     def complete(self, request: dict[str, Any]) -> tuple[int, Any]:
         if request["model"] not in self.names:
-            return 404, {"error": {"message": f"The model {request['model']} does not exist."}}
-        wanted = [request[key] for key in ("logprobs", "prompt_logprobs") if key in request]
-        if self.limit >= 0 and any(k > self.limit or k < 0 for k in wanted):
-            return 400, {"error": {"message": f"Requested logprobs of {wanted[0]}, allowed: {self.limit}"}}
-        ids = request["prompt"]
-        if isinstance(ids, str):
-            ids = self.tokenizer(ids, add_special_tokens=request["add_special_tokens"])["input_ids"]
+            valid = ", ".join(self.names)
+            return refusal(f"The model `{request['model']}` does not exist. Valid aliases: {valid}.", 404)
+        for key in ("logprobs", "prompt_logprobs"):
+            if self.limit >= 0 and not 0 <= (k := request.get(key, 0)) <= self.limit:
+                wanted = self.model.vocab_size if k < 0 else k
+                kind = "sample" if key == "logprobs" else "prompt"
+                return refusal(
+                    f"Requested {kind} logprobs of {wanted}, which is greater than max allowed: {self.limit} "
+                    f"(parameter={key}, value={wanted})"
+                )
+        prompts = request["prompt"]
+        if isinstance(prompts, str):
+            prompts = self.tokenizer(prompts, add_special_tokens=request["add_special_tokens"])["input_ids"]
+        prompts = prompts if prompts and isinstance(prompts[0], list) else [prompts]
+        if self.context and max(map(len, prompts)) >= self.context:
+            return refusal(f"This model's maximum context length is {self.context} tokens.")
+        choices = [{"index": i, **self.choice(request, ids)} for i, ids in enumerate(prompts)]
+        return 200, {"choices": choices[::-1]}  # their order is told by the index
+
+    def choice(self, request: dict[str, Any], ids: list[int]) -> dict[str, Any]:
         before = ids[:1] if ids else []
-        prefixes = [ids[:i] for i in range(len(before), len(ids) + 1)]
+        scores = "prompt_logprobs" in request or request.get("echo")
+        prefixes = [ids[:i] for i in range(len(before) if scores else len(ids), len(ids) + 1)]
         log_probs = self.model.fork().start(prefixes).double()  # the last is of the token that follows
-        k = request["logprobs"]
-        following = {f"token_id:{i}": x for i, x in self.top(log_probs[-1], k).items()}
-        new = int(log_probs[-1].argmax())
+        new = int(log_probs[-1].argmax()) if self.favourite is None else self.favourite
+        following = {new: float(log_probs[-1, new])} | self.top(log_probs[-1], request["logprobs"])
         tokens = [f"token_id:{i}" for i in [*(ids if request.get("echo") else []), new]]
-        choice: dict[str, Any] = {"index": 0, "logprobs": {"tokens": tokens, "top_logprobs": [following]}}
+        told = {f"token_id:{i}": max(x, -9999.0) for i, x in following.items()}
+        choice: dict[str, Any] = {"logprobs": {"tokens": tokens, "top_logprobs": [told]}, "prompt_logprobs": None}
         if "prompt_logprobs" in request and not self.legacy:
             k, entries = request["prompt_logprobs"], []
             for token, row in zip(ids[len(before) :], log_probs[:-1], strict=True):
@@ -102,9 +117,13 @@ class CompletionsServer:
                 ranks = {i: int((row > x).sum()) + 1 for i, x in found.items()}
                 entries.append({str(i): {"logprob": max(x, -9999.0), "rank": ranks[i]} for i, x in found.items()})
             choice["prompt_logprobs"] = [None] * len(before) + entries
-        return 200, {"choices": [choice]}
+        return choice
 
     @staticmethod
     def top(row: torch.Tensor, k: int) -> dict[int, float]:
         values, ids = row.topk(len(row) if k < 0 else k)
         return dict(zip(ids.tolist(), values.clamp(min=-9999.0).tolist(), strict=True))
+
+
+def refusal(message: str, code: int = 400) -> tuple[int, Any]:
+    return code, {"error": {"message": message, "code": code}}

@@ -21,7 +21,7 @@ from distill_env.gate import Gate
 from distill_env.models import ServerLostError
 from distill_env.models.causal_lm import CausalLM
 from distill_env.models.load import build_model, load_model, load_tokenizer
-from distill_env.models.served import KEY_VARIABLE, ServedModel
+from distill_env.models.served import KEY_VARIABLE, ServedModel, cheaper_from_cache
 from distill_env.models.small import TEACHERS, small_student, small_tokenizer
 from distill_env.models.tabular import markov
 from distill_env.randomness import Purpose, episode_keys, inverse_cdf, uniform
@@ -165,6 +165,36 @@ def test_a_single_position_leaves_the_prefix_cache_of_use(server: CompletionsSer
     teacher.close()
 
 
+def test_a_short_block_of_a_long_row_is_read_from_the_prefix_cache(server: CompletionsServer) -> None:
+    """A list of beginnings where that is less to compute, else the whole row: the same log-probabilities."""
+    assert [n for n in range(200) if cheaper_from_cache(100, n)] == list(range(2, 9))
+    rows = torch.randint(V, (2, 40), generator=torch.Generator().manual_seed(0))
+    local, teacher = TEACHER.fork(), ask(server, 3)
+    for it in (local, teacher):
+        it.start(rows.tolist())
+    server.requests.clear()
+    for block in (torch.tensor([[1, 2, 3], [4, 5, -1]]), torch.arange(16).reshape(2, 8) % V):
+        expected, served = local.extend(block), teacher.extend(block).double()
+        ids = support(expected, 3)
+        told = block >= 0
+        torch.testing.assert_close(project(served, ids)[told], project(expected, ids)[told], rtol=1e-5, atol=1e-5)
+    asked = [(len(r["prompt"]), "prompt_logprobs" in r) for r in server.requests]
+    assert sorted(asked) == [(2, False), (3, False), (50, True), (51, True)]
+    teacher.close()
+
+
+def test_a_token_beside_the_likeliest_is_left_out(server: CompletionsServer) -> None:
+    """A server may draw by other rules than it tells log-probabilities by: a penalty of the model's own settings."""
+    teacher, rows = ask(server, 3), [[0, i] for i in range(V)]
+    expected = teacher.start(rows)
+    server.favourite = 2
+    actual = teacher.start(rows)
+    server.favourite = None
+    assert actual.equal(expected)
+    assert (TEACHER.start(rows).topk(3).indices != 2).all(-1).any()
+    teacher.close()
+
+
 # ---------------------------------------------------------------------- a server that fails
 
 
@@ -211,7 +241,7 @@ def test_refusals_are_told_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
             with pytest.raises(ValueError, match=rf"teacher_model: '{name}'; accepted at .*: a, b$"):
                 ask(server, 3, model=name)
         teacher = ask(server, 6, model="a")
-        with pytest.raises(ValueError, match=r"refuses \(400: Requested logprobs of 6, allowed: 5\)") as caught:
+        with pytest.raises(ValueError, match=r"refuses \(400: Requested sample logprobs of 6, .* allowed: 5") as caught:
             teacher.start([[0]])
         assert "secret" not in str(caught.value)
         assert set(server.keys) == {"Bearer secret"}

@@ -26,6 +26,7 @@ from distill_env.models.load import load_tokenizer
 KEY_VARIABLE = "DISTILL_TEACHER_KEY"
 REQUEST_SECONDS = 120.0  # of one request, after which it is sent again
 LONGEST_WAIT = 30.0  # seconds between two attempts
+CACHE_BLOCK = 16  # tokens by which vLLM's prefix cache keeps a row; what is over is read anew
 AGAIN = (408, 425, 429, 500, 502, 503, 504)
 PROBE = "The 3 cats cost €7.50,\n\tdef f(x): return x**2  # naïve 東京"
 
@@ -33,10 +34,10 @@ PROBE = "The 3 cats cost €7.50,\n\tdef f(x): return x**2  # naïve 東京"
 class ServedModel:
     """A `TokenModel` that asks a server. A block of tokens is one request a row, all rows at a time.
 
-    A request carries a row's ids and asks for one token more. The log-probabilities after a block of several tokens are
-    the server's `prompt_logprobs` of the block and, after its last token, the `logprobs` of the token that follows. A
-    block of one token asks for the latter alone: vLLM then reads the row from its prefix cache, which it does not with
-    `prompt_logprobs` (they are not kept there, so that the row is read anew).
+    A request carries a row's ids and asks for the `logprobs` of one token more. For a short block of several tokens it
+    is a list of such prompts, one for each beginning of the block, which vLLM reads from its prefix cache. Where this
+    is dearer than to read the row anew (`cheaper_from_cache`), it asks for the `prompt_logprobs` of the row: vLLM uses
+    no cache for these, and tells them of every position.
 
     ## What a truncated support changes
     The server tells the log-probabilities of its `top_k` likeliest ids S. The others, T, share what is left equally:
@@ -60,8 +61,11 @@ class ServedModel:
       teacher's draw (total variation) |
     | the certificate | each rewrite by `sample` adds -log(1 - p_T), and D_t is the truncated one: a bound no more |
 
-    A drafted token outside of S comes with its log-probability, too; it is left out, since D_t has to be a function of
-    the state alone. With top_k=0 the server is asked for all ids, and nothing is truncated.
+    The mass of T is one less that of S, so what the server rounds is all in it: vLLM's, in float32 with V = 49,152, was
+    off by up to 3e-5, and by less than 1e-6 where T had under 1e-5. That moves D_t by q_T times the change of log p_T.
+
+    A token outside of S that stands in the row or follows it comes with its log-probability, too; it is left out, since
+    D_t has to be a function of the state alone. With top_k=0 the server is asked for all ids, and nothing is truncated.
 
     Args:
         url: of the server, ending in /v1. The key, if it wants one, is $DISTILL_TEACHER_KEY.
@@ -134,7 +138,7 @@ class ServedModel:
     def _check_tokenizer(self, name: str) -> None:
         expected = load_tokenizer(name)(PROBE, add_special_tokens=False)["input_ids"]
         request = {"prompt": PROBE, "add_special_tokens": False, "echo": True, "logprobs": 1}
-        answer = self._complete(request)
+        answer = self._complete(request)[0]
         found = [_token_id(token) for token in answer["logprobs"]["tokens"]]
         if found[:-1] != list(expected):  # the last one is new
             raise ValueError(
@@ -206,16 +210,26 @@ class ServedModel:
     def _after(self, tokens: list[int], count: int, halt: threading.Event) -> Tensor:
         """log p after each of the last `count` of these tokens, [count, V]."""
         k = self.top_k or -1
+        listed = cheaper_from_cache(len(tokens), count)
         request: dict[str, Any] = {"prompt": tokens, "logprobs": k}
-        if count > 1:
+        if listed:
+            request["prompt"] = [tokens[: len(tokens) - i] for i in reversed(range(count))]
+        elif count > 1:
             request["prompt_logprobs"] = k
-        answer = self._complete(request, halt)
+        choices = self._complete(request, halt)
         try:
-            following = answer["logprobs"]["top_logprobs"][0]
-            found = [{_token_id(token): value for token, value in following.items()}]
-            if count > 1:
+            found = []
+            for choice in sorted(choices, key=lambda it: it["index"]):
+                told, new = choice["logprobs"]["top_logprobs"][0], choice["logprobs"]["tokens"][0]
+                found.append(self._likeliest({_token_id(j): x for j, x in told.items()}, _token_id(new)))
+            if count > 1 and not listed:
                 at = range(len(tokens) - count + 1, len(tokens))
-                found = [self._without_extra(answer["prompt_logprobs"][i], tokens[i]) for i in at] + found
+                entries = [
+                    {int(j): float(e["logprob"]) for j, e in choices[0]["prompt_logprobs"][i].items()} for i in at
+                ]
+                found = [self._likeliest(e, tokens[i]) for e, i in zip(entries, at, strict=True)] + found
+            if len(found) != count:
+                raise ValueError
         except (KeyError, TypeError, IndexError, ValueError, AttributeError):
             raise ValueError(
                 f"teacher: {self.url} gives no log-probabilities of prompts by token id; accepted: a completions "
@@ -223,9 +237,8 @@ class ServedModel:
             ) from None
         return torch.stack([self._distribution(f) for f in found])
 
-    def _without_extra(self, entry: Mapping[str, Mapping[str, float]], token: int) -> dict[int, float]:
-        """The likeliest ids; a server adds the token that stands there if it is not among them."""
-        found = {int(i): float(e["logprob"]) for i, e in entry.items()}
+    def _likeliest(self, found: dict[int, float], token: int) -> dict[int, float]:
+        """Without the token that stands there, which a server adds to the likeliest if it is not among them."""
         if self.top_k and len(found) > self.top_k:
             del found[token]
         return found
@@ -240,7 +253,7 @@ class ServedModel:
     def _complete(self, request: dict[str, Any], halt: threading.Event | None = None) -> Any:
         fixed = {"max_tokens": 1, "temperature": 0.0, "ignore_eos": True, "return_tokens_as_token_ids": True}
         answer = self._ask("POST", "/completions", {"model": self.model, **fixed, **request}, halt)
-        return answer["choices"][0]
+        return answer["choices"]
 
     def _ask(self, verb: str, path: str, body: Any = None, halt: threading.Event | None = None) -> Any:
         """Ask until there is an answer or patience ends.
@@ -296,6 +309,14 @@ class _News:
 
     def __init__(self) -> None:
         self.lock, self.told = threading.Lock(), False
+
+
+def cheaper_from_cache(length: int, count: int) -> bool:
+    """Whether a server computes less for `count` beginnings of a row from its prefix cache than for the row anew.
+
+    Beyond the last full cache block it computes each of them, which is half a block and half of `count` on average.
+    """
+    return count > 1 and count * (CACHE_BLOCK + count) / 2 < length
 
 
 def _token_id(token: str) -> int:
