@@ -139,11 +139,17 @@ def main(config: Config) -> None:
     gpu = Accelerator()
     for rows, colour in ((1, "C2"), (config.rows, "C0"), (4 * config.rows, "C1")):
         step = gpu.block(config.student, rows, 1)
+        ungated = 64 * step + gpu.block(config.teacher, rows, 64)  # 64 tokens, scored at the end
         best, length = predicted(gpu, config, rates, rows)
         right.plot(rates, best, colour, label=f"{rows} answers at a time (student step {1e3 * step:.1f} ms)")
         for h in (0.01, 0.05, 0.2, 0.5):
             i = int(np.abs(rates - h).argmin())
-            print(f"predicted, {rows} answers, h = {h:.0%}: {best[i]:.1f} times at K = {length[i]}")
+            block = gpu.block(config.teacher, rows, length[i])
+            rate = rows * committed_per_block(h, length[i]) / (length[i] * step + block)
+            print(
+                f"predicted, {rows} answers, h = {h:.0%}: {best[i]:.1f} times at K = {length[i]}, "
+                f"{rate:,.0f} tokens a second, ungated {64 * rows / ungated:,.0f}"
+            )
     right.set_title(
         f"prediction: {config.teacher / 1e9:g}B teacher, {config.student / 1e9:g}B student, one H100 each", fontsize=10
     )
