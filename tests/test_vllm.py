@@ -197,19 +197,18 @@ def write(models: Models, teacher: Any, rewrite: str) -> Rollout:
 
 @pytest.mark.parametrize("rewrite", ["argmax", "nucleus", "sample"])
 def test_rewrites_are_those_of_the_local_teacher(served: ServedModel, models: Models, rewrite: str) -> None:
+    """At every state that the server's teacher rewrote, whatever led there, the local one writes the same token, by
+    the same draw from its K likeliest. (Answers may part: a D_t whose tail is rounding can pass the threshold.)"""
     local = load_model(str(models.folder / "teacher"))
     actual = write(models, served, rewrite)
     assert 4 < int(actual.rewritten.sum()) < 40
-    if rewrite != "sample":  # which is drawn from the likeliest only
-        expected = write(models, local, rewrite)
-        assert actual.tokens.equal(expected.tokens)
-        assert actual.rewritten.equal(expected.rewritten)
-        torch.testing.assert_close(actual.score, expected.score, rtol=0, atol=0.2, equal_nan=True)
-        return
     for n, prompt in enumerate(actual.prompts):
         for t in torch.nonzero(actual.rewritten[n])[:, 0].tolist():
             log_p = local.start([[*prompt.ids, *actual.tokens[n, :t].tolist()]])[0].double()
-            kept = torch.full_like(log_p, -torch.inf).scatter(0, log_p.topk(K).indices, log_p.topk(K).values)
+            told, ids = log_p.topk(1 if rewrite == "argmax" else K)
+            if rewrite == "nucleus":
+                ids = ids[told.exp().cumsum(0) - told.exp() < 0.9]
+            kept = torch.full_like(log_p, -torch.inf).scatter(0, ids, log_p[ids])
             draw = uniform(episode_keys(0, n), t, Purpose.TEACHER)
             assert int(actual.tokens[n, t]) == int(inverse_cdf(kept[None], draw))
 
