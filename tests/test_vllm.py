@@ -198,7 +198,7 @@ def write(models: Models, teacher: Any, rewrite: str) -> Rollout:
 @pytest.mark.parametrize("rewrite", ["argmax", "nucleus", "sample"])
 def test_rewrites_are_those_of_the_local_teacher(served: ServedModel, models: Models, rewrite: str) -> None:
     """At every state that the server's teacher rewrote, whatever led there, the local one writes the same token, by
-    the same draw from its K likeliest. (Answers may part: a D_t whose tail is rounding can pass the threshold.)"""
+    the same draw from its K likeliest. (Answers part: these need not hold a nucleus, nor all that `sample` draws.)"""
     local = load_model(str(models.folder / "teacher"))
     actual = write(models, served, rewrite)
     assert 4 < int(actual.rewritten.sum()) < 40

@@ -63,6 +63,7 @@ class ServedModel:
 
     The mass of T is one less that of S, so what the server rounds is all in it: vLLM's, in float32 with V = 49,152, was
     off by up to 3e-5, and by less than 1e-6 where T had under 1e-5. That moves D_t by q_T times the change of log p_T.
+    Under `divergence.LEAST_TAIL` it counts as that, and D_t as less than it is.
 
     A token outside of S that stands in the row or follows it comes with its log-probability, too; it is left out, since
     D_t has to be a function of the state alone. With top_k=0 the server is asked for all ids, and nothing is truncated.
