@@ -80,8 +80,8 @@ class Reader:
             self.use.passes += 1
             self.use.positions += int(pending.sum() + counts.sum())
             # row j of the result lies at column pending - 1 + j of `after`; -1 is what was known before
-            least = int(pending[live].min())
-            if least > 0 and least + drafted == width:  # as a rule: one token waits in every row; nothing is copied
+            least, most = int(pending[live].min()), int(pending[live].max())
+            if 0 < least == most == width - drafted:  # as a rule one token waits in every row: nothing is copied
                 result = after[:, least - 1 :]
             else:
                 index = torch.from_numpy(pending - 1)[:, None] + torch.arange(drafted + 1)  # [n, K + 1]

@@ -1,0 +1,36 @@
+"""The teacher's place in each answer: what waits and what is drafted are read in one pass, row by row."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from distill_env.models.tabular import markov
+from distill_env.reader import PAD, Reader
+
+
+@pytest.mark.parametrize(
+    ("unread", "draft"),
+    [
+        ([[1, PAD], [2, 3]], [[0, 1, 2], [4, 0, PAD]]),  # unequal ends of equal blocks
+        ([[1], [2]], [[0, 1], [4, 0]]),
+        ([[1], [2]], [[0, PAD], [PAD, PAD]]),
+        ([[PAD], [2]], [[0, 1], [4, 0]]),
+        ([[1, 2], [3, 4]], [[], []]),
+    ],
+)
+def test_what_waits_and_a_draft_are_read_as_one_by_one(unread: list[list[int]], draft: list[list[int]]) -> None:
+    teacher = markov(5, order=2, seed=1)
+    reader = Reader(teacher.fork(), 2, 5)
+    reader.start([(0,), (3, 1)])
+    tokens = torch.tensor(draft, dtype=torch.long).reshape(2, -1)
+    said = reader.look(np.array(unread), tokens, np.ones(2, np.bool_))
+    for row, prompt in enumerate([(0,), (3, 1)]):
+        before = [*prompt, *(t for t in unread[row] if t >= 0)]
+        drafted = [t for t in draft[row] if t >= 0]
+        for j in range(len(drafted) + 1):
+            expected = teacher.log_table()[teacher.walk([*before, *drafted[:j]])]
+            torch.testing.assert_close(said[row, j], expected.detach(), rtol=0, atol=1e-12)
+        alone = teacher.log_table()[teacher.walk(before)]
+        torch.testing.assert_close(reader.log_probs[row], alone.detach(), rtol=0, atol=1e-12)
