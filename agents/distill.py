@@ -30,6 +30,7 @@ from agents.base import Callback, Metrics
 from agents.cache import TeacherCache
 from agents.checkpoint import existing_folder, load_state, reading, save_state, write_folder
 from agents.config import DistillConfig
+from agents.draft_length import DraftLength
 from agents.methods import Method
 from agents.metrics import repeated_share
 from agents.objectives import (
@@ -43,7 +44,7 @@ from agents.objectives import (
 )
 from agents.optimizer import MasterAdamW, step_size
 from agents.ranks import ALONE, Ranks
-from agents.rollout import DraftLength, Rollout, collect, read_references
+from agents.rollout import Rollout, collect, read_references
 from distill_env.divergence import entropy, finite, project, reverse_kl
 from distill_env.gate import Carry, Draft, follow_quantile, raw_score, read_and_decide
 from distill_env.models import TrainableModel

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from agents.draft_length import DraftLength
 from distill_env.divergence import LOG_ZERO, project, support
 from distill_env.env import DistillVectorEnv
 from distill_env.gate import Carry, Draft, Gate, gate
@@ -65,61 +66,6 @@ class Rollout:
     def mask(self) -> Tensor:
         """bool [N, T]: the tokens that stand, the end token among them."""
         return self.tokens >= 0
-
-
-class _Line:
-    """Seconds as a line over an amount of work, fitted to the latest blocks."""
-
-    def __init__(self) -> None:
-        self._seen: list[tuple[float, float]] = []
-
-    def add(self, amount: float, seconds: float) -> None:
-        self._seen = [*self._seen[-63:], (amount, seconds)]
-
-    def __len__(self) -> int:
-        return len(self._seen)
-
-    def __call__(self, amount: NDArray[np.int64] | int) -> NDArray[np.float64]:
-        work, seconds = np.array(self._seen).T
-        slope, base = np.polyfit(work, seconds, 1) if np.ptp(work) > 0 else (0.0, seconds.mean())
-        if slope < 0:  # noise
-            slope, base = 0.0, seconds.mean()
-        return max(base, 1e-9) + slope * np.asarray(amount, np.float64)
-
-
-class DraftLength:
-    """How many tokens to draft: the number that promises the most committed tokens a second.
-
-    With hard rate h a draft of K commits (1 - (1 - h)^K) / h tokens of a row on average; its cost is K student steps
-    over the rows that still write and a teacher pass over K positions of each, both lines a + b x measured as the run
-    goes: towards the end of a batch, when few rows are left, long drafts are cheap. The choice changes the cost of a
-    rollout, never its outcome.
-    """
-
-    def __init__(self, longest: int) -> None:
-        self.longest = longest
-        self.hard_rate = 0.1
-        self._student, self._teacher = _Line(), _Line()  # a step by rows, a pass by positions
-
-    def choose(self, rows: int) -> int:
-        """The draft length for a batch in which so many rows write."""
-        if len(self._teacher) < 2 or len(self._student) == 0:
-            return min(8, self.longest)
-        lengths = np.arange(1, self.longest + 1)
-        h = min(max(self.hard_rate, 1e-6), 1.0)
-        committed = (1 - (1 - h) ** lengths) / h
-        return int(lengths[np.argmax(committed / (lengths * self._student(rows) + self._teacher(rows * lengths)))])
-
-    def observe(
-        self, rows: int, hard: int, looked_at: int, student_step: float, width: int, teacher_pass: float
-    ) -> None:
-        """Tell what a block of `rows` showed: hard steps among the states looked at, seconds of a student step (0: none
-        was made), and of a teacher pass over `width` positions a row."""
-        if looked_at:
-            self.hard_rate += 0.1 * (hard / looked_at - self.hard_rate)
-        if student_step > 0:
-            self._student.add(rows, student_step)
-        self._teacher.add(rows * width, teacher_pass)
 
 
 def collect(

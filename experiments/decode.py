@@ -223,7 +223,7 @@ def write(
     prompts: Sequence[Prompt],
     tau: float,
 ) -> Decoded:
-    from agents.rollout import DraftLength
+    from agents.draft_length import DraftLength
 
     length = DRAFT_LENGTH[run.env] if config.draft_length is None else config.draft_length
     drafts: DraftLength | int = length or DraftLength(env.chunk)

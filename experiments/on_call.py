@@ -30,7 +30,8 @@ from experiments.run import EVALUATION_SEED
 from experiments.tracking import markdown_table
 
 if TYPE_CHECKING:
-    from agents.rollout import DraftLength, Rollout
+    from agents.draft_length import DraftLength
+    from agents.rollout import Rollout
     from distill_env.env import DistillVectorEnv
     from distill_env.models import TokenModel
     from distill_env.tasks import Grade, Prompt, Task

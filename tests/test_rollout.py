@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from scipy import stats
 from tables import NO_PROMPT, Answer, Ragged, argmax, gated_law, nucleus, perturbed
 
-from agents.rollout import DraftLength, Rollout, collect, read_references
+from agents.draft_length import DraftLength
+from agents.rollout import Rollout, collect, read_references
 from distill_env.divergence import project, reverse_kl
 from distill_env.env import DistillVectorEnv
 from distill_env.gate import ALWAYS, NEVER, Gate, random_gate

@@ -117,9 +117,9 @@ class CausalLM:
                 self.max_length = min(self.max_length or layer.sliding_window, layer.sliding_window)
             elif type(layer) is not DynamicLayer:
                 raise ValueError(f"model: {name} remembers in a {type(layer).__name__}, not in keys and values alone")
+        # What a pass costs whatever it computes, in positions: it reads all weights (the GPU's number is a guess), and
+        # of a small model its calls take the time.
         positions = 64 if self.model.device.type == "cpu" else 512
-        # What a pass costs whatever it computes, in positions. Reading the weights is bound by memory; a small model's
-        # pass is bound by its calls.
         self.pass_overhead = max(positions, 2**30 // sum(p.numel() for p in self.model.parameters()))
         # Transformers 5.24 renamed the argument.
         takes_cache = "cache" in inspect.signature(self._decoder.forward).parameters
@@ -251,12 +251,12 @@ class CausalLM:
         hidden = self._forward(busy, tokens[logical, :longest])
         if len(logical) == self._n and present.all() and tokens.numel() * self.vocab_size <= _NUMBERS:
             return self.head(hidden).cpu()
-        out = self._empty(*tokens.shape)
+        out = self._empty(tokens.numel())
         states = hidden[present[logical, :longest].to(hidden.device)]  # [m, d]
-        places = present.nonzero()
+        places = present.flatten().nonzero()[:, 0]
         for part, place in zip(*(x.split(max(1, _NUMBERS // self.vocab_size)) for x in (states, places)), strict=True):
-            out[place[:, 0], place[:, 1]] = self.head(part).cpu()
-        return out
+            out.index_copy_(0, place, self.head(part).cpu())
+        return out.view(*tokens.shape, -1)
 
     def rewind(self, lengths: Sequence[int] | Tensor) -> None:
         """See `TokenModel.rewind`. Raises ValueError unless there is a length of at least -1 for every row."""

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from agents.rollout import DraftLength, Rollout, collect
+from agents.draft_length import DraftLength
+from agents.rollout import Rollout, collect
 from distill_env.env import DistillVectorEnv
 from distill_env.gate import NEVER, Gate
 from distill_env.models import TrainableModel
