@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from distill_env.env import DistillVectorEnv
 from distill_env.models.tabular import markov
 from distill_env.reader import PAD, Reader
 
@@ -34,3 +35,21 @@ def test_what_waits_and_a_draft_are_read_as_one_by_one(unread: list[list[int]], 
             torch.testing.assert_close(said[row, j], expected.detach(), rtol=0, atol=1e-12)
         alone = teacher.log_table()[teacher.walk(before)]
         torch.testing.assert_close(reader.log_probs[row], alone.detach(), rtol=0, atol=1e-12)
+
+
+def test_what_is_given_up_is_asked_for_again() -> None:
+    """Released between a look-ahead and a step along it or away from it, an environment pays and goes on as ever, and
+    holds no distributions of a draft."""
+    draft = torch.tensor([[0, 1, 2], [3, 0, -1]])
+    for actions in ([[0, 1], [3, 6]], [[2, 1], [0, 0]]):
+        seen = []
+        for released in (False, True):
+            env = DistillVectorEnv(2, "categorical", "markov", chunk=3, autoreset_mode="Disabled")
+            env.reset(seed=0)
+            env.lookahead(draft)
+            if released:
+                env.release()
+                assert env._reader.known(np.array([[0, 1], [3, 0]])) is None
+            rewards = env.step(np.array(actions))[1]
+            seen.append(np.concatenate([rewards, env.lookahead(draft)[:, 0].flatten().numpy()]))
+        np.testing.assert_allclose(seen[1], seen[0], rtol=0, atol=1e-12)
