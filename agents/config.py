@@ -41,7 +41,7 @@ class DistillConfig:
     same. 0 takes the whole batch."""
     chunk_positions: int = 0
     """Positions whose distributions over the vocabulary exist at a time in the update. 0: as many as make 4 million
-    numbers, on a GPU 64 million, but from 64 to 1,024."""
+    numbers, on a GPU 64 million, but a multiple of 64 from 64 to 1,024."""
     draft_length: int = 0
     """Tokens the student drafts before the teacher looks; 0 adapts it, 1 is token by token. It changes no result."""
     seed: int = 0
@@ -74,7 +74,7 @@ class DistillConfig:
     def positions_at_a_time(self, vocab_size: int, on_gpu: bool) -> int:
         """`chunk_positions`, chosen by the size of a distribution if it is 0."""
         numbers = 2**26 if on_gpu else 2**22
-        return self.chunk_positions or min(max(numbers // vocab_size, 64), 1024)
+        return self.chunk_positions or min(max(numbers // vocab_size // 64 * 64, 64), 1024)
 
 
 @dataclass(frozen=True)

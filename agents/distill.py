@@ -113,6 +113,7 @@ class DistillAgent:
             self.iteration += 1
             ended = time.perf_counter()
             metrics |= rollout_metrics(self.ranks.total(rollout_sums(rollout)))
+            del rollout  # what is kept of the teacher takes no memory during the next one
             metrics["time/update_seconds"] = ended - update_started
             metrics["time/seconds"] = ended - started
             metrics["time/tokens_per_second"] = metrics["rollout/tokens"] / (ended - started)
@@ -165,6 +166,7 @@ class DistillAgent:
             for group in self.optimizer.param_groups:
                 group["lr"] = step_size(self.config, self.iteration)
             self.optimizer.step()
+            self.optimizer.zero_grad()  # gradients take no memory during the next rollout
         self.hard_share = totals.get("rollout/hard_share", 0.0)
         return totals | {"train/grad_norm": norm} | self._follow_budget(rollout, totals)
 

@@ -54,7 +54,7 @@ class MasterAdamW(torch.optim.AdamW):
             others = [m for m in self.masters if m.dim() < 2]
             groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others}]
         betas = (config.adam_beta1, config.adam_beta2)
-        super().__init__(groups, lr=config.learning_rate, betas=betas, weight_decay=0.0)
+        super().__init__(groups, lr=config.learning_rate, betas=betas, weight_decay=0.0, fused=True)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         super().zero_grad(set_to_none)
@@ -72,6 +72,8 @@ class MasterAdamW(torch.optim.AdamW):
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         loss = super().step(closure)
+        for master in self.masters:  # the fused kernel does not say that it has changed them
+            torch.autograd.graph.increment_version(master)
         for weight, master in self.narrow:
             weight.copy_(master)
         return loss

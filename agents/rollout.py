@@ -254,7 +254,12 @@ class _Collector:
     def _block(self) -> None:
         """Draft, look ahead, gate, commit."""
         n, writing = len(self.active), int(self.active.sum())
-        length = self.draft_length if isinstance(self.draft_length, int) else self.draft_length.choose(writing)
+        if isinstance(self.draft_length, int):
+            length = self.draft_length
+        elif self.writer.reads_models:
+            length = self.draft_length.choose(writing)
+        else:  # known beforehand, no draft goes beyond a rewrite
+            length = self.core.chunk
         room = np.where(self.active, self.horizon - self.lengths, 0)
         length = max(1, min(length, self.core.chunk, int(room.max())))
         keys = self.keys[self.episode]

@@ -412,11 +412,17 @@ class DistillVectorEnv(VectorEnv):
         """log p at the first `states` states along the own tokens of a chunk, from the last look-ahead if it serves."""
         if states == 0:
             return self._reader.log_probs[:, None][:, :0]
+        if states == 1 and not self._behind():
+            return self._reader.log_probs[:, None]
         needed = own[:, : states - 1]
         log_probs = self._reader.known(needed)
         if log_probs is None:
             log_probs = self._look(torch.from_numpy(np.ascontiguousarray(needed)))
         return log_probs[:, :states]
+
+    def _behind(self) -> bool:
+        """Whether some tokens that stand have not been read by the teacher."""
+        return bool(((self._reader.read != self._lengths) & ~self._ended).any())
 
     def _append(self, tokens: NDArray[np.int64], counts: NDArray[np.int64], rewritten: NDArray[np.bool_]) -> None:
         """Commit the first `counts[i]` of row i's tokens [n, k]; the teacher forgets what was not committed."""
@@ -520,8 +526,6 @@ class DistillVectorEnv(VectorEnv):
         self._prompt_lengths[rows] = lengths
         self._lengths[rows] = 0
         everyone = len(rows) == self.num_envs
-        if self._started and not everyone:
-            self._reader.rewind(self._lengths, ~self._ended)
         self._reader.start([p.ids for p in chosen], None if everyone else rows)
         self._ended[rows] = False
         self._started = True
@@ -564,7 +568,8 @@ class DistillVectorEnv(VectorEnv):
         def put(key: str, values: NDArray[Any], mask: NDArray[np.bool_]) -> None:
             if mask.any():
                 shape = (-1, *(1,) * (values.ndim - 1))
-                info[key] = np.where(mask.reshape(shape), values, np.zeros((), values.dtype))
+                zero = np.zeros((), values.dtype)
+                info[key] = values.copy() if mask.all() else np.where(mask.reshape(shape), values, zero)
                 info["_" + key] = mask.copy()
 
         if self.chunk == 1 and self.reveal_teacher:

@@ -780,7 +780,7 @@ def test_sampled_is_refused_where_it_would_be_wrong(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("vocabulary", "on_gpu", "positions"), [(14, False, 1024), (49152, False, 85), (151_936, True, 441)]
+    ("vocabulary", "on_gpu", "positions"), [(14, False, 1024), (49152, False, 64), (151_936, True, 384)]
 )
 def test_the_larger_the_vocabulary_the_fewer_positions_at_a_time(vocabulary: int, on_gpu: bool, positions: int) -> None:
     assert DistillConfig(METHODS["rkl"]).positions_at_a_time(vocabulary, on_gpu) == positions

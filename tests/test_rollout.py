@@ -304,6 +304,17 @@ def test_the_teacher_is_not_asked_where_nobody_listens() -> None:
     assert rollout.ledger.drafted == 0
 
 
+@pytest.mark.parametrize("name", ["never", "random"])
+def test_drafts_are_longest_where_the_gate_needs_no_model(name: str) -> None:
+    """Nothing is drafted beyond a rewrite that is known beforehand, so nothing is drawn in vain."""
+    used = write(GATES[name], DraftLength(LONGEST), num_envs=N).ledger
+    longest = write(GATES[name], LONGEST, num_envs=N).ledger
+    assert used.wasted == 0
+    assert (used.teacher_passes, used.drafted) == (longest.teacher_passes, longest.drafted)
+    if name == "never":
+        assert used.teacher_passes == 2  # the prompts, and the whole answers
+
+
 def test_after_a_hand_over_nothing_is_drafted() -> None:
     """The rest of the answer is the teacher's; the student neither drafts nor is looked at, and what is wasted was
     drafted before the hand-over was known."""

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
+from distill_env.models import accumulate
 from distill_env.models.batching import length_groups
 from distill_env.models.pretrained import (
     is_adapted,
@@ -68,7 +69,8 @@ class _SlotCache(Cache):
             buffers[:] = [buffer[:, :, :width][source.to(buffer.device)] for buffer in buffers]
 
 
-_NUMBERS = 2**22  # log-probabilities that are computed at a time
+_NUMBERS = 2**23  # log-probabilities that are computed at a time
+_FEW = 64  # states, up to which BLAS on a CPU multiplies faster with the large matrix on the left
 
 
 class CausalLM:
@@ -122,8 +124,9 @@ class CausalLM:
         positions = 64 if self.model.device.type == "cpu" else 512
         self.pass_overhead = max(positions, 2**30 // sum(p.numel() for p in self.model.parameters()))
         # Transformers 5.24 renamed the argument.
-        takes_cache = "cache" in inspect.signature(self._decoder.forward).parameters
-        self._cache_name = "cache" if takes_cache else "past_key_values"
+        takes = inspect.signature(self._decoder.forward).parameters
+        self._cache_name = "cache" if "cache" in takes else "past_key_values"
+        self._embedding = self.model.get_input_embeddings() if "inputs_embeds" in takes else None
         self._clear(0)
         self._check()
 
@@ -254,7 +257,8 @@ class CausalLM:
         out = self._empty(tokens.numel())
         states = hidden[present[logical, :longest].to(hidden.device)]  # [m, d]
         places = present.flatten().nonzero()[:, 0]
-        for part, place in zip(*(x.split(max(1, _NUMBERS // self.vocab_size)) for x in (states, places)), strict=True):
+        size = max(64, _NUMBERS // self.vocab_size // 64 * 64)  # BLAS likes round numbers
+        for part, place in zip(states.split(size), places.split(size), strict=True):
             out.index_copy_(0, place, self.head(part).cpu())
         return out.view(*tokens.shape, -1)
 
@@ -293,7 +297,10 @@ class CausalLM:
         for group in self._groups(lengths + needed):
             block = ids[group, : int((lengths + needed)[group].max())].clamp(min=0).to(self.model.device)
             # Padding on the right is never seen, so the mask may be all ones, which keeps the fast causal kernel.
-            hidden = self._run(input_ids=block, attention_mask=torch.ones_like(block), use_cache=False)
+            inputs = {"input_ids": block}
+            if self._embedding is not None and accumulate.serves(self._embedding):
+                inputs = {"inputs_embeds": accumulate.embedding(self._embedding, block)}
+            hidden = self._run(**inputs, attention_mask=torch.ones_like(block), use_cache=False)
             states.append(torch.isin(row, group).nonzero()[:, 0])  # [.], ascending like the group's rows
             index, column = torch.searchsorted(group, row[states[-1]]), (lengths[row] - 1 + step)[states[-1]]
             parts.append(hidden[index.to(hidden.device), column.to(hidden.device)])
@@ -301,7 +308,7 @@ class CausalLM:
 
     def head(self, features: Tensor) -> Tensor:
         """log p over the vocabulary, [..., d] -> [..., V], float32 (float64 for a float64 model)."""
-        logits = self._head(features)[..., : self.vocab_size]
+        logits = self._logits(features)[..., : self.vocab_size]
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         # What Cohere, Granite and Gemma do to the logits, in their own forward passes; other habits `_check` refuses.
         if getattr(self._config, "logit_scale", None) is not None:
@@ -312,6 +319,18 @@ class CausalLM:
         if cap is not None:
             logits = torch.tanh(logits / cap) * cap
         return F.log_softmax(logits, -1).to(self.model.device)  # the head may lie on another one
+
+    def _logits(self, features: Tensor) -> Tensor:
+        """What the head computes, [..., d] -> [..., rows of the head]. Its product is the largest by far."""
+        head, states = self._head, features.flatten(0, -2)
+        if accumulate.serves(head):
+            if torch.is_grad_enabled():
+                return accumulate.linear(head, features)
+            on_cpu = states.device.type == head.weight.device.type == "cpu"
+            if len(states) <= _FEW and on_cpu and states.dtype in (torch.float32, torch.float64):
+                return (head.weight @ states.T).T.unflatten(0, features.shape[:-1])  # half the time of the usual order
+        logits: Tensor = head(features)
+        return logits
 
     def parameters(self) -> Iterator[torch.nn.Parameter]:
         """The trainable parameters, shared ones once."""
