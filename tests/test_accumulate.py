@@ -51,6 +51,14 @@ def test_the_input_has_its_gradient_whether_or_not_the_weight_has_one() -> None:
         torch.testing.assert_close(x.grad, expected, rtol=0, atol=1e-12)
 
 
+def test_a_frozen_weight_has_none() -> None:
+    head = nn.Linear(D, V, bias=False).requires_grad_(False)
+    x = torch.randn(4, D, requires_grad=True)
+    accumulate.linear(head, x).sum().backward()
+    assert head.weight.grad is None
+    assert x.grad is not None
+
+
 def test_nothing_of_the_weights_size_is_made_once_it_has_a_gradient() -> None:
     """A hook is shown what autograd is about to add: the first gradient, and then nothing."""
     torch.manual_seed(0)
@@ -93,7 +101,6 @@ class Scaled(nn.Embedding):
     "module",
     [
         nn.Linear(D, V),
-        nn.Linear(D, V, bias=False).requires_grad_(False),
         nn.Embedding(V, D, max_norm=1.0),
         nn.Embedding(V, D, sparse=True),
         nn.Embedding(V, D, scale_grad_by_freq=True),

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 
 def serves(module: nn.Module) -> bool:
-    """Whether a module is a trained linear map without bias, or a trained embedding, and nothing besides: no subclass,
-    adapter, shard, hook or option of another kind."""
+    """Whether a module is a linear map without bias, or an embedding, and nothing besides: no subclass, adapter, shard,
+    hook or option of another kind."""
     weight = getattr(module, "weight", None)
-    if type(weight) is not nn.Parameter or not weight.requires_grad:
+    if type(weight) is not nn.Parameter:
         return False
     if weight._backward_hooks or weight._post_accumulate_grad_hooks:
         return False
