@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -171,6 +172,29 @@ def test_gradient_of_features_and_head_is_that_of_the_whole_model() -> None:
     weight = lm.start([prompt]).exp()
     (lm.head(lm.features([prompt], tokens, tokens >= 0))[:1] * weight).sum().backward()
     assert not weight.requires_grad
+
+
+@pytest.mark.parametrize("habit", ["scales", "refuses"])
+def test_a_model_that_computes_something_else_from_embeddings_is_given_ids(habit: str) -> None:
+    """Some scale what they look up, not what they are given: training would see another model than the rollout."""
+    model = build("Llama")
+    forward = model.model.forward
+
+    @functools.wraps(forward)
+    def other(input_ids: Any = None, inputs_embeds: Any = None, **rest: Any) -> Any:
+        if input_ids is None and habit == "refuses":
+            raise ValueError("input_ids: needed")
+        embeddings = inputs_embeds if input_ids is None else 3 * model.model.embed_tokens(input_ids)
+        return forward(inputs_embeds=embeddings, **rest)
+
+    model.model.forward = other
+    lm = CausalLM(model)
+    tokens = torch.tensor([[3, 4, 5]])
+    lm.start([[2, 6]])
+    expected = lm.extend(tokens)[:, :2]
+    torch.testing.assert_close(
+        lm.head(lm.features([[2, 6]], tokens, torch.tensor([[False, True, True]])))[None].detach(), expected
+    )
 
 
 def test_dropout_never_acts() -> None:

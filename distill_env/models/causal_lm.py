@@ -401,20 +401,37 @@ class CausalLM:
 
     @torch.no_grad()
     def _check(self) -> None:
-        """Raise unless the two-part, cached forward pass gives the model's own distribution on two ragged rows."""
+        """Raise unless the two-part, cached forward pass gives the model's own distribution on two ragged rows; and
+        find out whether the model computes the same from embeddings as from ids."""
         a, b, c = (i % self.vocab_size for i in (1, 2, 3))
         problem = f"model: {type(self.model).__name__} is not supported"
+        prompts, answers = [[a], [c, a]], torch.tensor([[b, -1], [b, a]])
         try:
             full = [self.model(input_ids=torch.tensor([x], device=self.model.device)) for x in ([a, b], [c, a, b, a])]
             expected = torch.stack([x.logits[0, -1, : self.vocab_size] for x in full]).double().softmax(-1)
-            self.start([[a], [c, a]])
-            after = self.extend(torch.tensor([[b, -1], [b, a]]))
+            self.start(prompts)
+            after = self.extend(answers)[[0, 1], [0, 1]]
         except (TypeError, ValueError, RuntimeError, IndexError) as error:
             raise ValueError(f"{problem}: its forward pass fails ({error})") from error
         if not bool(expected.isfinite().all()):
             raise ValueError(f"model: the probabilities of {type(self.model).__name__} are not numbers")
         self._clear(0)
-        distance = float((after[[0, 1], [0, 1]].double().exp() - expected).abs().sum(-1).max()) / 2
+
+        def distance(log_probs: Tensor) -> float:
+            return float((log_probs.double().exp() - expected).abs().sum(-1).max()) / 2
+
         exact = {} if getattr(self.model, "is_quantized", False) else {torch.float64: 1e-6, torch.float32: 1e-3}
-        if distance > exact.get(self.model.dtype, 0.2):
-            raise ValueError(f"{problem}: with a cache its distribution is off by {distance:.2g} (total variation)")
+        limit = exact.get(self.model.dtype, 0.2)
+        if distance(after) > limit:
+            raise ValueError(
+                f"{problem}: with a cache its distribution is off by {distance(after):.2g} (total variation)"
+            )
+        if self._embedding is not None:
+            tokens = F.pad(answers.clamp(min=0), (0, 1))  # the states after the answers, whatever follows there
+            states = torch.tensor([[False, True, False], [False, False, True]])
+            try:
+                same = distance(self.head(self.features(prompts, tokens, states))) <= limit
+            except (TypeError, ValueError, RuntimeError, IndexError):
+                same = False
+            if not same:  # it scales what it looks up, or looks up more than one table
+                self._embedding = None
