@@ -418,6 +418,7 @@ def summarise_training(rows: list[dict[str, float]]) -> dict[str, float]:
         "teacher_tokens": total("cost/teacher_tokens"),
         "teacher_positions": total("cost/teacher_positions"),
         "teacher_passes": total("cost/teacher_passes"),
+        **ledger(rows),
         "teacher_tokens_per_student_token": total("cost/teacher_tokens") / own if own else float("inf"),
         "tokens_per_second": total("rollout/tokens") / total("time/seconds"),
         "rewritten_share_first": mean("rollout/rewritten_share", rows[:tenth]),
@@ -429,6 +430,17 @@ def summarise_training(rows: list[dict[str, float]]) -> dict[str, float]:
         "validation_correct_chains": mean("validation/correct_chains", rows[-len(rows) // 3 :]),
         "seconds": total("time/seconds"),
     } | {key: value for key, value in cached.items() if value}
+
+
+def ledger(rows: list[dict[str, float]]) -> dict[str, float]:
+    """What became of the tokens that the student drew, and where the seconds went; empty if the agent does not say."""
+    if not rows or "cost/drafted" not in rows[0]:
+        return {}
+    drafted, wasted = (sum(row[f"cost/{key}"] for row in rows) for key in ("drafted", "wasted"))
+    parts = ("student_seconds", "teacher_seconds", "update_seconds")
+    seconds = {key: sum(row[f"time/{key}"] for row in rows) for key in parts}
+    other = sum(row["time/seconds"] for row in rows) - sum(seconds.values())
+    return {"drafted": drafted, "committed": drafted - wasted, "wasted": wasted, **seconds, "other_seconds": other}
 
 
 # ---------------------------------------------------------------------- after training
@@ -521,8 +533,16 @@ def report(config: AnyRun, evaluation: dict[str, Any], folder: Path, console: Co
         ),
         ("teacher tokens per student token", "{:.3f}", ("teacher_tokens_per_student_token",)),
         ("teacher passes, positions scored", "{:,.0f}", ("teacher_passes", "teacher_positions")),
+        ("student's tokens drafted, committed, wasted", "{:,.0f}", ("drafted", "committed", "wasted")),
+        (
+            "seconds: student, teacher, update, other",
+            "{:,.1f}",
+            ("student_seconds", "teacher_seconds", "update_seconds", "other_seconds"),
+        ),
         ("tokens, tokens/s in training", "{:,.0f}", ("tokens", "tokens_per_second")),
     ):
+        if keys[0] not in training:
+            continue  # an agent that keeps no ledger
         joint = " -> " if "->" in label else ", "
         table.add_row(label, "", joint.join(cell(form, training[key]) for key in keys))
     console.print(table)

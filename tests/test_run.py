@@ -351,6 +351,22 @@ def test_a_run_ends_with_the_iteration_that_reaches_its_limit(tmp_path: Path, of
     assert len(metrics(tmp_path / "short")) == len(spent)
 
 
+def test_the_ledger_adds_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Over a resumed run: what was drafted stands or is wasted, what stands is the student's or the teacher's, and the
+    seconds of all parts are those of the training."""
+    for more in (("--iterations", 2), ("--resume", "--iterations", 5)):
+        assert run("--agent", "gated", *more, "--tau", 1.2, "--out", tmp_path, "--name", "ours") == 0
+    training = json.loads((tmp_path / "ours/evaluation.json").read_text())["training"]
+    assert training["drafted"] == training["committed"] + training["wasted"]
+    assert training["tokens"] == training["committed"] + training["teacher_tokens"]
+    assert 0 < training["wasted"] < training["drafted"]
+    parts = [training[f"{part}_seconds"] for part in ("student", "teacher", "update", "other")]
+    assert min(parts) > 0
+    assert sum(parts) == pytest.approx(training["seconds"])
+    assert f"{training['drafted']:,.0f}, {training['committed']:,.0f}" in capsys.readouterr().out
+    assert "drafted" not in run_module.summarise_training([{"rollout/tokens": 3.0, "time/seconds": 1.0}])
+
+
 @pytest.mark.parametrize("limit", [(), ("--limit", 30, "--limit-of", "teacher_tokens")], ids=["all", "limit"])
 def test_a_run_from_a_warm_cache_is_the_same_run(limit: tuple[object, ...], tmp_path: Path) -> None:
     """Its student, and where a limit ends it; the teacher's tokens are counted in the run that paid for them."""
