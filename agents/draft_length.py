@@ -1,4 +1,4 @@
-"""How many tokens to draft before the teacher looks: chosen by the times and the hard steps of the latest blocks."""
+"""How many tokens to draft before the teacher looks: by the times of the latest blocks and by what cut them short."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ class _Line:
 class DraftLength:
     """How many tokens to draft: the number that promises the most committed tokens a second.
 
-    With hard rate h a draft of K commits (1 - (1 - h)^K) / h tokens of a row on average; its cost is K student steps
-    over the rows that still write and a teacher pass over K positions of each, both lines a + b x measured as the run
-    goes: towards the end of a batch, when few rows are left, long drafts are cheap. The choice changes the cost of a
-    rollout, never its outcome.
+    A row's draft is cut short by a hard step or by the end of its answer. With h the rate of both together a draft of
+    K commits (1 - (1 - h)^K) / h tokens of a row on average; its cost is K student steps over the rows that still write
+    and a teacher pass over K positions of each, both lines a + b x measured as the run goes: towards the end of a
+    batch, when few rows are left, long drafts are cheap. The choice changes the cost of a rollout, never its outcome.
     """
 
     def __init__(self, longest: int) -> None:
         self.longest = longest
-        self.hard_rate = 0.1
+        self.cut_rate = 0.1
         self._student, self._teacher = _Line(), _Line()  # a step by rows, a pass by positions
 
     def choose(self, rows: int) -> int:
@@ -45,17 +45,18 @@ class DraftLength:
         if len(self._teacher) < 2 or len(self._student) == 0:
             return min(8, self.longest)
         lengths = np.arange(1, self.longest + 1)
-        h = min(max(self.hard_rate, 1e-6), 1.0)
+        h = min(max(self.cut_rate, 1e-6), 1.0)
         committed = (1 - (1 - h) ** lengths) / h
         return int(lengths[np.argmax(committed / (lengths * self._student(rows) + self._teacher(rows * lengths)))])
 
     def observe(
-        self, rows: int, hard: int, looked_at: int, student_step: float, width: int, teacher_pass: float
+        self, rows: int, cut: int, looked_at: int, student_step: float, width: int, teacher_pass: float
     ) -> None:
-        """Tell what a block of `rows` showed: hard steps among the states looked at, seconds of a student step (0: none
-        was made), and of a teacher pass over `width` positions a row."""
+        """Tell what a block of `rows` showed: the drafts that were cut short, by a hard step or an end token, among the
+        states looked at, seconds of a student step (0: none was made), and of a teacher pass over `width` positions a
+        row."""
         if looked_at:
-            self.hard_rate += 0.1 * (hard / looked_at - self.hard_rate)
+            self.cut_rate += 0.1 * (cut / looked_at - self.cut_rate)
         if student_step > 0:
             self._student.add(rows, student_step)
         self._teacher.add(rows * width, teacher_pass)

@@ -305,8 +305,8 @@ class _Collector:
         self.ledger.teacher_seconds += looked + time.perf_counter() - clock
         if isinstance(self.draft_length, DraftLength):
             looked_at = np.minimum(first + 1, states)[~handed_over]
-            hard = int((first < states)[~handed_over].sum())
-            self.draft_length.observe(writing, hard, int(looked_at.sum()), self._pace, width, looked)
+            cut_short = ((first < states) | terminated)[~handed_over]
+            self.draft_length.observe(writing, int(cut_short.sum()), int(looked_at.sum()), self._pace, width, looked)
         self._commit(actions[:, :used], own, picked, reward, info)
         self._finish(np.flatnonzero((terminated | truncated) & self.active))
 

@@ -344,27 +344,48 @@ def test_the_teacher_is_asked_once_a_block(k: int, seed: int) -> None:
     assert 1 < counted.max() < HORIZON
 
 
-def tell(adaptive: DraftLength, hard_rate: float, student: float, base: float, slope: float, rows: int = 1) -> int:
+class Told(DraftLength):
+    """Adds up what it is told."""
+
+    cut = looked_at = 0
+
+    def observe(self, rows: int, cut: int, looked_at: int, *times: Any) -> None:
+        self.cut, self.looked_at = self.cut + cut, self.looked_at + looked_at
+        super().observe(rows, cut, looked_at, *times)
+
+
+@pytest.mark.parametrize("name", ["hard", "soft", "rank", "step max", "lasting"])
+def test_the_draft_length_is_told_what_cuts_drafts_short(name: str) -> None:
+    """Hard steps and end tokens, each once, among all states at which the gate decided."""
+    told = Told(LONGEST)
+    r = write(GATES[name], told, 9, n=200)
+    decided = r.mask & ~r.score.isnan()
+    assert told.looked_at == int(decided.sum())
+    assert told.cut == int((decided & (r.rewritten | (r.tokens == V - 1))).sum())
+    assert int((decided & r.rewritten & (r.tokens == V - 1)).sum()) > 0
+
+
+def tell(adaptive: DraftLength, cut_rate: float, student: float, base: float, slope: float, rows: int = 1) -> int:
     """The length chosen for `rows` after many blocks of one to four rows whose times follow the model: a step takes
     `student`, a pass `base + slope * positions`."""
     for i in range(200):
         width, written = 1 + i % adaptive.longest, 1 + i % 4
-        adaptive.observe(written, round(1000 * hard_rate), 1000, student, width, base + slope * written * width)
+        adaptive.observe(written, round(1000 * cut_rate), 1000, student, width, base + slope * written * width)
     return adaptive.choose(rows)
 
 
-@pytest.mark.parametrize("hard_rate", [0.0, 0.01, 0.05, 0.2, 0.5, 1.0])
+@pytest.mark.parametrize("cut_rate", [0.0, 0.01, 0.05, 0.2, 0.5, 1.0])
 @pytest.mark.parametrize(("base", "slope"), [(10.0, 0.1), (3.0, 1.0), (0.1, 0.1), (0.0, 5.0)])
 @pytest.mark.parametrize("rows", [1, 4])
-def test_the_draft_length_is_the_best_one(hard_rate: float, base: float, slope: float, rows: int) -> None:
+def test_the_draft_length_is_the_best_one(cut_rate: float, base: float, slope: float, rows: int) -> None:
     """From measured times (a student step takes 1) the length is chosen that commits most tokens a second in a batch
     of so many rows, the expectation summed token by token."""
 
     def rate(k: int) -> float:
-        committed = sum((1 - hard_rate) ** i for i in range(k))  # a token is reached if all before it were easy
+        committed = sum((1 - cut_rate) ** i for i in range(k))  # a token is reached if none before it cut the draft
         return committed / (k + base + slope * rows * k)
 
-    chosen = tell(DraftLength(LONGEST), hard_rate, 1.0, base, slope, rows)
+    chosen = tell(DraftLength(LONGEST), cut_rate, 1.0, base, slope, rows)
     assert rate(chosen) == pytest.approx(max(rate(k) for k in range(1, LONGEST + 1)), rel=1e-3)
 
 
