@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from agents.draft_length import DraftLength
-from distill_env.divergence import LOG_ZERO, project, support
+from agents.kept import TeacherRows
+from distill_env.divergence import project, support
 from distill_env.env import DistillVectorEnv
 from distill_env.gate import Carry, Draft, Gate, gate
 from distill_env.models import TokenModel
@@ -116,22 +117,22 @@ def read_references(
         tokens[row, : len(answer)] = answer
     mask = tokens >= 0
     ledger = Ledger()
-    kept: list[Tensor] = []
-    ids: list[Tensor | None] = []
+    kept = TeacherRows(int(mask.sum()))
     if keep_teacher:
         before = core.teacher_use.passes, core.teacher_use.positions
         for begin in range(0, n, core.num_envs):
             rows = np.minimum(np.arange(begin, begin + core.num_envs), n - 1)  # the last batch repeats its last prompt
             env.reset(options={"prompts": [prompts[r] for r in rows]})
-            real = min(core.num_envs, n - begin)
-            log_probs = core.lookahead(torch.from_numpy(tokens[rows, :-1]))[:real]
-            states = log_probs[torch.from_numpy(mask[begin : begin + real])]  # row by row
-            ids.append(support(states, top_k, top_p))
-            kept.append(project(states, ids[-1]))
+            log_probs = core.lookahead(torch.from_numpy(tokens[rows, :-1]))
+            for row in range(begin, min(begin + core.num_envs, n)):
+                positions = np.arange(len(answers[row]))
+                states = log_probs[row - begin, : len(positions)]
+                ids = support(states, top_k, top_p)
+                kept.put(np.full_like(positions, row), positions, project(states, ids), ids)
         ledger.teacher_passes = core.teacher_use.passes - before[0]
         ledger.teacher_positions = core.teacher_use.positions - before[1]
     ledger.seconds = ledger.teacher_seconds = time.perf_counter() - started
-    teacher, kept_ids = _join(kept, ids, np.arange(sum(map(len, kept)))) if keep_teacher else (None, None)
+    teacher, kept_ids = kept.take() if keep_teacher else (None, None)
     empty = torch.zeros(tokens.shape, dtype=torch.float64)
     return Rollout(
         list(prompts),
@@ -193,7 +194,7 @@ class _Collector:
         self.token_log_prob = torch.zeros(total, self.horizon, dtype=torch.float64)
         self.score = torch.full((total, self.horizon), torch.nan, dtype=torch.float64)
         self.grades = np.zeros(total)
-        self.kept: list[tuple[NDArray[np.int64], NDArray[np.int64], Tensor, Tensor | None]] = []
+        self.kept = TeacherRows(total * self.horizon)
 
         self.episode = np.arange(n)  # which episode a row writes
         self.next_episode = n
@@ -218,7 +219,7 @@ class _Collector:
         self.ledger.seconds = time.perf_counter() - started
         self.core.release()
         longest = int((self.tokens >= 0).sum(1).max())
-        teacher, ids = self._kept_rows()
+        teacher, ids = self.kept.take() if self.keep_teacher else (None, None)
         return Rollout(
             self.prompts,
             torch.from_numpy(self.tokens[:, :longest]),
@@ -422,9 +423,9 @@ class _Collector:
         self.token_log_prob[self.episode[rows], self.lengths[rows] + columns] = picked[rows, columns]
         self.ledger.committed += int(own.sum())
         if self.keep_teacher:
-            rows, place, log_probs = self.core.executed_log_probs()
-            ids = support(log_probs, self.top_k, self.top_p)
-            self.kept.append((self.episode[rows], place, project(log_probs, ids), ids))
+            for rows, place, log_probs in self.core.executed_log_probs():
+                ids = support(log_probs, self.top_k, self.top_p)
+                self.kept.put(self.episode[rows], place, project(log_probs, ids), ids)
         kept = np.minimum(self.read, self.lengths + own)
         if (kept != self.read).any():
             self.student.rewind(torch.from_numpy(kept))
@@ -445,32 +446,3 @@ class _Collector:
             self.episode[refill] = np.arange(self.next_episode, self.next_episode + waiting)
             self.next_episode += waiting
             self._start(refill)
-
-    def _kept_rows(self) -> tuple[Tensor | None, Tensor | None]:
-        """The kept teacher rows in the order of the mask: episode by episode, position by position."""
-        if not self.keep_teacher:
-            return None, None
-        episode, place, parts, ids = zip(*self.kept, strict=True)
-        return _join(parts, ids, np.lexsort((np.concatenate(place), np.concatenate(episode))))
-
-
-def _join(
-    parts: Sequence[Tensor], ids: Sequence[Tensor | None], order: NDArray[np.int64]
-) -> tuple[Tensor, Tensor | None]:
-    """Teacher rows [m, k + 1] and their supports [m, k], joined; row `order[i]` of all goes to place i. A nucleus
-    differs in size from part to part: places without an id hold log 0; the tail stays last."""
-    place = np.empty_like(order)
-    place[order] = np.arange(len(order))
-    widest = max(part.shape[1] for part in parts)
-    teacher = parts[0].new_empty(len(order), widest)
-    joined = None if ids[0] is None else ids[0].new_full((len(order), widest - 1), PAD)
-    begin = 0
-    for part, support_ids in zip(parts, ids, strict=True):
-        rows = torch.from_numpy(place[begin : begin + len(part)])
-        begin += len(part)
-        if joined is not None and support_ids is not None:
-            missing = widest - part.shape[1]
-            joined[rows, : widest - 1 - missing] = support_ids
-            part = torch.cat([part[:, :-1], part.new_full((len(part), missing), LOG_ZERO), part[:, -1:]], 1)
-        teacher[rows] = part
-    return teacher, joined

@@ -8,9 +8,11 @@ or over a support and one tail bucket.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 LOG_ZERO = -1e4  # stands for log 0: exp of it is 0 in every dtype, and 0 * LOG_ZERO is 0 where 0 * -inf is not
 
@@ -23,9 +25,35 @@ def finite(log_probs: Tensor) -> Tensor:
 
 
 def kl(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """KL(p || q) = sum_i p_i (log p_i - log q_i)."""
-    log_p, log_q = finite(log_p), finite(log_q)
-    return (log_p.exp() * (log_p - log_q)).sum(-1)
+    """KL(p || q) = sum_i p_i (log p_i - log q_i). Its gradient can be taken once."""
+    return _KL.apply(*torch.broadcast_tensors(log_p, log_q))
+
+
+class _KL(torch.autograd.Function):
+    """Remembers its arguments alone, where autograd would keep five more tensors of the vocabulary's size."""
+
+    @staticmethod
+    def forward(ctx: Any, log_p: Tensor, log_q: Tensor) -> Tensor:
+        ctx.save_for_backward(log_p, log_q)
+        p = finite(log_p)
+        log_ratio = p - finite(log_q)
+        return log_ratio.mul_(p.exp_()).sum(-1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """d KL / d log p_i = p_i (log p_i - log q_i + 1), d KL / d log q_i = -p_i; 0 where a logarithm was replaced."""
+        log_p, log_q = ctx.saved_tensors
+        to_p = to_q = None
+        p = finite(log_p)
+        if ctx.needs_input_grad[0]:
+            to_p = p - finite(log_q)
+        p = p.exp_().mul_(grad[..., None])  # 0 where log p was replaced
+        if to_p is not None:
+            to_p = to_p.add_(1).mul_(p).to(log_p.dtype)
+        if ctx.needs_input_grad[1]:
+            to_q = p.neg_().masked_fill_(log_q < LOG_ZERO, 0.0).to(log_q.dtype)
+        return to_p, to_q
 
 
 def reverse_kl(student: Tensor, teacher: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import gymnasium as gym
@@ -310,20 +310,19 @@ class DistillVectorEnv(VectorEnv):
         unread = cut(self._observation, start, stop, max(0, int((stop - start).max())))  # what stands, [n, w]
         return self._reader.look(unread, tokens, live)
 
-    def executed_log_probs(self) -> tuple[NDArray[np.int64], NDArray[np.int64], Tensor]:
+    def executed_log_probs(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], Tensor]]:
         """The teacher at every state at which the last `step` executed a token, none of them computed anew.
 
-        Returns:
-            rows int64 [m], positions in the answer int64 [m], log p [m, V].
+        Yields:
+            rows int64 [m], positions in the answer int64 [m], log p [m, V]; few states of a large vocabulary at a time.
         """
-        rows, positions, parts = [], [], []
+        size = max(1, _PIECE // self.vocab_size)
         for row, position, column, log_probs in self._trace:
-            rows.append(row)
-            positions.append(position)
             flat = log_probs.dim() == 2  # the teacher's own draws come as [m, V], an agent's chunk as [n, k, V]
-            parts.append(log_probs if flat else log_probs[torch.from_numpy(row), torch.from_numpy(column)])
-        joined = parts[0] if len(parts) == 1 else torch.cat(parts)
-        return np.concatenate(rows), np.concatenate(positions), joined
+            for begin in range(0, len(row), size):
+                part = slice(begin, begin + size)
+                at = torch.from_numpy(row[part]), torch.from_numpy(column[part])
+                yield row[part], position[part], log_probs[part] if flat else log_probs[at]
 
     def release(self) -> None:
         """Give up the distributions that the last look-ahead and the last step are remembered by, which of a large
@@ -666,6 +665,7 @@ def _first_row(info: dict[str, Any]) -> dict[str, Any]:
 
 
 _NOTHING = torch.zeros(1, 0, dtype=torch.long)  # a draft of no tokens
+_PIECE = 2**23  # numbers that are copied at a time
 
 
 def _as_array(prompts: Sequence[Prompt]) -> NDArray[Any]:

@@ -85,8 +85,9 @@ class Reader:
                 result = after[:, least - 1 :]
             else:
                 index = torch.from_numpy(pending - 1)[:, None] + torch.arange(drafted + 1)  # [n, K + 1]
-                gathered = after[torch.arange(n)[:, None], index.clamp(0, width - 1)]
-                result = torch.where((index >= 0)[..., None], gathered, result)
+                result = after[torch.arange(n)[:, None], index.clamp(0, width - 1)]
+                nothing = torch.from_numpy(pending == 0)
+                result[nothing, 0] = self.log_probs[nothing]
             self.log_probs = result[:, 0].clone()  # which keeps no draft alive
             self.read = self.read + pending + counts
         self._draft, self._said = draft.clone(), result

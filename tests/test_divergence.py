@@ -94,6 +94,28 @@ def test_the_teacher_is_stationary_and_optimal(loss: Loss) -> None:
     assert float(loss(logits.log_softmax(-1), teacher).min()) > 1e-3
 
 
+def test_autograd_keeps_the_arguments_alone() -> None:
+    """Of a vocabulary's size nothing is remembered for the backward pass that was not there before."""
+    logits, teacher = pairs()
+    student = logits.log_softmax(-1).requires_grad_()
+    for p, q in ((student, teacher), (teacher, student)):
+        remembered: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: remembered.append(t.data_ptr()) or t, lambda t: t):  # noqa: B023
+            kl(p, q)
+        assert set(remembered) == {student.data_ptr(), teacher.data_ptr()}
+
+
+def test_gradients_where_probabilities_are_zero() -> None:
+    """A logarithm of zero that was replaced has no gradient, and spoils no other."""
+    p = torch.tensor([0.5, 0.5, 0.0]).double().log().requires_grad_()
+    q = torch.tensor([0.25, 0.0, 0.75]).double().log().requires_grad_()
+    kl(p, q).backward()
+    torch.testing.assert_close(
+        p.grad, torch.tensor([0.5 * (math.log(2) + 1), 0.5 * (math.log(0.5) + 1e4 + 1), 0]).double()
+    )
+    torch.testing.assert_close(q.grad, torch.tensor([-0.5, 0, 0]).double())
+
+
 def test_values() -> None:
     """Numbers worked out by hand, for student (1/2, 1/2) and teacher (1/4, 3/4)."""
     q, p = torch.tensor([0.5, 0.5]).double().log(), torch.tensor([0.25, 0.75]).double().log()

@@ -420,7 +420,8 @@ def test_the_teacher_is_asked_once_for_each_state(span: str) -> None:
     env.lookahead(torch.full((2, 2), PAD))
     assert (use.passes, use.positions) == (2, 7)  # all of it was known
     env.step(np.array([[REWRITE - 1], [PAD]]))
-    rows, positions, log_probs = env.executed_log_probs()
+    told = list(env.executed_log_probs())
+    rows, positions = (np.concatenate([piece[i] for piece in told]) for i in (0, 1))
     if span == "token":
         assert (use.passes, use.positions, use.tokens) == (2, 7, 1)
         env.lookahead(torch.tensor([[1], [1]]))
@@ -429,7 +430,23 @@ def test_the_teacher_is_asked_once_for_each_state(span: str) -> None:
     else:  # three tokens, up to the horizon, of which it has to read two
         assert (use.passes, use.positions, use.tokens) == (4, 9, 3)
         assert (rows.tolist(), positions.tolist()) == ([0] * 3, [3, 4, 5])
-    torch.testing.assert_close(log_probs, teacher.log_table().expand_as(log_probs))
+    for *_, log_probs in told:
+        torch.testing.assert_close(log_probs, teacher.log_table().expand_as(log_probs))
+
+
+def test_what_was_executed_is_told_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same states and distributions, at most so many numbers at a time."""
+    env = DistillVectorEnv(3, CategoricalTask(5, 6), markov(5), chunk=4, reveal_teacher=False)  # type: ignore[arg-type]
+    env.reset(seed=0)
+    env.step(np.array([[1, 2, 0, 5], [3, 5, PAD, PAD], [0, 0, 0, 0]]))
+    ((rows, positions, log_probs), (written, at, drawn)) = env.executed_log_probs()
+    assert (written.tolist(), at.tolist(), len(drawn)) == ([0, 1], [3, 1], 2)
+    monkeypatch.setattr("distill_env.env._PIECE", 3 * 5)
+    pieces = list(env.executed_log_probs())
+    assert [len(piece) for *_, piece in pieces] == [3, 3, 2, 2]
+    assert np.concatenate([row for row, _, _ in pieces]).tolist() == [*rows.tolist(), *written.tolist()]
+    assert np.concatenate([position for _, position, _ in pieces]).tolist() == [*positions.tolist(), *at.tolist()]
+    assert torch.cat([piece for *_, piece in pieces]).equal(torch.cat([log_probs, drawn]))
 
 
 def test_stepping_costs_a_pass_a_step() -> None:
