@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from agents.disk import write_text
 from experiments.benchmarking.environment import measure_environment
 from experiments.benchmarking.iterations import measure_iterations, measure_memory, measure_peers
 from experiments.benchmarking.rollouts import measure_precision, measure_rollouts
@@ -43,7 +44,6 @@ def main(config: Config) -> None:
     if needs_pair and not config.teacher:
         raise ValueError(f"parts: {', '.join(sorted(needs_pair))}: need --teacher, --student and --task-path")
     measures: dict[Part, Callable[[], Any]] = {
-        "rollout": lambda: [measure_rollouts(config, rows) for rows in config.rows],
         "iteration": lambda: measure_iterations(config),
         "environment": lambda: measure_environment(config),
         "precision": lambda: measure_precision(config),
@@ -52,12 +52,16 @@ def main(config: Config) -> None:
     }
     config.out.parent.mkdir(parents=True, exist_ok=True)
     for part in config.parts:
-        with console.status(f"measuring: {part}"):
+        for rows in config.rows if part == "rollout" else ("",):
+            console.print(f"measuring: {part} {rows}", highlight=False)
             started = time.perf_counter()
-            results[part] = measures[part]()
-        console.print(f"{part}: {time.perf_counter() - started:.0f} s", highlight=False)
-        config.out.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n")
-        config.out.with_suffix(".md").write_text("\n".join(lines(results)) + "\n")
+            if part == "rollout":
+                results.setdefault(part, []).append(measure_rollouts(config, int(rows)))
+            else:
+                results[part] = measures[part]()
+            console.print(f"  {time.perf_counter() - started:.0f} s", highlight=False)
+            write_text(config.out.with_suffix(".json"), json.dumps(results, indent=1) + "\n")
+            write_text(config.out.with_suffix(".md"), "\n".join(lines(results)) + "\n")
     console.print(config.out.with_suffix(".md").read_text(), markup=False, highlight=False)
 
 

@@ -9,11 +9,13 @@ among them. Rows advance raggedly, and a batch ends with its last row. Draws doc
 
 from __future__ import annotations
 
+import heapq
 import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -52,25 +54,32 @@ def blocks(hard: NDArray[np.bool_], lengths: NDArray[np.int64], length: int) -> 
     return count
 
 
-def blocks_per_answer(hard_rate: float, length: int, tokens: int, rows: int, draws: int = 400, seed: int = 0) -> float:
-    """The mean number of blocks until the last of `rows` answers has `tokens` tokens, by simulation.
+def blocks_in_turn(needed: NDArray[np.int64], rows: int) -> int:
+    """The number of blocks until the last of these answers is written, of which each needs so many, by rows that take
+    the next one when theirs ends."""
+    ends = [0] * rows
+    for count in needed.tolist():
+        heapq.heapreplace(ends, ends[0] + count)
+    return max(ends)
 
-    Every step is hard with probability h, independently.
-    """
-    hard = np.random.default_rng(seed).random((draws * rows, tokens)) < hard_rate
-    return float(blocks(hard, np.full(len(hard), tokens), length).reshape(draws, rows).max(1).mean())
 
-
-def rollout_seconds(
-    hard_rate: float,
+def blocks_per_rollout(
+    hard_rate: float | NDArray[np.float64],
     length: int,
-    tokens: int,
+    lengths: NDArray[np.int64],
     rows: int,
-    student_step: float,
-    teacher_block: Callable[[int], float],
+    draws: int = 400,
+    seed: int = 0,
 ) -> float:
-    """Seconds of a gated rollout without refilling: blocks times (K s + t(K))."""
-    return blocks_per_answer(hard_rate, length, tokens, rows) * (length * student_step + teacher_block(length))
+    """The mean number of blocks in which `rows` rows write answers of these lengths [N] in turn, by simulation.
+
+    Every step is hard with probability h, or with that of its answer [N], independently.
+    """
+    generator = np.random.default_rng(seed)
+    rates = np.broadcast_to(hard_rate, lengths.shape)[:, None]
+    shape = len(lengths), int(lengths.max())
+    counts = (blocks(generator.random(shape) < rates, lengths, length) for _ in range(draws))
+    return float(np.mean([blocks_in_turn(needed, rows) for needed in counts]))
 
 
 def best_length(hard_rate: float, longest: int, student_step: float, teacher_block: Callable[[int], float]) -> int:
@@ -187,7 +196,10 @@ def draw_measured(axis: Any, rates: NDArray[np.float64], measured: dict[str, Any
         label = f"{batch['rows']} rows, {batch['tokens']} tokens"
         axis.plot(rates, curve, f"C{i}", label=f"model, {label}")
         prompts = batch["prompt_seconds"]  # the same for both, and not in the curve
-        points = [(p["hard_rate"], (p["one_by_one"] - prompts) / (p["adaptive"] - prompts)) for p in batch["gated"]]
+        points = [
+            (p["hard_rate"], (median(p["fixed"]["1"]) - prompts) / (median(p["adaptive"]) - prompts))
+            for p in batch["gated"]
+        ]
         axis.plot(*zip(*points, strict=True), f"C{i}o", label=f"measured, {label}")
     axis.set_title(f"measured here: {measured['pair']}", fontsize=10)
 

@@ -11,7 +11,15 @@ import torch
 
 from agents.rollout import Rollout
 from experiments.benchmarking.rollouts import difference
-from experiments.cost_model import best_length, blocks, blocks_per_answer, committed_per_block, interpolated, speed_up
+from experiments.cost_model import (
+    best_length,
+    blocks,
+    blocks_in_turn,
+    blocks_per_rollout,
+    committed_per_block,
+    interpolated,
+    speed_up,
+)
 
 
 @pytest.mark.parametrize("hard_rate", [0.0, 0.1, 0.5, 1.0])
@@ -39,14 +47,33 @@ def expected_blocks(hard_rate: float, length: int, tokens: int) -> float:
 @pytest.mark.parametrize(("hard_rate", "length", "tokens"), [(0.3, 3, 8), (0.05, 4, 12), (0.6, 2, 7)])
 def test_blocks_of_one_row(hard_rate: float, length: int, tokens: int) -> None:
     exact = expected_blocks(hard_rate, length, tokens)
-    assert blocks_per_answer(hard_rate, length, tokens, 1, draws=20_000) == pytest.approx(exact, rel=0.02)
+    measured = blocks_per_rollout(hard_rate, length, np.array([tokens]), 1, draws=20_000)
+    assert measured == pytest.approx(exact, rel=0.02)
 
 
 def test_blocks_of_a_batch() -> None:
     """Certain where nothing is random, and a batch waits for its last row."""
-    assert blocks_per_answer(0.0, 4, 10, 8) == 3
-    assert blocks_per_answer(1.0, 4, 10, 8) == 10
-    assert blocks_per_answer(0.2, 4, 20, 16) > blocks_per_answer(0.2, 4, 20, 1)
+    eight, sixteen = np.full(8, 10), np.full(16, 20)
+    assert blocks_per_rollout(0.0, 4, eight, 8) == 3
+    assert blocks_per_rollout(1.0, 4, eight, 8) == 10
+    assert blocks_per_rollout(0.2, 4, sixteen, 16) > blocks_per_rollout(0.2, 4, sixteen[:1], 1)
+    assert blocks_per_rollout(0.0, 4, np.array([4, 4, 12, 8]), 2) == 4  # 1 + 3 in one row, 1 + 2 in the other
+
+
+def test_answers_of_differing_hard_rates() -> None:
+    """One hard throughout and one easy throughout take turns; as many hard steps spread evenly take less."""
+    lengths = np.array([12, 12])
+    assert blocks_per_rollout(np.array([1.0, 0.0]), 4, lengths, 1) == 12 + 3
+    assert blocks_per_rollout(np.array([1.0, 0.0]), 4, lengths, 2) == 12
+    assert blocks_per_rollout(0.5, 4, lengths, 2) < 10
+
+
+def test_rows_take_the_next_answer() -> None:
+    """In the order of the answers, not in that which would be quickest."""
+    assert blocks_in_turn(np.array([5, 2, 1]), 3) == 5
+    assert blocks_in_turn(np.array([5, 2, 1, 4]), 2) == 7  # 5 in one row, 2 + 1 + 4 in the other
+    assert blocks_in_turn(np.array([1, 1, 1, 9]), 2) == 10
+    assert blocks_in_turn(np.array([3, 4]), 1) == 7
 
 
 def test_blocks_of_known_answers() -> None:

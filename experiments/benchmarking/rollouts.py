@@ -16,7 +16,7 @@ from distill_env.models import TrainableModel
 from distill_env.randomness import episode_keys
 from experiments.benchmarking.timing import Config, Dtype, alternate, median
 from experiments.config import AnyRun, make_env, make_student, parse
-from experiments.cost_model import best_length, blocks, interpolated, rollout_seconds
+from experiments.cost_model import best_length, blocks, blocks_in_turn, blocks_per_rollout, interpolated
 
 
 def run_config(config: Config, rows: int, agent: str = "gated", dtype: Dtype = "float32") -> AnyRun:
@@ -74,7 +74,7 @@ class Rollouts:
         for _ in range(6):
             self.write("tau", Gate("divergence", tau), 4)()
             tried[tau] = rewritten_share(self.used["tau"])
-            if abs(tried[tau] / hard_rate - 1) < 0.1:
+            if abs(tried[tau] / hard_rate - 1) < 0.2:
                 break
             low, high = (tau, high) if tried[tau] > hard_rate else (low, tau)
             tau = (low + high) / 2
@@ -132,6 +132,11 @@ class Rollouts:
         return median(seconds["student"]), [median(seconds[str(w)]) for w in widths]
 
 
+def lengths_for(hard_rate: float, config: Config) -> list[int]:
+    """The fixed draft lengths that may be the best at this hard rate: a draft meets one hard step at the most."""
+    return [1, *(k for k in config.lengths if k * hard_rate <= 1)]
+
+
 def measure_rollouts(config: Config, rows: int) -> dict[str, Any]:
     """Ungated, generated, and gated rollouts at several hard rates, against the cost model."""
     rollouts = Rollouts(config, rows)
@@ -150,42 +155,46 @@ def measure_rollouts(config: Config, rows: int) -> dict[str, Any]:
         gate = Gate("divergence", tau)
         lengths[h] = DraftLength(tokens)
         contenders[f"adaptive {h}"] = rollouts.write(f"adaptive {h}", gate, lengths[h])
-        for k in (1, *config.lengths):
+        for k in lengths_for(h, config):
             contenders[f"{k} {h}"] = rollouts.write(f"{k} {h}", gate, k)
     refilled = DraftLength(tokens)
     middle = min(config.hard_rates, key=lambda h: abs(h - 0.05))
     contenders["refilled"] = rollouts.write("refilled", Gate("divergence", taus[middle]), refilled, 4 * rows)
+    contenders["ungated refilled"] = rollouts.write("ungated refilled", NEVER, tokens, 4 * rows)
     times = alternate(contenders, config.repetitions)
 
-    written = {name: int(r.mask.sum()) for name, r in rollouts.used.items()}
+    def model(name: str, length: int) -> dict[str, float]:
+        """Seconds of this rollout by the cost model: by the share of hard steps of all answers, by that of each answer,
+        and by the steps that were hard."""
+        used = rollouts.used[name]
+        hard, answers = used.rewritten.numpy(), used.mask.sum(1).numpy()
+        counts = {
+            "model": blocks_per_rollout(rewritten_share(used), length, answers, rows),
+            "model_by_answer": blocks_per_rollout(hard.sum(1) / answers, length, answers, rows),
+            "replayed": blocks_in_turn(blocks(hard, answers, length), rows),
+        }
+        reading, each = prompts * len(answers) / rows, length * step + block(length)
+        return {key: reading + each * count for key, count in counts.items()}
+
     gated = []
     for h, tau in taus.items():
-        adaptive = rollouts.used[f"adaptive {h}"]
-        measured = rewritten_share(adaptive)
+        used = rollouts.used[f"adaptive {h}"]
         chosen = lengths[h].choose(rows)
-        hard, answer = adaptive.rewritten.numpy(), adaptive.mask.sum(1).numpy()
-        fixed = {k: median(times[f"{k} {h}"]) for k in (1, *config.lengths)}
         gated.append(
             {
-                "hard_rate": measured,
+                "hard_rate": rewritten_share(used),
                 "tau": tau,
                 "chosen_length": chosen,
-                "model_length": best_length(measured, tokens, step, block),
-                "adaptive": median(times[f"adaptive {h}"]),
-                "adaptive_all": times[f"adaptive {h}"],
-                "one_by_one": fixed[1],
-                "fixed": fixed,
-                "model": prompts + rollout_seconds(measured, chosen, tokens, rows, step, block),
-                "replayed": {
-                    k: prompts + int(blocks(hard, answer, k).max()) * (k * step + block(k))
-                    for k in sorted({1, chosen, *config.lengths})
-                },
-                "tokens": written[f"adaptive {h}"],
-                "passes": adaptive.ledger.teacher_passes,
+                "model_length": best_length(rewritten_share(used), tokens, step, block),
+                "adaptive": times[f"adaptive {h}"],
+                "fixed": {k: times[f"{k} {h}"] for k in lengths_for(h, config)},
+                **model(f"adaptive {h}", chosen),
+                "tokens": int(used.mask.sum()),
+                "passes": used.ledger.teacher_passes,
                 "passes_one_by_one": rollouts.used[f"1 {h}"].ledger.teacher_passes,
-                "wasted": adaptive.ledger.wasted,
-                "student_seconds": adaptive.ledger.student_seconds,
-                "teacher_seconds": adaptive.ledger.teacher_seconds,
+                "wasted": used.ledger.wasted,
+                "student_seconds": used.ledger.student_seconds,
+                "teacher_seconds": used.ledger.teacher_seconds,
             }
         )
     return {
@@ -197,15 +206,17 @@ def measure_rollouts(config: Config, rows: int) -> dict[str, Any]:
         "block_widths": widths,
         "block_seconds": seconds,
         "ungated": times["ungated"],
-        "ungated_tokens": written["ungated"],
+        "ungated_tokens": int(rollouts.used["ungated"].mask.sum()),
         "generate": times["generate"],
         "gated": gated,
         "refilled": {
-            "hard_rate": middle,
+            "hard_rate": rewritten_share(rollouts.used["refilled"]),
             "seconds": times["refilled"],
+            "ungated": times["ungated refilled"],
             "answers": 4 * rows,
-            "tokens": written["refilled"],
+            "tokens": int(rollouts.used["refilled"].mask.sum()),
             "chosen_length": refilled.choose(rows),
+            **model("refilled", refilled.choose(rows)),
         },
     }
 

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
 Part = Literal["rollout", "iteration", "environment", "precision", "memory", "peers"]
 Dtype = Literal["float32", "bfloat16"]
 
@@ -33,8 +36,9 @@ class Config:
     """Tokens an answer; Sums has its own horizon."""
     hard_rates: tuple[float, ...] = (0.01, 0.05, 0.2, 0.5)
     """Shares of hard steps that tau is set for."""
-    lengths: tuple[int, ...] = (2, 4, 8)
-    """Fixed draft lengths that the adaptive one is compared with."""
+    lengths: tuple[int, ...] = (2, 4, 8, 16)
+    """Fixed draft lengths, besides 1, that the adaptive one is compared with, where so long a draft meets one hard step
+    at the most."""
     repetitions: int = 3
     """Alternating repetitions."""
     threads: int = 0
@@ -46,12 +50,19 @@ class Config:
 def alternate(contenders: dict[str, Callable[[], Any]], repetitions: int) -> dict[str, list[float]]:
     """Seconds of each contender, `repetitions` times, taking turns; one round before that is not counted."""
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    for round_number in range(repetitions + 1):
-        for name, contender in contenders.items():
-            started = time.perf_counter()
-            contender()
-            if round_number > 0:
-                seconds[name].append(time.perf_counter() - started)
+    columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    console = Console(stderr=True)
+    quiet = not console.is_terminal
+    with Progress(*columns, console=console, transient=True, refresh_per_second=1, disable=quiet) as progress:
+        bar = progress.add_task("", total=len(contenders) * (repetitions + 1))
+        for round_number in range(repetitions + 1):
+            for name, contender in contenders.items():
+                progress.update(bar, description=name)
+                started = time.perf_counter()
+                contender()
+                if round_number > 0:
+                    seconds[name].append(time.perf_counter() - started)
+                progress.advance(bar)
     return seconds
 
 
