@@ -3,8 +3,8 @@
     python experiments/benchmark.py
     python experiments/benchmark.py --teacher PATH_OR_ID --student PATH_OR_ID --task-path FILE --parts rollout peers
 
-Without a pair it takes that of Sums, with an untrained student. Writes tables (Markdown) and all numbers (JSON), from
-which `experiments/cost_model.py` draws.
+Without a pair it takes that of Sums, with an untrained student. Writes tables (Markdown), all numbers (JSON), and the
+rollouts' speed-up over token-by-token gating beside that of the cost model (PNG).
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ from experiments.benchmarking.rollouts import measure_precision, measure_rollout
 from experiments.benchmarking.tables import lines
 from experiments.benchmarking.timing import Config, Part
 from experiments.command_line import command
+from experiments.cost_model import Config as CostModel
+from experiments.cost_model import draw
 
 
 def main(config: Config) -> None:
@@ -62,6 +64,8 @@ def main(config: Config) -> None:
             console.print(f"  {time.perf_counter() - started:.0f} s", highlight=False)
             write_text(config.out.with_suffix(".json"), json.dumps(results, indent=1) + "\n")
             write_text(config.out.with_suffix(".md"), "\n".join(lines(results)) + "\n")
+    if "rollout" in results:
+        draw(CostModel(measured=config.out.with_suffix(".json"), out=config.out.with_suffix(".png")))
     console.print(config.out.with_suffix(".md").read_text(), markup=False, highlight=False)
 
 

@@ -134,6 +134,13 @@ class Config:
 
 
 def main(config: Config) -> None:
+    for line in draw(config):
+        print(line)
+    print(f"wrote {config.out}")
+
+
+def draw(config: Config) -> list[str]:
+    """Write the picture; what is predicted, a line for each batch size and hard rate."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -145,7 +152,7 @@ def main(config: Config) -> None:
         draw_measured(left, rates, json.loads(config.measured.read_text()))
     else:
         left.set_visible(False)
-    gpu = Accelerator()
+    gpu, told = Accelerator(), []
     for rows, colour in ((1, "C2"), (config.rows, "C0"), (4 * config.rows, "C1")):
         step = gpu.block(config.student, rows, 1)
         ungated = 64 * step + gpu.block(config.teacher, rows, 64)  # 64 tokens, scored at the end
@@ -155,7 +162,7 @@ def main(config: Config) -> None:
             i = int(np.abs(rates - h).argmin())
             block = gpu.block(config.teacher, rows, length[i])
             rate = rows * committed_per_block(h, length[i]) / (length[i] * step + block)
-            print(
+            told.append(
                 f"predicted, {rows} answers, h = {h:.0%}: {best[i]:.1f} times at K = {length[i]}, "
                 f"{rate:,.0f} tokens a second, ungated {64 * rows / ungated:,.0f}"
             )
@@ -173,7 +180,8 @@ def main(config: Config) -> None:
             axis.legend(fontsize=8, frameon=False)
     config.out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(config.out, dpi=130)
-    print(f"wrote {config.out}")
+    plt.close(figure)
+    return told
 
 
 def predicted(gpu: Accelerator, config: Config, rates: NDArray[np.float64], rows: int) -> tuple[list[float], list[int]]:

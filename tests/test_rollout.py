@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from scipy import stats
 from tables import NO_PROMPT, Answer, Ragged, argmax, gated_law, nucleus, perturbed
 
@@ -19,7 +21,7 @@ from distill_env.divergence import project, reverse_kl
 from distill_env.env import DistillVectorEnv
 from distill_env.gate import ALWAYS, NEVER, Gate, random_gate
 from distill_env.models.tabular import TabularModel, markov
-from distill_env.randomness import episode_keys
+from distill_env.randomness import Purpose, episode_keys, uniform
 from experiments.cost_model import blocks
 
 V, HORIZON, N, LONGEST = 5, 9, 7, 16
@@ -132,6 +134,41 @@ def test_equality_over_seeds(
     assert_equal(write(gate, k, num_envs, **kwargs), write(gate, 1, N, **kwargs))
 
 
+Draws = Callable[[NDArray[np.uint64], Any, Purpose], NDArray[np.float64]]
+
+
+def by_call() -> Draws:
+    """Numbers from one stream, in the order in which they are asked for."""
+    generator = np.random.default_rng(0)
+    return lambda keys, positions, purpose: generator.random(np.broadcast(keys, positions).shape)
+
+
+def by_row() -> Draws:
+    """Keyed by the row of the batch in the episode's place."""
+    return lambda keys, positions, purpose: uniform(np.arange(keys.size).reshape(keys.shape), positions, purpose)
+
+
+def reseeded() -> Draws:
+    """A generator that begins anew with every call."""
+    return lambda keys, positions, purpose: np.random.default_rng(0).random(np.broadcast(keys, positions).shape)
+
+
+def draw_by(patch: pytest.MonkeyPatch, draws: Draws) -> None:
+    for module in ("agents.rollout", "distill_env.env"):
+        patch.setattr(f"{module}.uniform", draws)
+
+
+@pytest.mark.parametrize("draws", [by_call, by_row])
+@pytest.mark.parametrize("name", ["hard", "soft", "random"])
+def test_equality_would_tell(name: str, draws: Callable[[], Draws], monkeypatch: pytest.MonkeyPatch) -> None:
+    """With randomness keyed by the call or by the row, the rollouts compared above differ."""
+    draw_by(monkeypatch, draws())
+    expected = write(GATES[name], 1, N)
+    draw_by(monkeypatch, draws())
+    with pytest.raises(AssertionError):
+        assert_equal(write(GATES[name], 4, 3), expected)
+
+
 def test_the_grid_reaches_the_corners() -> None:
     """What is compared above has early ends and full lengths, ends written by either, and rewrites at the first and at
     the last possible position; the prompts have 0 to 3 tokens."""
@@ -236,14 +273,9 @@ def chi_square(counts: dict[Answer, int], law: dict[Answer, float]) -> float:
     return float(stats.chisquare(observed, expected).pvalue)
 
 
-@pytest.mark.parametrize("span", ["token", "step"])
-@pytest.mark.parametrize("rewrite", ["sample", "nucleus", "argmax"])
-@pytest.mark.parametrize("gate", LAW_GATES.values(), ids=LAW_GATES)
-def test_the_law_is_that_of_gated_generation(gate: Gate, rewrite: Any, span: Any) -> None:
-    """4,000 keyed episodes against the law enumerated by a token-by-token recursion: answers and who wrote what.
-
-    The numbers are fixed; a right sampler has a p-value below 1e-3 in one of a thousand such tests.
-    """
+def against_the_law(gate: Gate, rewrite: Any, span: Any) -> float:
+    """The p-value of 4,000 keyed episodes under the law enumerated by a token-by-token recursion: answers and who wrote
+    what."""
     teacher = markov(3, order=1, seed=2, sharpness=1.0)
     student = perturbed(teacher, 1.0, seed=5)
     n = 4000
@@ -269,7 +301,22 @@ def test_the_law_is_that_of_gated_generation(gate: Gate, rewrite: Any, span: Any
     law = gated_law(student, teacher, gate, 3, draw=draw, span=span)
     assert sum(law.values()) == pytest.approx(1)
     assert {f for _, flags in law for f in flags} == {True, False}
-    assert chi_square(counts, law) > 1e-3
+    return chi_square(counts, law)
+
+
+@pytest.mark.parametrize("span", ["token", "step"])
+@pytest.mark.parametrize("rewrite", ["sample", "nucleus", "argmax"])
+@pytest.mark.parametrize("gate", LAW_GATES.values(), ids=LAW_GATES)
+def test_the_law_is_that_of_gated_generation(gate: Gate, rewrite: Any, span: Any) -> None:
+    """The numbers are fixed; a right sampler has a p-value below 1e-3 in one of a thousand such tests."""
+    assert against_the_law(gate, rewrite, span) > 1e-3
+
+
+@pytest.mark.parametrize("gate", LAW_GATES.values(), ids=LAW_GATES)
+def test_the_law_would_tell(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a generator that is reseeded at every call the answers have another law."""
+    draw_by(monkeypatch, reseeded())
+    assert against_the_law(gate, "sample", "token") < 1e-9
 
 
 # ---------------------------------------------------------------------- what it costs

@@ -112,7 +112,7 @@ def measure_peers(config: Config) -> dict[str, list[dict[str, Any]]]:
 
 def measure_memory(config: Config) -> list[dict[str, Any]]:
     """Peak memory of one update, above that of the loaded model, by batch, length and chunk."""
-    sizes = [(4, 32, 256), (8, 32, 256), (16, 32, 256), (8, 64, 256), (16, 64, 256), (16, 64, 64), (16, 64, 1024)]
+    sizes = [(4, 64, 64), (8, 64, 64), (16, 64, 64), (32, 64, 64), (8, 32, 64), (16, 64, 128), (16, 64, 256)]
     return [
         child(config, "update", "--rows", rows, "--new-tokens", tokens, "--chunk", chunk)
         for rows, tokens, chunk in sizes

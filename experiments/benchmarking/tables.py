@@ -71,7 +71,12 @@ def lines(results: dict[str, Any]) -> list[str]:
             apart = f"{row['mean_total_variation']:.2g}, {row['largest_total_variation']:.2g}"
             out.append(f"| {row['dtype']} | {share} | {apart} |")
     if "memory" in results:
-        out += ["", "## Memory of one update", "", "| rows | tokens | chunk, positions | above the model, MiB |"]
+        out += [
+            "",
+            "## Memory of one update, four answers a pass",
+            "",
+            "| rows | tokens | chunk, positions | above the model, MiB |",
+        ]
         out += ["| ---: | ---: | ---: | ---: |"]
         for row in results["memory"]:
             out.append(f"| {row['rows']} | {row['tokens']} | {row['chunk']} | {row['update_mib']:,.0f} |")

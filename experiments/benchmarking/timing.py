@@ -44,7 +44,7 @@ class Config:
     threads: int = 0
     """Torch threads; 0 leaves the default."""
     out: Path = Path("runs/benchmark")
-    """Where .json and .md go."""
+    """Where .json, .md and .png go."""
 
 
 def alternate(contenders: dict[str, Callable[[], Any]], repetitions: int) -> dict[str, list[float]]:
