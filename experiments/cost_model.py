@@ -157,7 +157,9 @@ def draw(config: Config) -> list[str]:
         step = gpu.block(config.student, rows, 1)
         ungated = 64 * step + gpu.block(config.teacher, rows, 64)  # 64 tokens, scored at the end
         best, length = predicted(gpu, config, rates, rows)
-        right.plot(rates, best, colour, label=f"{rows} answers at a time (student step {1e3 * step:.1f} ms)")
+        right.plot(
+            rates, best, colour, label=f"{rows} answer{'s' * (rows > 1)} at a time (student step {1e3 * step:.1f} ms)"
+        )
         for h in (0.01, 0.05, 0.2, 0.5):
             i = int(np.abs(rates - h).argmin())
             block = gpu.block(config.teacher, rows, length[i])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -80,12 +81,12 @@ def floor(rollouts: Rollouts) -> Callable[[], None]:
     return contender
 
 
-def child(config: Config, name: str, *arguments: object) -> dict[str, Any]:
-    """One measurement in a fresh process, whose peak memory is its own."""
+def child(config: Config, name: str, *arguments: object, **environment: str) -> dict[str, Any]:
+    """One measurement in a fresh process, whose peak memory is its own, with these environment variables besides."""
     command = [sys.executable, "-m", "experiments.benchmarking.peers", name, "--teacher", config.teacher]
     command += ["--student", config.student, "--task-path", config.task_path]
     command += ["--threads", str(torch.get_num_threads()), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment})
     if done.returncode:
         raise ValueError(f"peers: {name} failed: {done.stderr.strip().splitlines()[-1]}")
     return json.loads(done.stdout.strip().splitlines()[-1])
@@ -111,9 +112,15 @@ def measure_peers(config: Config) -> dict[str, list[dict[str, Any]]]:
 
 
 def measure_memory(config: Config) -> list[dict[str, Any]]:
-    """Peak memory of one update, above that of the loaded model, by batch, length and chunk."""
+    """Peak memory of one update, above that of the loaded model, by batch, length and chunk.
+
+    The C library is told to give every large block back at once (glibc reads these variables): otherwise the holes in
+    its heap, which differ from size to size, hide what is in use.
+    """
     sizes = [(4, 64, 64), (8, 64, 64), (16, 64, 64), (32, 64, 64), (8, 32, 64), (16, 64, 128), (16, 64, 256)]
+    threshold = str(2**20)
+    given_back = {"MALLOC_MMAP_THRESHOLD_": threshold, "MALLOC_TRIM_THRESHOLD_": threshold}
     return [
-        child(config, "update", "--rows", rows, "--new-tokens", tokens, "--chunk", chunk)
+        child(config, "update", "--rows", rows, "--new-tokens", tokens, "--chunk", chunk, **given_back)
         for rows, tokens, chunk in sizes
     ]
