@@ -254,6 +254,7 @@ class _Collector:
 
     def _block(self) -> None:
         """Draft, look ahead, gate, commit."""
+        started, alone = time.perf_counter(), self.ledger.student_seconds
         n, writing = len(self.active), int(self.active.sum())
         if isinstance(self.draft_length, int):
             length = self.draft_length
@@ -304,11 +305,12 @@ class _Collector:
         used = max(1, int((actions != PAD).sum(1).max()))
         _, reward, terminated, truncated, info = self.env.step(actions[:, :used])
         self.ledger.teacher_seconds += looked + time.perf_counter() - clock
+        self._commit(actions[:, :used], own, picked, reward, info)
         if isinstance(self.draft_length, DraftLength):
             looked_at = np.minimum(first + 1, states)[~handed_over]
             cut_short = ((first < states) | terminated)[~handed_over]
-            self.draft_length.observe(writing, int(cut_short.sum()), int(looked_at.sum()), self._pace, width, looked)
-        self._commit(actions[:, :used], own, picked, reward, info)
+            rest = time.perf_counter() - started - (self.ledger.student_seconds - alone)
+            self.draft_length.observe(writing, int(cut_short.sum()), int(looked_at.sum()), self._pace, width, rest)
         self._finish(np.flatnonzero((terminated | truncated) & self.active))
 
     def _draft(
