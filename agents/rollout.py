@@ -254,7 +254,7 @@ class _Collector:
 
     def _block(self) -> None:
         """Draft, look ahead, gate, commit."""
-        started, alone = time.perf_counter(), self.ledger.student_seconds
+        started, drafting_before = time.perf_counter(), self.ledger.student_seconds
         n, writing = len(self.active), int(self.active.sum())
         if isinstance(self.draft_length, int):
             length = self.draft_length
@@ -309,7 +309,8 @@ class _Collector:
         if isinstance(self.draft_length, DraftLength):
             looked_at = np.minimum(first + 1, states)[~handed_over]
             cut_short = ((first < states) | terminated)[~handed_over]
-            rest = time.perf_counter() - started - (self.ledger.student_seconds - alone)
+            drafting = self.ledger.student_seconds - drafting_before
+            rest = time.perf_counter() - started - drafting
             self.draft_length.observe(writing, int(cut_short.sum()), int(looked_at.sum()), self._pace, width, rest)
         self._finish(np.flatnonzero((terminated | truncated) & self.active))
 

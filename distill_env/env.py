@@ -665,7 +665,7 @@ def _first_row(info: dict[str, Any]) -> dict[str, Any]:
 
 
 _NOTHING = torch.zeros(1, 0, dtype=torch.long)  # a draft of no tokens
-_PIECE = 2**23  # numbers that are copied at a time
+_PIECE = 2**23  # log-probabilities that are copied at a time, so that a batch's are not in memory twice
 
 
 def _as_array(prompts: Sequence[Prompt]) -> NDArray[Any]:

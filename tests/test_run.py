@@ -24,6 +24,7 @@ from distill_env.models.small import TEACHERS
 from experiments import run as run_module
 from experiments.answers import read_lines
 from experiments.config import load_config, make_agent, make_env, make_student, parse
+from experiments.summary import summarise_training
 from experiments.tracking import finite
 
 SMALL = ["--env", "categorical", "--eval-samples", "2", "--batch-size", "8", "--validate-every", "4"]
@@ -364,7 +365,7 @@ def test_the_ledger_adds_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert min(parts) > 0
     assert sum(parts) == pytest.approx(training["seconds"])
     assert f"{training['drafted']:,.0f}, {training['committed']:,.0f}" in capsys.readouterr().out
-    assert "drafted" not in run_module.summarise_training([{"rollout/tokens": 3.0, "time/seconds": 1.0}])
+    assert "drafted" not in summarise_training([{"rollout/tokens": 3.0, "time/seconds": 1.0}])
 
 
 @pytest.mark.parametrize("limit", [(), ("--limit", 30, "--limit-of", "teacher_tokens")], ids=["all", "limit"])
