@@ -16,8 +16,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from agents.disk import existing_folder, remove_folder, write_folder
-from agents.ranks import shard_like
+from agents.atomic_io import existing_folder, remove_folder, write_folder
+from agents.distributed import shard_like
 
 
 def save_checkpoint(root: Path, iteration: int, save: Callable[[Path], None], keep: int) -> None:

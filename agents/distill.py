@@ -25,33 +25,36 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from agents.actor import Actor
 from agents.base import Callback, Metrics
-from agents.cache import TeacherCache
 from agents.checkpoint import existing_folder, load_state, reading, save_state, write_folder
+from agents.collector import collect
 from agents.config import DistillConfig
+from agents.distributed import SINGLE_PROCESS, ProcessGroup
 from agents.draft_length import DraftLength
-from agents.methods import Method
-from agents.metrics import repeated_share
-from agents.objectives import (
+from agents.losses import (
     cost_to_go,
     exact_loss,
     imitation_loss,
     importance_weight,
     leave_one_out_baseline,
-    per_step_to_come,
+    length_normalized,
     policy_gradient_loss,
 )
+from agents.methods import Method
 from agents.optimizer import MasterAdamW, step_size
-from agents.ranks import ALONE, Ranks
-from agents.rollout import Rollout, collect, read_references
+from agents.prompts import PromptStream
+from agents.references import read_references
+from agents.rollout import Rollout
+from agents.rollout_metrics import rollout_metrics, rollout_sums
+from agents.student_actor import StudentActor
+from agents.teacher_cache import TeacherCache
 from distill_env.divergence import entropy, finite, project, reverse_kl
-from distill_env.gate import Carry, Draft, follow_quantile, raw_score, read_and_decide
-from distill_env.models import TrainableModel
+from distill_env.gate import Draft, GateState, follow_quantile, raw_score, read_and_decide
+from distill_env.models.base import TrainableModel
 from distill_env.models.load import build_model
 from distill_env.randomness import episode_keys
-from distill_env.reader import PAD
-from distill_env.tasks import Prompt
+from distill_env.tasks.base import Prompt
+from distill_env.teacher_scorer import PAD
 
 
 class DistillAgent:
@@ -68,22 +71,22 @@ class DistillAgent:
         self.student = student
         self.config = config
         self.cache = cache
-        self.ranks = ALONE  # the processes that share every batch
+        self.processes = SINGLE_PROCESS  # the processes that share every batch
         self.method = config.method  # whose tau is the one in force
         self.optimizer = MasterAdamW(student.parameters(), config)
         self.iteration = 0
         self.hard_share = 0.0  # in the last iteration; the rate of the matched random writer
         self._draft_length: DraftLength | None = None
-        self.actor = Actor(student, config.seed)
+        self.actor = StudentActor(student, config.seed)
 
-    def join(self, ranks: Ranks) -> None:
+    def join_group(self, processes: ProcessGroup) -> None:
         """Share every batch, and a sharded student, with other processes; all of them call this."""
-        self.ranks = ranks
+        self.processes = processes
         tensors, groups = self.optimizer.tensors()
-        if ranks.shard(self.student):
+        if processes.shard(self.student):
             self.optimizer = MasterAdamW(self.student.parameters(), self.config)
             self.optimizer.restore(tensors, groups)
-        ranks.whole(self.student)
+        processes.unshard(self.student)
 
     # ------------------------------------------------------------------ learning
 
@@ -105,14 +108,14 @@ class DistillAgent:
         self._check_ranks()
         stream = PromptStream(core.prompts, self.config.seed)
         for _ in range(iterations):
-            self.ranks.go_on(gather=self._gather)
+            self.processes.continue_or_stop(gather=self._gather)
             started = time.perf_counter()
             rollout = self.rollout(env, stream)
             update_started = time.perf_counter()
             metrics = self.update(rollout)
             self.iteration += 1
             ended = time.perf_counter()
-            metrics |= rollout_metrics(self.ranks.total(rollout_sums(rollout)))
+            metrics |= rollout_metrics(self.processes.all_reduce_sum(rollout_sums(rollout)))
             del rollout  # what is kept of the teacher takes no memory during the next one
             metrics["time/update_seconds"] = ended - update_started
             metrics["time/seconds"] = ended - started
@@ -122,7 +125,7 @@ class DistillAgent:
         return self
 
     def _check_ranks(self) -> None:
-        config, count = self.config, self.ranks.count
+        config, count = self.config, self.processes.count
         if count > config.batch_size:
             raise ValueError(f"batch_size: {config.batch_size} answers for {count} processes; at least one each")
         if count > 1 and (self.method.gamma > 0 or self.method.estimator == "sampled" or self.method.importance):
@@ -134,7 +137,7 @@ class DistillAgent:
     def rollout(self, env: Any, stream: PromptStream) -> Rollout:
         """Write the answers of the present iteration. A batch is the first N started, not the first N finished."""
         method, size = self.method, self.config.batch_size
-        episodes = np.arange(self.iteration * size, (self.iteration + 1) * size)[self.ranks.part(size)]
+        episodes = np.arange(self.iteration * size, (self.iteration + 1) * size)[self.processes.local_slice(size)]
         prompts = stream.take(int(episodes[0]), len(episodes))
         keys = episode_keys(self.config.seed, episodes)
         if self.cache is None:
@@ -149,15 +152,15 @@ class DistillAgent:
         length: DraftLength | int = self.config.draft_length
         if length == 0:
             self._draft_length = length = self._draft_length or DraftLength(env.unwrapped.chunk)
-        gate = method.writer_gate(self.hard_share, self.iteration)
+        gate = method.teacher_gate(self.hard_share, self.iteration)
         return collect(env, self.student, prompts, keys, gate, length, *limits)
 
     def update(self, rollout: Rollout) -> Metrics:
         """One step of the optimiser on the mean loss over the tokens of the batch, however it is split."""
         self.optimizer.zero_grad()
-        with self.ranks.split(self.student):
+        with self.processes.sharded(self.student):
             totals = self.backward(rollout)
-            norm = self.ranks.clip(self.optimizer.masters, self.config.max_grad_norm)
+            norm = self.processes.clip_grad_norm(self.optimizer.masters, self.config.max_grad_norm)
             if not math.isfinite(totals["train/loss"]) or not math.isfinite(norm):
                 raise FloatingPointError(
                     f"iteration {self.iteration + 1}: loss {totals['train/loss']}, its gradient's norm {norm}; "
@@ -178,14 +181,14 @@ class DistillAgent:
         share = 1 - totals["train/reverse_weight"]
         if method.writer in ("hard", "soft"):
             written = {"rewritten": float(rollout.rewritten.sum()), "all": float(rollout.mask.sum())}
-            share = (total := self.ranks.total(written))["rewritten"] / total["all"]
+            share = (total := self.processes.all_reduce_sum(written))["rewritten"] / total["all"]
         self.method = dataclasses.replace(method, tau=follow_quantile(method.tau, share, method.budget))
         return {"rollout/tau": method.tau, "rollout/budget_error": share - method.budget}
 
     def backward(self, rollout: Rollout) -> Metrics:
         """Accumulate the gradient of the mean loss, chunk by chunk over the valid positions."""
         mask = rollout.mask  # [N, T]
-        count = self.ranks.total({"tokens": float(mask.sum())})["tokens"]
+        count = self.processes.all_reduce_sum({"tokens": float(mask.sum())})["tokens"]
         offsets = torch.cat([torch.zeros(1, dtype=torch.long), mask.sum(1).cumsum(0)])
         future, weight = self._long_range(rollout)  # [N, T] each
         sums: dict[str, float] = {}
@@ -205,12 +208,12 @@ class DistillAgent:
             if features.requires_grad and leaf.grad is not None:
                 features.backward(leaf.grad)
                 self.optimizer.gather()
-        for _ in range(self.ranks.missing(self.config.batch_size, len(passes), self.config.micro_batch)):
+        for _ in range(self.processes.extra_passes(self.config.batch_size, len(passes), self.config.micro_batch)):
             features = self.student.features([rollout.prompts[0].ids], rollout.tokens[:1], mask[:1])
             (0 * self.student.head(features[:1]).exp().sum()).backward()
             self.optimizer.gather()  # the others' gradients of this process's shards
-        self.ranks.sum_gradients(self.optimizer.masters)
-        return {key: value / count for key, value in self.ranks.total(sums).items()}
+        self.processes.sum_gradients(self.optimizer.masters)
+        return {key: value / count for key, value in self.processes.all_reduce_sum(sums).items()}
 
     def _chunk_loss(
         self, features: Tensor, states: _States, chunk: slice, weight: Tensor | None, sums: dict[str, float]
@@ -236,7 +239,7 @@ class DistillAgent:
             _add(sums, "rollout/hard_share", (divergence >= method.tau).double())
             _add(sums, "train/reverse_weight", reverse_weight)
         if method.estimator == "exact":
-            cooled = 1 - method.forward_part(self.iteration) * (1 - reverse_weight)
+            cooled = 1 - method.forward_kl_share(self.iteration) * (1 - reverse_weight)
             loss = exact_loss(method, student, teacher, token_log_prob, cooled)
         elif method.loss in ("weighted", "forward", "nll"):
             loss = imitation_loss(token_log_prob, ~own)
@@ -260,7 +263,7 @@ class DistillAgent:
             return own.double()
         score = raw_score(gate, student[:, None], teacher[:, None], _lone_states(tokens)).cpu()
         starts, no_draws = torch.ones_like(score, dtype=torch.bool), torch.zeros_like(score)
-        decision, _ = read_and_decide(gate, score, starts, no_draws, Carry.start(len(score)))
+        decision, _ = read_and_decide(gate, score, starts, no_draws, GateState.start(len(score)))
         return decision.reverse_weight[:, 0].to(tokens.device)
 
     @torch.no_grad()
@@ -279,7 +282,7 @@ class DistillAgent:
         score[mask] = torch.cat(scores)[:, 0].cpu()
         previous = torch.cat([torch.full((len(mask), 1), PAD), rollout.tokens[rows][:, :-1]], 1)
         step_start = torch.isin(previous, torch.tensor([PAD, *rollout.step_end_ids]))
-        decision, _ = read_and_decide(gate, score, step_start, torch.zeros_like(score), Carry.start(len(mask)))
+        decision, _ = read_and_decide(gate, score, step_start, torch.zeros_like(score), GateState.start(len(mask)))
         return decision.reverse_weight[mask].to(features.device)
 
     def _long_range(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
@@ -297,8 +300,8 @@ class DistillAgent:
             cost = log_q - log_p
             weight = importance_weight(log_q, log_p, method.rate) * mask
         future = cost_to_go(cost, method.gamma, include_present=method.estimator == "sampled")
-        if method.mean_to_go:
-            future = per_step_to_come(future, mask)
+        if method.length_normalize:
+            future = length_normalized(future, mask)
         return (future - leave_one_out_baseline(future, mask)) * mask, weight
 
     @torch.no_grad()
@@ -357,15 +360,15 @@ class DistillAgent:
     def _gather(self) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
         """The optimiser's state, whole in the first process."""
         tensors, groups = self.optimizer.tensors()
-        return self.ranks.gather(tensors), groups
+        return self.processes.gather_full(tensors), groups
 
     @classmethod
-    def load(cls, path: str | Path, ranks: Ranks = ALONE, **options: Any) -> DistillAgent:
+    def load(cls, path: str | Path, processes: ProcessGroup = SINGLE_PROCESS, **options: Any) -> DistillAgent:
         """Read what `save` wrote.
 
         Args:
             path: the folder.
-            ranks: the processes that it will `join`; with a sharded student each keeps its share alone.
+            processes: the processes that it will join; with a sharded student each keeps its share alone.
             options: say how the student is loaded, as `build_model` takes them.
         """
         folder = existing_folder(path)
@@ -376,28 +379,12 @@ class DistillAgent:
             student = build_model(folder / "student", **ids, dtype=state.get("dtype", "float32"), **options)
             if student.vocab_size != state["vocab_size"]:
                 raise ValueError(f"its student has {student.vocab_size} ids, not {state['vocab_size']}")
-            ranks.shard(student)
+            processes.shard(student)
             agent = cls(student, config)
             agent.optimizer.restore(tensors, state["param_groups"])
             agent.iteration, agent.hard_share = int(state["iteration"]), float(state["hard_share"])
             agent.method = dataclasses.replace(config.method, tau=state.get("tau", config.method.tau))
         return agent
-
-
-class PromptStream:
-    """An endless stream of prompts: every epoch is a permutation of its own, drawn from the seed and its number."""
-
-    def __init__(self, prompts: tuple[Prompt, ...], seed: int) -> None:
-        self.prompts, self.seed = prompts, seed
-
-    def take(self, start: int, count: int) -> list[Prompt]:
-        """The prompts number `start` to `start + count`."""
-        taken = []
-        for epoch in range(start // len(self.prompts), (start + count - 1) // len(self.prompts) + 1):
-            order = np.random.default_rng([self.seed, epoch]).permutation(len(self.prompts))
-            low = max(start - epoch * len(order), 0)
-            taken += [self.prompts[i] for i in order[low : max(start + count - epoch * len(order), 0)]]
-        return taken
 
 
 class _States:
@@ -438,45 +425,3 @@ def _chunks(count: int, size: int) -> Iterator[slice]:
 
 def _add(sums: dict[str, float], key: str, values: Tensor) -> None:
     sums[key] = sums.get(key, 0.0) + float(values.detach().sum())
-
-
-CACHED = ("teacher_passes", "teacher_positions", "teacher_tokens")  # what an answer read from disk once cost
-
-
-def rollout_sums(rollout: Rollout) -> dict[str, float]:
-    """What a rollout showed and cost, as numbers that add up over the processes that share a batch."""
-    ledger, mask = rollout.ledger, rollout.mask
-    tokens, written = float(mask.sum()), float(rollout.rewritten.sum())
-    return {
-        "processes": 1.0,
-        "answers": float(len(rollout.prompts)),
-        "reward": float(rollout.rewards.sum()),
-        "grade": float(rollout.grades.sum()),
-        "loops": float((repeated_share(rollout.tokens) > 0.5).sum()),
-        "rollout/tokens": tokens,
-        "rollout/student_tokens": tokens - written,
-        "cost/drafted": float(ledger.drafted),
-        "cost/wasted": float(ledger.wasted),
-        "cost/teacher_passes": float(ledger.teacher_passes),
-        "cost/teacher_positions": float(ledger.teacher_positions),
-        "cost/teacher_tokens": float(ledger.teacher_tokens),
-        "time/student_seconds": ledger.student_seconds,
-        "time/teacher_seconds": ledger.teacher_seconds,
-        "time/rollout_seconds": ledger.seconds,
-    } | {f"cost/cached_{name}": float(getattr(rollout.cached, name, 0)) for name in CACHED}
-
-
-def rollout_metrics(sums: dict[str, float]) -> Metrics:
-    """From the sums of a batch: costs as they are, seconds a process, and means."""
-    answers, tokens, own = sums["answers"], sums["rollout/tokens"], sums["rollout/student_tokens"]
-    means = {
-        "rollout/reward": sums["reward"] / answers,
-        "rollout/grade": sums["grade"] / answers,
-        "rollout/length": tokens / answers,
-        "rollout/loops": sums["loops"] / answers,
-        "rollout/rewritten_share": (tokens - own) / tokens,
-        "rollout/teacher_tokens_per_student_token": (tokens - own) / max(own, 1.0),
-    }
-    seconds = {key: sums[key] / sums["processes"] for key in sums if key.startswith("time/")}
-    kept = {key: sums[key] for key in sums if "/" in key and (sums[key] or "cached" not in key)}
-    return means | kept | seconds

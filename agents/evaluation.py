@@ -3,185 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-
-import numpy as np
-import torch
 
 from agents import metrics as measures
 from agents.base import Agent, Metrics
-from distill_env.divergence import entropy, reverse_kl
-from distill_env.env import PAD, DistillVectorEnv
-from distill_env.models import TrainableModel
-from distill_env.randomness import episode_keys
-from distill_env.tasks import Grade, Prompt
-
-HEAD_POSITIONS = 256  # positions of the vocabulary's logits in memory at a time
+from agents.generation import Completion, by_prompt, generate
+from agents.likelihood import reference_log_probs
+from distill_env.env import DistillVectorEnv
+from distill_env.tasks.base import Grade, Prompt
 
 
-@dataclass
-class Answer:
-    """An answer and what was measured at each of its states, nats."""
-
-    prompt: Prompt
-    tokens: list[int] = field(default_factory=list)
-    log_probs: list[float] = field(default_factory=list)  # the agent's, of these tokens
-    teacher_log_probs: list[float] = field(default_factory=list)
-    entropies: list[float] = field(default_factory=list)  # of the agent
-    divergences: list[float] = field(default_factory=list)  # D_t = KL(agent || teacher)
-    grade: Grade | None = None
-    ended: bool = False  # by the end token
-    steps: int = 0  # reasoning steps
-
-
-def write_answers(
-    agent: Agent | None,
-    env: DistillVectorEnv,
-    prompts: Sequence[Prompt],
-    seed: int,
-    teacher_writes: bool = False,
-    progress: Callable[[int], None] | None = None,
-) -> list[Answer]:
-    """One answer to each prompt, in batches of the environment's rows.
-
-    Args:
-        agent: who writes, or who only reads along if the teacher does; None for the teacher alone.
-        env: made with `chunk=1`, autoreset disabled, the teacher's log-probabilities in `info`.
-        prompts: N prompts.
-        seed: of the draws.
-        teacher_writes: every action is REWRITE.
-        progress: is told how many answers each batch has finished.
-    """
-    reads = getattr(agent, "log_probs", None)
-    answers: list[Answer] = []
-    for batch, begin in enumerate(range(0, len(prompts), env.num_envs)):
-        chosen = list(prompts[begin : begin + env.num_envs])
-        written = [Answer(p) for p in chosen]
-        rows = [*chosen, *[chosen[-1]] * (env.num_envs - len(chosen))]
-        keys = episode_keys(seed, np.arange(begin, begin + env.num_envs))
-        if agent is not None and hasattr(agent, "reseed"):
-            agent.reseed(seed * 100_003 + batch)
-        observation, info = env.reset(options={"prompts": rows, "episode_keys": keys})
-        active = np.arange(env.num_envs) < len(chosen)
-        while active.any():
-            live = np.flatnonzero(active)
-            teacher = torch.from_numpy(info["teacher_log_probs"][live])
-            student = torch.from_numpy(reads(observation)[live]) if reads is not None else None
-            actions = np.full(env.num_envs, PAD)
-            if teacher_writes:
-                actions[live] = env.rewrite_action
-            else:
-                assert agent is not None
-                actions[live] = agent.act(observation, info)[live]
-            observation, _, terminated, truncated, info = env.step(actions)
-            tokens = info["tokens"][live, 0]
-            if student is not None:
-                divergence = reverse_kl(student, teacher.double()).clamp(min=0).tolist()
-                spread = entropy(student).tolist()
-                own = student[torch.arange(len(live)), torch.from_numpy(tokens)].tolist()
-            paid = teacher[torch.arange(len(live)), torch.from_numpy(tokens)].tolist()
-            for i, row in enumerate(live):
-                answer = written[row]
-                answer.tokens.append(int(tokens[i]))
-                answer.teacher_log_probs.append(paid[i])
-                if student is not None:
-                    answer.log_probs.append(own[i])
-                    answer.entropies.append(spread[i])
-                    answer.divergences.append(divergence[i])
-                answer.ended |= bool(terminated[row])
-            active &= ~(terminated | truncated)
-        for answer in written:
-            answer.steps = measures.count_steps(answer.tokens, env.task.step_end_ids, env.task.eos_token_id)
-            if env.task.graded:
-                answer.grade = env.task.grade(answer.prompt, answer.tokens)
-        answers += written
-        if progress is not None:
-            progress(len(written))
-    return answers
-
-
-def corpus_perplexity(
-    model: TrainableModel,
-    ids: Sequence[int],
-    window: int,
-    stride: int,
-    progress: Callable[[int], None] | None = None,
-) -> float:
-    """exp of the mean negative log-likelihood of a text's tokens, each counted once, without the first, of no context.
-
-    Args:
-        model: any model with `features` and `head`.
-        ids: the text, at least two tokens.
-        window: tokens that a forward pass reads.
-        stride: tokens that it scores (the first pass: all it reads); so each has at least `window - stride` before it,
-            if the text has.
-        progress: is told how many tokens each pass has scored.
-
-    Raises:
-        ValueError: for a window that the model cannot read, a stride that it does not hold, or a text too short.
-    """
-    longest = getattr(model, "max_length", None)
-    if window < 2 or (longest is not None and window > longest):
-        raise ValueError(f"window: {window}; accepted: at least 2, and at most the model's context of {longest} tokens")
-    if not 1 <= stride < window:
-        raise ValueError(f"stride: {stride}; accepted: 1 to {window - 1}, less than the window")
-    if len(ids) < 2:
-        raise ValueError(f"ids: {len(ids)} tokens; accepted: at least 2")
-    log_probs: list[float] = []
-    scored, end = 1, min(window, len(ids))
-    while scored < len(ids):
-        begin = max(0, end - window)
-        log_probs += token_log_probs(model, [ids[begin:scored]], [ids[scored:end]])[0]
-        if progress is not None:
-            progress(end - scored)
-        scored, end = end, min(end + stride, len(ids))
-    return measures.perplexity(log_probs)
-
-
-@torch.no_grad()
-def token_log_probs(
-    model: TrainableModel, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]
-) -> list[list[float]]:
-    """log p of every token of given answers under a model that reads them, nats: a list an answer."""
-    width = max(map(len, answers))
-    tokens = torch.full((len(answers), width), PAD)  # [n, T]
-    for row, answer in zip(tokens, answers, strict=True):
-        row[: len(answer)] = torch.tensor(answer)
-    features = model.features(prompts, tokens, tokens != PAD)
-    flat: list[float] = []
-    for part, ids in zip(features.split(HEAD_POSITIONS), tokens[tokens != PAD].split(HEAD_POSITIONS), strict=True):
-        log_probs = model.head(part)  # [m, V]
-        flat += log_probs.gather(1, ids.to(part.device)[:, None])[:, 0].double().tolist()
-    ends = np.cumsum([len(a) for a in answers])
-    return [flat[end - len(a) : end] for a, end in zip(answers, ends, strict=True)]
-
-
-def reference_log_probs(model: TrainableModel, prompts: Sequence[Prompt], rows: int) -> list[list[float]]:
-    """log p of the tokens of the prompts' reference answers, nats, `rows` at a time; none for a prompt without one.
-
-    A reference that exceeds the model's context is read as far as that.
-    """
-    longest = getattr(model, "max_length", None)
-    cut = [(p.ids, (p.ids + p.reference)[len(p.ids) : longest]) for p in prompts if p.reference]
-    pairs = [(ids, reference) for ids, reference in cut if reference]
-    found: list[list[float]] = []
-    for begin in range(0, len(pairs), rows):
-        ids, references = zip(*pairs[begin : begin + rows], strict=True)
-        found += token_log_probs(model, ids, references)
-    return found
-
-
-def by_prompt(answers: Sequence[Answer]) -> list[list[Answer]]:
-    """Answers grouped by prompt, in order."""
-    groups: dict[tuple[int, ...], list[Answer]] = defaultdict(list)
-    for answer in answers:
-        groups[answer.prompt.ids].append(answer)
-    return list(groups.values())
-
-
-def answer_metrics(answers: Sequence[Answer], tau: float) -> Metrics:
+def completion_metrics(answers: Sequence[Completion], tau: float) -> Metrics:
     """What the agent's own answers show; several answers to a prompt make diversity, pass@k and majority@k visible.
 
     Keys, with k the powers of two up to the number of answers to a prompt, and that number:
@@ -216,7 +48,7 @@ def answer_metrics(answers: Sequence[Answer], tau: float) -> Metrics:
     return metrics
 
 
-def _right(answers: Sequence[Answer], groups: Sequence[Sequence[Answer]], samples: int) -> Metrics:
+def _right(answers: Sequence[Completion], groups: Sequence[Sequence[Completion]], samples: int) -> Metrics:
     """What the grades say."""
     grades = [a.grade for a in answers if a.grade is not None]
     if not grades:
@@ -251,7 +83,7 @@ def _right(answers: Sequence[Answer], groups: Sequence[Sequence[Answer]], sample
     return metrics
 
 
-def _hard(answers: Sequence[Answer], tau: float) -> Metrics:
+def _hard(answers: Sequence[Completion], tau: float) -> Metrics:
     """Mean D_t and the share of hard steps: of all, by difficulty, by quarter of the answer."""
     divergences = [x for a in answers for x in a.divergences]
     metrics = {"divergence": measures.mean(divergences), "hard_share": measures.hard_share(divergences, tau)}
@@ -273,7 +105,7 @@ def evaluate(
     tau: float,
     seed: int,
     progress: Callable[[int], None] | None = None,
-) -> tuple[Metrics, list[Answer], list[Answer]]:
+) -> tuple[Metrics, list[Completion], list[Completion]]:
     """The metrics of the agent's own answers, and what it makes of texts that others wrote.
 
     The latter: `perplexity` and `divergence_on_teacher_prefix` on an answer of the teacher to each prompt, and
@@ -284,14 +116,14 @@ def evaluate(
         the metrics, the agent's answers, `samples` to each prompt, and the teacher's, if the agent could read along.
     """
     repeated = [p for p in prompts for _ in range(samples)]
-    answers = write_answers(agent, env, repeated, seed, progress=progress)
-    metrics = answer_metrics(answers, tau)
+    answers = generate(agent, env, repeated, seed, progress=progress)
+    metrics = completion_metrics(answers, tau)
     if samples > 1:
         metrics["self_bleu"] = measures.mean(measures.self_bleu([a.tokens for a in g]) for g in by_prompt(answers))
-    held_out: list[Answer] = []
+    held_out: list[Completion] = []
     metrics["perplexity"] = math.nan
     if hasattr(agent, "log_probs"):
-        held_out = write_answers(agent, env, prompts, seed + 1, teacher_writes=True, progress=progress)
+        held_out = generate(agent, env, prompts, seed + 1, teacher_writes=True, progress=progress)
         metrics["perplexity"] = measures.perplexity([x for a in held_out for x in a.log_probs])
         teachers = [x for a in held_out for x in a.divergences]
         metrics["divergence_on_teacher_prefix"] = measures.mean(teachers)

@@ -46,7 +46,7 @@ class Method:
     weighting: Weighting = "written"
     """Weight of the reverse KL in a loss that the gate weighs: 1 on own and 0 on rewritten steps (written), by the hard
     gate, or by lambda = sigmoid(alpha (tau - score)) (soft)."""
-    forward_iterations: int = 0
+    forward_kl_anneal: int = 0
     """Iterations over which the forward KL's part of a weighted loss falls linearly to 0, to the reverse KL's gain:
     first cover what the teacher does, then drop what it does not; 0 keeps the parts."""
     score: Score = "divergence"
@@ -66,7 +66,7 @@ class Method:
     """Scores above this are read as this."""
     relative: bool = False
     """Read the score as a multiple of the average of the preceding ones in the answer."""
-    since_rewrite: bool = False
+    cumulative: bool = False
     """Read the score as its sum since the last rewrite: tau is then a budget for each stretch between two."""
     lasting: bool = False
     """The first hard step hands the rest of the answer over to the teacher."""
@@ -89,7 +89,7 @@ class Method:
     environment pays."""
     gamma: float = 0.0
     """Discount of what follows, in [0, 1]; 0 is the per-step objective, 1 the sequence's."""
-    mean_to_go: bool = False
+    length_normalize: bool = False
     """Divide what follows by the number of steps that follow, so that long answers weigh no more."""
     importance: bool = False
     """Take every token as drawn from the random writer's mixture and weigh it by q / mixture, the teacher's tokens too:
@@ -106,11 +106,11 @@ class Method:
             raise ValueError(f"gamma: {self.gamma} is not in [0, 1]")
         if not self.loss_clip > 0:
             raise ValueError(f"loss_clip: {self.loss_clip} is not positive")
-        for name in ("anneal_iterations", "forward_iterations"):
+        for name in ("anneal_iterations", "forward_kl_anneal"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: {getattr(self, name)} is negative")
-        if self.forward_iterations and self.loss != "weighted":
-            raise ValueError(f"forward_iterations: with loss {self.loss!r}; accepted: weighted")
+        if self.forward_kl_anneal and self.loss != "weighted":
+            raise ValueError(f"forward_kl_anneal: with loss {self.loss!r}; accepted: weighted")
         if self.top_k < 0 or not 0 < self.top_p <= 1:
             raise ValueError(f"top_k, top_p: {self.top_k}, {self.top_p}; accepted: at least 0, and in (0, 1]")
         if self.score == "rank" and self.truncates:
@@ -120,7 +120,7 @@ class Method:
         if self.loss == "negative" and self.writer != "never":
             raise ValueError(f"writer: {self.writer!r} with loss negative, which is of own tokens; accepted: never")
         if self.weighting == "soft" and gate.feeds_back:
-            raise ValueError("weighting: soft does not go with since_rewrite and lasting; accepted: written, hard")
+            raise ValueError("weighting: soft does not go with cumulative and lasting; accepted: written, hard")
         if self.budget and not (0 < self.budget < 1 and self.gated and 0 < self.tau < math.inf):
             raise ValueError(
                 f"budget: {self.budget} with writer {self.writer!r} and tau {self.tau}; accepted: in (0, 1), with a "
@@ -167,7 +167,7 @@ class Method:
         """The score function sees one token a step: its writer has to be the one that the KL's expectation is over."""
         own_only = self.writer == "never" and self.loss == "reverse"
         teacher_only = self.writer == "always" and self.loss in ("forward", "nll")
-        each_its_own = self.loss == "weighted" and self.weighting == "written" and not self.forward_iterations
+        each_its_own = self.loss == "weighted" and self.weighting == "written" and not self.forward_kl_anneal
         if not (own_only or teacher_only or each_its_own):
             raise ValueError(
                 f"estimator: sampled does not go with writer {self.writer!r} and loss {self.loss!r}: a reverse KL "
@@ -184,11 +184,11 @@ class Method:
             self.smoothing,
             self.score_clip,
             self.relative,
-            self.since_rewrite,
+            self.cumulative,
             self.lasting,
         )
 
-    def writer_gate(self, matched_rate: float = 0.0, iteration: int = 0) -> Gate:
+    def teacher_gate(self, matched_rate: float = 0.0, iteration: int = 0) -> Gate:
         """Who writes in an iteration (from 0), as a gate. `matched_rate` is the share of hard steps in the last one."""
         if self.writer == "hard":
             return self.gate()
@@ -201,9 +201,9 @@ class Method:
             return random_gate(matched_rate)
         return NEVER if self.writer == "never" else ALWAYS
 
-    def forward_part(self, iteration: int) -> float:
+    def forward_kl_share(self, iteration: int) -> float:
         """What is left of the forward KL in an iteration (from 0), in [0, 1]."""
-        return max(1 - iteration / self.forward_iterations, 0.0) if self.forward_iterations else 1.0
+        return max(1 - iteration / self.forward_kl_anneal, 0.0) if self.forward_kl_anneal else 1.0
 
     def weighting_gate(self) -> Gate | None:
         """The gate whose reverse weight weighs the loss; None where the weight follows from who wrote."""
@@ -225,7 +225,9 @@ METHODS: dict[str, Method] = {
     "gkd": replace(GATED, writer="mixture", loss="jensen_shannon"),
     # sequence-level reverse KL: Gu et al. 2024, "MiniLLM" (2306.08543), each token from 0.2 teacher + 0.8 student, with
     # importance weights; without its language-modelling loss on a corpus and its clipping
-    "minillm": replace(GATED, writer="random", rate=0.2, loss="reverse", gamma=1.0, mean_to_go=True, importance=True),
+    "minillm": replace(
+        GATED, writer="random", rate=0.2, loss="reverse", gamma=1.0, length_normalize=True, importance=True
+    ),
     # skew KLs: Ko et al. 2024, "DistiLLM" (2402.03898), on a mixture of answers but without its replay buffer
     "skew_fkl": replace(GATED, writer="mixture", loss="skew_forward"),
     "skew_rkl": replace(GATED, writer="mixture", loss="skew_reverse"),
@@ -251,12 +253,12 @@ METHODS: dict[str, Method] = {
     "soft": replace(GATED, weighting="soft"),
     # the same at a given teacher cost; with a bound on each stretch between rewrites; with gates on reasoning steps
     "budget": replace(GATED, budget=0.1),
-    "cumulative": replace(GATED, since_rewrite=True),
+    "cumulative": replace(GATED, cumulative=True),
     "step_mean": replace(GATED, over_step="mean"),
     "step_max": replace(GATED, over_step="max"),
     "step_sum": replace(GATED, over_step="sum"),
     # the same, but the forward KL fades: cover first, seek later
-    "cooled": replace(GATED, forward_iterations=200),
+    "cooled": replace(GATED, forward_kl_anneal=200),
     # and its parts: the KLs of the gate without the rewriting, the rewriting without the forward KL, and the rewriting
     # of as many steps as are hard, but of random ones
     "gate_only": replace(GATED, writer="never", weighting="hard"),

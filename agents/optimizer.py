@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from agents.checkpoint import optimizer_tensors, restore_optimizer
 from agents.config import DistillConfig
-from agents.ranks import shard_like
+from agents.distributed import shard_like
 
 LOWEST = 0.01  # what a fall leaves of the step size
 

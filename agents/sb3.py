@@ -30,7 +30,6 @@ from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
-from agents.actor import Actor
 from agents.base import Callback, Metrics
 from agents.checkpoint import (
     existing_folder,
@@ -42,8 +41,9 @@ from agents.checkpoint import (
     write_folder,
 )
 from agents.config import SB3Config
+from agents.student_actor import StudentActor
 from distill_env.env import DistillVectorEnv
-from distill_env.models import TrainableModel
+from distill_env.models.base import TrainableModel
 from distill_env.models.load import build_model
 
 
@@ -67,7 +67,7 @@ class SB3Agent:
         else:
             self.optimizer = torch.optim.RMSprop(parameters, lr=config.learning_rate, alpha=0.99, eps=1e-5)
         self.iteration = 0
-        self.actor = Actor(student, config.seed)
+        self.actor = StudentActor(student, config.seed)
 
     # ------------------------------------------------------------------ learning
 
@@ -91,7 +91,7 @@ class SB3Agent:
         algorithm = self._algorithm(VecMonitor(rows, info_keywords=("tokens", "grade")), core.max_new_tokens)
         for _ in range(iterations):
             started = time.perf_counter()
-            teacher_before = dataclasses.astuple(core.teacher_use)
+            teacher_before = dataclasses.astuple(core.teacher_usage)
             written_before = rows.written.copy()
             steps = algorithm.n_steps * rows.num_envs
             algorithm.learn(steps, log_interval=2, reset_num_timesteps=False)  # one iteration: too few to print a log
@@ -99,7 +99,7 @@ class SB3Agent:
             metrics = self._train_metrics(algorithm)
             metrics |= _episode_metrics(algorithm)
             metrics |= _token_metrics(*(rows.written - written_before))
-            teacher = np.subtract(dataclasses.astuple(core.teacher_use), teacher_before)
+            teacher = np.subtract(dataclasses.astuple(core.teacher_usage), teacher_before)
             for key, value in zip(("passes", "positions", "tokens"), teacher, strict=True):
                 metrics[f"cost/teacher_{key}"] = float(value)
             metrics["time/seconds"] = time.perf_counter() - started

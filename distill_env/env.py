@@ -15,11 +15,12 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 from torch import Tensor
 
-from distill_env.models import TokenModel
+from distill_env.models.base import TokenModel
 from distill_env.models.load import load_model
 from distill_env.randomness import Purpose, episode_keys, inverse_cdf, uniform
-from distill_env.reader import PAD, Reader, TeacherUse, cut
-from distill_env.tasks import SPLITS, Prompt, Split, Task, make_task
+from distill_env.tasks.base import SPLITS, Prompt, Split, Task
+from distill_env.tasks.registry import make_task
+from distill_env.teacher_scorer import PAD, TeacherScorer, TeacherUsage, cut
 
 RewriteDraw = Literal["sample", "nucleus", "argmax"]
 RewriteSpan = Literal["token", "step"]
@@ -202,23 +203,23 @@ class DistillVectorEnv(VectorEnv):
         self._keys = np.zeros(n, np.uint64)
         self._ended = np.ones(n, np.bool_)
         self._started = False
-        self._reader = Reader(live_teacher, n, vocab_size)
+        self._scorer = TeacherScorer(live_teacher, n, vocab_size)
         self._trace: list[tuple[NDArray[Any], NDArray[Any], NDArray[Any], Tensor]] = []  # row, position, column, log p
 
     @property
     def teacher(self) -> TokenModel:
         """The teacher; its rows are the environment's own."""
-        return self._reader.teacher
+        return self._scorer.teacher
 
     @property
     def teacher_top_k(self) -> int:
         """How many ids of each distribution the teacher tells; 0: all, as any but a served one does."""
-        return getattr(self._reader.teacher, "top_k", 0)
+        return getattr(self._scorer.teacher, "top_k", 0)
 
     @property
-    def teacher_use(self) -> TeacherUse:
+    def teacher_usage(self) -> TeacherUsage:
         """What the teacher has been asked for so far."""
-        return self._reader.use
+        return self._scorer.usage
 
     def _load_teacher(self) -> TokenModel:
         teacher = self._arguments["teacher"]
@@ -268,7 +269,7 @@ class DistillVectorEnv(VectorEnv):
         if self.task_reward and ended.any():
             rewards = rewards + self.task_reward * grades
         if ended.any():
-            self._reader.leave(self._ended)
+            self._scorer.drop(self._ended)
         executed["grade"] = grades
         if self.autoreset_mode == AutoresetMode.SAME_STEP and ended.any():
             info = self._end_and_begin(ended, executed)
@@ -305,10 +306,10 @@ class DistillVectorEnv(VectorEnv):
 
     def _look(self, tokens: Tensor) -> Tensor:
         live = ~self._ended
-        self._reader.rewind(self._lengths, live)
-        start, stop = self._prompt_lengths + self._reader.read, self._prompt_lengths + self._lengths
+        self._scorer.rewind(self._lengths, live)
+        start, stop = self._prompt_lengths + self._scorer.read, self._prompt_lengths + self._lengths
         unread = cut(self._observation, start, stop, max(0, int((stop - start).max())))  # what stands, [n, w]
-        return self._reader.look(unread, tokens, live)
+        return self._scorer.score(unread, tokens, live)
 
     def executed_log_probs(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], Tensor]]:
         """The teacher at every state at which the last `step` executed a token, none of them computed anew.
@@ -328,7 +329,7 @@ class DistillVectorEnv(VectorEnv):
         """Give up the distributions that the last look-ahead and the last step are remembered by, which of a large
         vocabulary are large; nothing else changes."""
         self._trace = []
-        self._reader.rewind(self._lengths, ~self._ended)
+        self._scorer.rewind(self._lengths, ~self._ended)
 
     def render(self) -> tuple[str, ...] | None:
         """The answers so far, one text a row; what the teacher wrote is red."""
@@ -352,22 +353,22 @@ class DistillVectorEnv(VectorEnv):
     # ------------------------------------------------------------------ pickling: by name and state, never by cache
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = {k: v for k, v in self.__dict__.items() if k not in ("_reader", "_trace")}
-        return kept | {"teacher_use": self.teacher_use}
+        kept = {k: v for k, v in self.__dict__.items() if k not in ("_scorer", "_trace")}
+        return kept | {"teacher_usage": self.teacher_usage}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        use = state.pop("teacher_use")
+        use = state.pop("teacher_usage")
         self.__dict__.update(state)
         self._trace = []
-        self._reader = Reader(self._load_teacher(), self.num_envs, self.vocab_size)
+        self._scorer = TeacherScorer(self._load_teacher(), self.num_envs, self.vocab_size)
         if self._started:
-            self._reader.start([p.ids for p in self._prompts])
-        self._reader.use = use
+            self._scorer.start([p.ids for p in self._prompts])
+        self._scorer.usage = use
 
     # ------------------------------------------------------------------ the decision process
 
     def _execute(self, actions: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
-        """Carry out actions [n, k] (-1 pads) and say what happened, [n, W] each."""
+        """GateState out actions [n, k] (-1 pads) and say what happened, [n, W] each."""
         n, k = actions.shape
         own = (actions >= 0) & (actions < self.vocab_size)
         # a chunk ends with its first action that is no token, after an end token, or at the horizon
@@ -410,18 +411,18 @@ class DistillVectorEnv(VectorEnv):
     def _along(self, own: NDArray[np.int64], states: int) -> Tensor:
         """log p at the first `states` states along the own tokens of a chunk, from the last look-ahead if it serves."""
         if states == 0:
-            return self._reader.log_probs[:, None][:, :0]
+            return self._scorer.log_probs[:, None][:, :0]
         if states == 1 and not self._behind():
-            return self._reader.log_probs[:, None]
+            return self._scorer.log_probs[:, None]
         needed = own[:, : states - 1]
-        log_probs = self._reader.known(needed)
+        log_probs = self._scorer.cached(needed)
         if log_probs is None:
             log_probs = self._look(torch.from_numpy(np.ascontiguousarray(needed)))
         return log_probs[:, :states]
 
     def _behind(self) -> bool:
         """Whether some tokens that stand have not been read by the teacher."""
-        return bool(((self._reader.read != self._lengths) & ~self._ended).any())
+        return bool(((self._scorer.read != self._lengths) & ~self._ended).any())
 
     def _append(self, tokens: NDArray[np.int64], counts: NDArray[np.int64], rewritten: NDArray[np.bool_]) -> None:
         """Commit the first `counts[i]` of row i's tokens [n, k]; the teacher forgets what was not committed."""
@@ -431,7 +432,7 @@ class DistillVectorEnv(VectorEnv):
         place = (self._prompt_lengths + self._lengths)[rows] + columns
         self._observation[rows, place] = tokens[rows, columns]
         self._rewritten[rows, place] = rewritten[rows, columns]
-        self._reader.commit(tokens, counts, self._lengths, ~self._ended)
+        self._scorer.commit(tokens, counts, self._lengths, ~self._ended)
         self._lengths = self._lengths + counts
         at_end = (self._last_tokens() == self.task.eos_token_id) | (self._lengths >= self.max_new_tokens)
         self._ended |= (counts > 0) & at_end
@@ -443,7 +444,7 @@ class DistillVectorEnv(VectorEnv):
         self, rows: NDArray[np.intp], positions: NDArray[np.int64], current: Tensor
     ) -> NDArray[np.int64]:
         """The teacher writes a token in `rows`, at these positions of their answers, from its log p there [m, V]."""
-        self.teacher_use.tokens += len(rows)
+        self.teacher_usage.tokens += len(rows)
         self._trace.append((rows, positions, np.zeros_like(rows), current))
         return self._draw(current, uniform(self._keys[rows], positions, Purpose.TEACHER))
 
@@ -525,7 +526,7 @@ class DistillVectorEnv(VectorEnv):
         self._prompt_lengths[rows] = lengths
         self._lengths[rows] = 0
         everyone = len(rows) == self.num_envs
-        self._reader.start([p.ids for p in chosen], None if everyone else rows)
+        self._scorer.start([p.ids for p in chosen], None if everyone else rows)
         self._ended[rows] = False
         self._started = True
 
@@ -572,7 +573,7 @@ class DistillVectorEnv(VectorEnv):
                 info["_" + key] = mask.copy()
 
         if self.chunk == 1 and self.reveal_teacher:
-            put("teacher_log_probs", self._reader.log_probs.float().numpy(), present & ~self._ended)
+            put("teacher_log_probs", self._scorer.log_probs.float().numpy(), present & ~self._ended)
         if acted is not None and executed is not None and ended is not None:
             present_and_acted = present & acted
             for key in ("tokens", "rewritten", "token_rewards", "floored"):

@@ -40,7 +40,7 @@ class Gate:
         clip: scores above it are read as it.
         relative: read the score as a multiple of the average of the preceding ones in the answer (their mean, or the
             moving average if it smooths); the first state reads 0.
-        since_rewrite: read the score as its sum since the last rewrite, up to and including the present state. A hard
+        cumulative: read the score as its sum since the last rewrite, up to and including the present state. A hard
             gate on D_t as is then bounds where the answers go: each stretch between two rewrites adds less than tau, so
             KL(behaviour || teacher) < tau (1 + E[rewrites of an answer]), if the teacher rewrites by `sample`.
         lasting: the first hard step hands the rest of the answer over.
@@ -53,7 +53,7 @@ class Gate:
     smoothing: float = 0.0
     clip: float = math.inf
     relative: bool = False
-    since_rewrite: bool = False
+    cumulative: bool = False
     lasting: bool = False
 
     def __post_init__(self) -> None:
@@ -66,8 +66,8 @@ class Gate:
             raise ValueError(f"smoothing: {self.smoothing} is not in [0, 1)")
         if not self.clip > 0:
             raise ValueError(f"score_clip: {self.clip} is not positive")
-        if self.since_rewrite and self.over_step != "none":
-            raise ValueError(f"over_step: {self.over_step!r} does not go with since_rewrite; accepted: none")
+        if self.cumulative and self.over_step != "none":
+            raise ValueError(f"over_step: {self.over_step!r} does not go with cumulative; accepted: none")
         if self.remembers and self.score in ("uniform", "episode_uniform"):
             raise ValueError(f"score: a gate with memory reads the models, not {self.score!r}")
 
@@ -79,7 +79,7 @@ class Gate:
     @property
     def feeds_back(self) -> bool:
         """Whether a decision depends on the decisions before."""
-        return self.since_rewrite or self.lasting
+        return self.cumulative or self.lasting
 
     @property
     def reads_models(self) -> bool:
@@ -119,7 +119,7 @@ class Draft:
 
 
 @dataclass(frozen=True)
-class Carry:
+class GateState:
     """What a gate remembers of an answer. Fields are [n] going in and [n, K], one for every position, coming out."""
 
     average: Tensor  # the moving average
@@ -131,18 +131,18 @@ class Carry:
     handed_over: Tensor  # 1 after a lasting hand-over
 
     @classmethod
-    def start(cls, n: int) -> Carry:
+    def start(cls, n: int) -> GateState:
         import torch
 
         return cls(*(torch.zeros(n, dtype=torch.float64) for _ in fields(cls)))
 
-    def at(self, rows: Tensor, positions: Tensor) -> Carry:
+    def at(self, rows: Tensor, positions: Tensor) -> GateState:
         """The carry of the given rows at the given positions, [n, K] -> [m]."""
-        return Carry(*(getattr(self, f.name)[rows, positions] for f in fields(self)))
+        return GateState(*(getattr(self, f.name)[rows, positions] for f in fields(self)))
 
-    def put(self, rows: Tensor, other: Carry) -> Carry:
+    def put(self, rows: Tensor, other: GateState) -> GateState:
         """This carry with `rows` replaced."""
-        return Carry(*(getattr(self, f.name).index_copy(0, rows, getattr(other, f.name)) for f in fields(self)))
+        return GateState(*(getattr(self, f.name).index_copy(0, rows, getattr(other, f.name)) for f in fields(self)))
 
 
 @dataclass(frozen=True)
@@ -181,14 +181,14 @@ def raw_score(gate: Gate, student: Tensor | None, teacher: Tensor | None, draft:
     return score.double()
 
 
-def read_score(gate: Gate, score: Tensor, step_start: Tensor, carry: Carry) -> tuple[Tensor, Carry]:
+def read_score(gate: Gate, score: Tensor, step_start: Tensor, carry: GateState) -> tuple[Tensor, GateState]:
     """Clip, smooth and reduce raw scores [n, K] causally, as if nothing among them was rewritten; the carry comes back
     for every position."""
     import torch
 
     score = score.clamp(max=gate.clip)
     if not gate.remembers:
-        return score, Carry(*(getattr(carry, f.name)[:, None].expand_as(score) for f in fields(carry)))
+        return score, GateState(*(getattr(carry, f.name)[:, None].expand_as(score) for f in fields(carry)))
     average, seen, stretch_sum = carry.average, carry.seen, carry.stretch_sum
     step_sum, step_max, step_seen = carry.step_sum, carry.step_max, carry.step_seen
     read, kept = [], []
@@ -208,11 +208,11 @@ def read_score(gate: Gate, score: Tensor, step_start: Tensor, carry: Carry) -> t
         step_max = torch.where(first, value, torch.maximum(step_max, value))
         step_seen = torch.where(first, 1.0, step_seen + 1)
         stretch_sum = stretch_sum + value
-        if gate.since_rewrite:
+        if gate.cumulative:
             value = stretch_sum
         read.append({"none": value, "mean": step_sum / step_seen, "max": step_max, "sum": step_sum}[gate.over_step])
         kept.append((average, seen, step_sum, step_max, step_seen, stretch_sum, carry.handed_over))
-    return torch.stack(read, 1), Carry(*(torch.stack(values, 1) for values in zip(*kept, strict=True)))
+    return torch.stack(read, 1), GateState(*(torch.stack(values, 1) for values in zip(*kept, strict=True)))
 
 
 def decide(gate: Gate, score: Tensor, uniforms: Tensor) -> GateDecision:
@@ -227,8 +227,8 @@ def decide(gate: Gate, score: Tensor, uniforms: Tensor) -> GateDecision:
 
 
 def read_and_decide(
-    gate: Gate, score: Tensor, step_start: Tensor, uniforms: Tensor, carry: Carry
-) -> tuple[GateDecision, Carry]:
+    gate: Gate, score: Tensor, step_start: Tensor, uniforms: Tensor, carry: GateState
+) -> tuple[GateDecision, GateState]:
     """From raw scores [n, K] to decisions, state by state where one decision depends on those before.
 
     A rewritten state is followed by one whose sum begins anew, or after a hand-over by states that nobody looks at.
@@ -246,11 +246,11 @@ def read_and_decide(
         decision = decide(gate, read, uniforms[:, column])
         rewrite = decision.rewrite[:, 0] | over
         after = replace(
-            Carry(*(getattr(seen, f.name)[:, 0] for f in fields(seen))),
+            GateState(*(getattr(seen, f.name)[:, 0] for f in fields(seen))),
             stretch_sum=torch.where(rewrite, 0.0, seen.stretch_sum[:, 0]),
             handed_over=(rewrite & gate.lasting).double(),
         )
-        carry = Carry(*(torch.where(over, getattr(carry, f.name), getattr(after, f.name)) for f in fields(carry)))
+        carry = GateState(*(torch.where(over, getattr(carry, f.name), getattr(after, f.name)) for f in fields(carry)))
         decisions.append(
             (
                 torch.where(over, math.nan, decision.score[:, 0]),
@@ -260,12 +260,12 @@ def read_and_decide(
         )
         kept.append([getattr(carry, f.name) for f in fields(carry)])
     joined = GateDecision(*(torch.stack(parts, 1) for parts in zip(*decisions, strict=True)))
-    return joined, Carry(*(torch.stack(parts, 1) for parts in zip(*kept, strict=True)))
+    return joined, GateState(*(torch.stack(parts, 1) for parts in zip(*kept, strict=True)))
 
 
 def gate(
-    config: Gate, student: Tensor | None, teacher: Tensor | None, draft: Draft, carry: Carry
-) -> tuple[GateDecision, Carry]:
+    config: Gate, student: Tensor | None, teacher: Tensor | None, draft: Draft, carry: GateState
+) -> tuple[GateDecision, GateState]:
     """Decide at every state of a drafted block, as if all its tokens before that state stood.
 
     Args:

@@ -15,16 +15,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+if not __package__:  # run as a script: import from the checkout, not from this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 import numpy as np
 from rich.console import Console
 
 from agents.methods import METHODS
 from distill_env.checks import check_range
-from experiments.command_line import exit_code, read_flags
 from experiments.compare import show, summarise, values_of
-from experiments.fanout import FanOut
-from experiments.grid import Contender, Job, Row, run_grid, split_flags
-from experiments.tracking import markdown_table
+from experiments.comparing.grid import Contender, Job, Row, run_grid, split_flags
+from experiments.comparing.pool import FanOut
+from experiments.running.cli import exit_code, read_flags
+from experiments.running.tracking import markdown_table
 
 # who writes the prefix, and which objective is descended at its states
 CELLS = {

@@ -18,18 +18,21 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+if not __package__:  # run as a script: import from the checkout, not from this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 import torch
 from rich.console import Console
 
-from agents.disk import write_text
+from agents.atomic_io import write_text
+from experiments.benchmarking.cost_model import Config as CostModel
+from experiments.benchmarking.cost_model import draw
 from experiments.benchmarking.environment import measure_environment
 from experiments.benchmarking.iterations import measure_iterations, measure_memory, measure_peers
 from experiments.benchmarking.rollouts import measure_precision, measure_rollouts
 from experiments.benchmarking.tables import lines
 from experiments.benchmarking.timing import Config, Part
-from experiments.command_line import command
-from experiments.cost_model import Config as CostModel
-from experiments.cost_model import draw
+from experiments.running.cli import command
 
 
 def main(config: Config) -> None:

@@ -18,16 +18,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+if not __package__:  # run as a script: import from the checkout, not from this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from distill_env.checks import check_range
-from experiments.command_line import exit_code, read_flags
-from experiments.fanout import FanOut
-from experiments.grid import Contender, Job, Row, run_grid, split_flags
-from experiments.inference import Estimate, bootstrap, holm, paired_difference, probability_of_improvement
-from experiments.tracking import TABLE_ROWS, markdown_table
+from experiments.comparing.grid import Contender, Job, Row, run_grid, split_flags
+from experiments.comparing.pool import FanOut
+from experiments.comparing.statistics import Estimate, bootstrap, holm, paired_difference, probability_of_improvement
+from experiments.running.cli import exit_code, read_flags
+from experiments.running.tracking import TABLE_ROWS, markdown_table
 
 COST_ROWS = (
     ("rewritten_share_last", "rewritten steps, last tenth of training", "{:.1%}"),

@@ -14,6 +14,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
+if not __package__:  # run as a script: import from the checkout, not from this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 import tyro
 from rich.console import Console
 from rich.markup import escape
@@ -21,19 +24,19 @@ from rich.table import Table
 from rich.text import Text
 
 from agents.methods import GATED, Method
-from distill_env.tasks import Split
-from experiments.command_line import exit_code, read_flags
-from experiments.config import DRAFT_LENGTH, AnyRun, load_config, make_env, task_arguments
-from experiments.on_call import Decoded, Row, curve_row, decode, pieces, short_labels, write_curve
+from distill_env.tasks.base import Split
+from experiments.answering.assisted import Decoded, Row, curve_row, decode, pieces, short_labels, write_curve
 from experiments.reporting.results import measure
 from experiments.reporting.viewer import load_student, spread
-from experiments.run import EVALUATION_ROWS
-from experiments.tracking import progress_bar
+from experiments.running.cli import exit_code, read_flags
+from experiments.running.config import DRAFT_LENGTH, AnyRun, load_config, make_env, task_arguments
+from experiments.running.lifecycle import EVALUATION_ROWS
+from experiments.running.tracking import progress_bar
 
 if TYPE_CHECKING:
     from distill_env.env import DistillVectorEnv
-    from distill_env.models import TrainableModel
-    from distill_env.tasks import Prompt
+    from distill_env.models.base import TrainableModel
+    from distill_env.tasks.base import Prompt
     from distill_env.tasks.language import LanguageTask
 
 GRID = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 4.0)
@@ -202,7 +205,7 @@ class OwnPrompts:
     graded = False
 
     def __init__(self, run: AnyRun, texts: Sequence[str]) -> None:
-        from distill_env.tasks import make_task
+        from distill_env.tasks.registry import make_task
 
         self._task = cast("LanguageTask", make_task(run.task, **task_arguments(run)))
         self._prompts = tuple(self._task.ask(texts))

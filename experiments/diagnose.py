@@ -16,24 +16,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+if not __package__:  # run as a script: import from the checkout, not from this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from experiments.command_line import command
 from experiments.compare import show, with_interval
-from experiments.config import SMALL_TASKS, load_config, make_env
-from experiments.grid import read_results
-from experiments.inference import bootstrap
-from experiments.tracking import markdown_table
+from experiments.comparing.grid import read_results
+from experiments.comparing.statistics import bootstrap
+from experiments.running.cli import command
+from experiments.running.config import SMALL_TASKS, load_config, make_env
+from experiments.running.tracking import markdown_table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import Tensor
 
-    from distill_env.models import TrainableModel
-    from distill_env.tasks import Prompt
+    from distill_env.models.base import TrainableModel
+    from distill_env.tasks.base import Prompt
 
 SEED = 1_000_033
 WRONG = 0.01  # a token to which the teacher gives less is wrong
@@ -116,7 +119,7 @@ def diagnose(folder: Path, count: int, samples: int) -> dict[str, float]:
     """All measures of the student of one run."""
     import torch
 
-    from agents.rollout import collect
+    from agents.collector import collect
     from distill_env.gate import ALWAYS, NEVER
     from distill_env.models.load import build_model
     from distill_env.randomness import episode_keys

@@ -15,6 +15,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+if not __package__:  # run as a script: import from the checkout, not from this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 import tyro
 from rich.console import Console
 from rich.markup import escape
@@ -22,11 +25,11 @@ from rich.table import Table
 
 from agents.base import Metrics
 from distill_env.checks import check_range
-from experiments.command_line import exit_code, read_flags
-from experiments.config import AnyRun, agent_loader, load_config
-from experiments.language_models import shared_ids, student_arguments, teacher_arguments, teacher_tokenizer
-from experiments.run import evaluate_all
-from experiments.tracking import add_metrics, finite, progress_bar, write_json
+from experiments.running.cli import exit_code, read_flags
+from experiments.running.config import AnyRun, agent_loader, load_config
+from experiments.running.lifecycle import evaluate_all
+from experiments.running.lm_arguments import shared_ids, student_arguments, teacher_arguments, teacher_tokenizer
+from experiments.running.tracking import add_metrics, finite, progress_bar, write_json
 
 
 @dataclass(frozen=True)
@@ -97,8 +100,9 @@ def corpus_perplexities(config: Config, run: AnyRun, agent: Any, console: Consol
     Raises:
         ValueError: for a run without language models, or an agent without a student.
     """
-    from agents.evaluation import corpus_perplexity
-    from distill_env.models.load import build_model, is_served, load_model, load_tokenizer
+    from agents.likelihood import corpus_perplexity
+    from distill_env.models.hub import load_tokenizer
+    from distill_env.models.load import build_model, is_served, load_model
     from distill_env.tasks.text import read_corpus
 
     if run.env != "lm" or not hasattr(agent, "student"):

@@ -26,19 +26,22 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, get_args
 
+if not __package__:  # run as a script: import from the checkout, not from this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 import numpy as np
 import tyro
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from agents.disk import lock
-from experiments.answers import FILE, Writer, read_lines, write_lines
-from experiments.command_line import exit_code, read_flags
-from experiments.inference import Estimate, bootstrap
-from experiments.judges import Judge, LocalJudge, Question, Reply, ServedJudge, Verdict
-from experiments.signals import signals_raise
-from experiments.tracking import cell, finite, progress_bar, write_json
+from agents.atomic_io import lock
+from experiments.answering.judges import Judge, LocalJudge, Question, Reply, ServedJudge, Verdict
+from experiments.comparing.statistics import Estimate, bootstrap
+from experiments.running.cli import exit_code, read_flags
+from experiments.running.completions_file import FILE, Writer, read_lines, write_lines
+from experiments.running.signals import signals_raise
+from experiments.running.tracking import cell, finite, progress_bar, write_json
 
 GIVE_UP = 20
 """So many replies without any verdict end the judging: every further one may cost money."""

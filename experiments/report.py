@@ -11,16 +11,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+if not __package__:  # run as a script: import from the checkout, not from this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 from rich.console import Console
 from rich.markup import escape
 
 from distill_env.checks import check_range
-from experiments.command_line import exit_code, read_flags
 from experiments.reporting import figures, sections
 from experiments.reporting.figures import Style
 from experiments.reporting.findings import answer
 from experiments.reporting.pages import Page, to_html, to_markdown
 from experiments.reporting.results import Curves, Results, Setting, load_results
+from experiments.running.cli import exit_code, read_flags
 
 
 @dataclass(frozen=True)

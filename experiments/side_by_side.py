@@ -13,12 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+if not __package__:  # run as a script: import from the checkout, not from this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 import tyro
 
-from experiments import answers
-from experiments.command_line import exit_code, read_flags
-from experiments.config import load_config
-from experiments.tracking import cell, markdown_table, read_json, table_rows
+from experiments.running import completions_file as answers
+from experiments.running.cli import exit_code, read_flags
+from experiments.running.config import load_config
+from experiments.running.tracking import cell, markdown_table, read_json, table_rows
 
 TRAINING = (
     ("tokens", "tokens in training", "{:,.0f}"),

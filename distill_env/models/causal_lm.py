@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
-from distill_env.models import accumulate
+from distill_env.models import inplace_grad
 from distill_env.models.batching import length_groups
 from distill_env.models.pretrained import (
     is_adapted,
@@ -298,8 +298,8 @@ class CausalLM:
             block = ids[group, : int((lengths + needed)[group].max())].clamp(min=0).to(self.model.device)
             # Padding on the right is never seen, so the mask may be all ones, which keeps the fast causal kernel.
             inputs = {"input_ids": block}
-            if self._embedding is not None and accumulate.serves(self._embedding):
-                inputs = {"inputs_embeds": accumulate.embedding(self._embedding, block)}
+            if self._embedding is not None and inplace_grad.is_supported(self._embedding):
+                inputs = {"inputs_embeds": inplace_grad.embedding(self._embedding, block)}
             hidden = self._run(**inputs, attention_mask=torch.ones_like(block), use_cache=False)
             states.append(torch.isin(row, group).nonzero()[:, 0])  # [.], ascending like the group's rows
             index, column = torch.searchsorted(group, row[states[-1]]), (lengths[row] - 1 + step)[states[-1]]
@@ -323,9 +323,9 @@ class CausalLM:
     def _logits(self, features: Tensor) -> Tensor:
         """What the head computes, [..., d] -> [..., rows of the head]. Its product is the largest by far."""
         head, states = self._head, features.flatten(0, -2)
-        if accumulate.serves(head):
+        if inplace_grad.is_supported(head):
             if torch.is_grad_enabled():
-                return accumulate.linear(head, features)
+                return inplace_grad.linear(head, features)
             on_cpu = states.device.type == head.weight.device.type == "cpu"
             if len(states) <= _FEW and on_cpu and states.dtype in (torch.float32, torch.float64):
                 return (head.weight @ states.T).T.unflatten(0, features.shape[:-1])  # half the time of the usual order

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from distill_env.models import TrainableModel
+from distill_env.models.base import TrainableModel
 
 
 def load_model(name: str | Path, **kwargs: Any) -> TrainableModel:
@@ -47,7 +46,7 @@ def build_model(name: str | Path, **kwargs: Any) -> Any:
     if (Path(name) / "table.safetensors").is_file():
         return tabular.TabularModel.load(name)
     from distill_env.models.causal_lm import CausalLM
-    from distill_env.models.small import TEACHERS
+    from distill_env.models.toy import TEACHERS
 
     return CausalLM.load(TEACHERS.get(name, name), **kwargs)
 
@@ -55,39 +54,3 @@ def build_model(name: str | Path, **kwargs: Any) -> Any:
 def is_served(name: str | Path) -> bool:
     """Whether a model of that name is behind a server."""
     return str(name).startswith(("http://", "https://"))
-
-
-@dataclass(frozen=True)
-class TokenizerSource:
-    """Where a tokenizer is read from, if a name does not say it all."""
-
-    name: str
-    gguf_file: str = ""
-    trust_remote_code: bool = False
-
-    def __str__(self) -> str:
-        return self.name
-
-
-TokenizerName = str | Path | TokenizerSource
-
-
-@lru_cache(maxsize=8)
-def load_tokenizer(source: TokenizerName) -> Any:
-    """The tokenizer of a folder or hub id.
-
-    Raises:
-        ValueError: if there is none.
-    """
-    from transformers import AutoTokenizer
-
-    name = str(source)
-    options: dict[str, Any] = {}
-    if isinstance(source, TokenizerSource):
-        options = {"trust_remote_code": source.trust_remote_code}
-        options |= {"gguf_file": source.gguf_file} if source.gguf_file else {}
-    try:
-        return AutoTokenizer.from_pretrained(name, **options)
-    except Exception as error:  # what Transformers raises differs with the damage
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise ValueError(f"tokenizer: {name!r} is no folder with a tokenizer and no hub id: {reason}") from None

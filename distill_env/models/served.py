@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from distill_env.divergence import from_top_k
-from distill_env.models import ServerLostError
-from distill_env.models.load import load_tokenizer
+from distill_env.models.base import ServerLostError
+from distill_env.models.hub import load_tokenizer
 
 KEY_VARIABLE = "DISTILL_TEACHER_KEY"
 REQUEST_SECONDS = 120.0  # of one request, after which it is sent again

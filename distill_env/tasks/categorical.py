@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from distill_env.tasks import Grade, Prompt, Split
+from distill_env.tasks.base import Grade, Prompt, Split
 
 
 class CategoricalTask:

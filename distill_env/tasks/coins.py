@@ -19,8 +19,8 @@ from functools import cache
 
 import numpy as np
 
-from distill_env.tasks import SPLITS, Grade, Prompt, Split
-from distill_env.tasks.ladder import LadderTask
+from distill_env.tasks.base import SPLITS, Grade, Prompt, Split
+from distill_env.tasks.by_length import LengthTask
 
 LARGEST_COIN = 9
 LARGEST_PURSE = 5
@@ -108,7 +108,7 @@ def decode(tokens: Sequence[int]) -> str:
     return "".join(f" {SYMBOLS[t]}" for t in tokens if 0 <= t < len(SYMBOLS))
 
 
-class CoinsTask(LadderTask):
+class CoinsTask(LengthTask):
     """The Coins task: a length is a number of coins in the purse."""
 
     name = "coins"

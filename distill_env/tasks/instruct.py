@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from distill_env.models.load import TokenizerName
-from distill_env.models.small import TEACHERS
+from distill_env.models.hub import TokenizerName
+from distill_env.models.toy import TEACHERS
 from distill_env.tasks.language import Example, LanguageTask, Wording, complete_splits
 from distill_env.tasks.sources import columns_of, read_rows
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from distill_env.models.load import TokenizerName, load_tokenizer
-from distill_env.tasks import SPLITS, Grade, Prompt, Split
+from distill_env.models.hub import TokenizerName, load_tokenizer
+from distill_env.tasks.base import SPLITS, Grade, Prompt, Split
 
 FEWEST = 20  # examples that are split; fewer serve as every split
 

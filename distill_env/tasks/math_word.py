@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from distill_env.models.load import TokenizerName
-from distill_env.tasks import Grade, Prompt
-from distill_env.tasks.grading import LONGEST_ANSWER, grade, last_boxed, number, require_math_verify
+from distill_env.models.hub import TokenizerName
+from distill_env.tasks.base import Grade, Prompt
+from distill_env.tasks.grading.grade import LONGEST_ANSWER, grade, last_boxed, number, require_math_verify
 from distill_env.tasks.language import Example, LanguageTask, Wording, complete_splits
 from distill_env.tasks.sources import HubTable, columns_of, read_rows
 

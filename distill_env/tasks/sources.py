@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from distill_env.tasks import SPLITS, Split
+from distill_env.tasks.base import SPLITS, Split
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".txt")
 SPLIT_NAMES: dict[str, Split] = {s: s for s in SPLITS} | {

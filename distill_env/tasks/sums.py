@@ -18,8 +18,8 @@ from functools import cache
 
 import numpy as np
 
-from distill_env.tasks import SPLITS, Grade, Prompt, Split
-from distill_env.tasks.ladder import LadderTask
+from distill_env.tasks.base import SPLITS, Grade, Prompt, Split
+from distill_env.tasks.by_length import LengthTask
 
 SYMBOLS = "0123456789+=;"
 PLUS, EQUALS, SEMICOLON, EOS = 10, 11, 12, 13
@@ -90,7 +90,7 @@ def text(tokens: Sequence[int]) -> str:
     return "".join(SYMBOLS[t] for t in tokens if 0 <= t < len(SYMBOLS))
 
 
-class SumsTask(LadderTask):
+class SumsTask(LengthTask):
     """The Sums task: a length is a number of digits."""
 
     name = "sums"

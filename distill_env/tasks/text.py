@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from distill_env.models.load import TokenizerName
-from distill_env.tasks import Prompt, Split
+from distill_env.models.hub import TokenizerName
+from distill_env.tasks.base import Prompt, Split
 from distill_env.tasks.language import LanguageTask
 from distill_env.tasks.sources import HubTable, columns_of, find_files, read_file, read_rows, read_text
 

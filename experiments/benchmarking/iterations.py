@@ -15,7 +15,7 @@ import torch
 from agents.distill import DistillAgent
 from experiments.benchmarking.rollouts import Rollouts, run_config
 from experiments.benchmarking.timing import Config, alternate
-from experiments.config import make_env, make_student
+from experiments.running.config import make_env, make_student
 
 
 def measure_iterations(config: Config) -> dict[str, Any]:

@@ -22,7 +22,8 @@ from agents.config import DistillConfig
 from agents.distill import DistillAgent
 from agents.methods import METHODS
 from agents.rollout import Rollout
-from distill_env.models.load import build_model, load_tokenizer
+from distill_env.models.hub import load_tokenizer
+from distill_env.models.load import build_model
 from distill_env.tasks.instruct import InstructTask
 
 
@@ -64,7 +65,7 @@ def ours(config: Config) -> dict[str, Any]:
     from experiments.benchmarking.iterations import with_tau
     from experiments.benchmarking.rollouts import Rollouts, run_config
     from experiments.benchmarking.timing import Config as Benchmark
-    from experiments.config import make_env, make_student
+    from experiments.running.config import make_env, make_student
 
     benchmark = Benchmark(config.teacher, config.student, config.task_path, new_tokens=config.new_tokens)
     tau = Rollouts(benchmark, config.rows).tau_for(0.05) if config.name == "gated" else 1.0

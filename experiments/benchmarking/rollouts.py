@@ -8,15 +8,16 @@ from typing import Any
 import numpy as np
 import torch
 
+from agents.collector import collect
 from agents.draft_length import DraftLength
-from agents.rollout import Rollout, collect
+from agents.rollout import Rollout
 from distill_env.env import DistillVectorEnv
 from distill_env.gate import NEVER, Gate
-from distill_env.models import TrainableModel
+from distill_env.models.base import TrainableModel
 from distill_env.randomness import episode_keys
+from experiments.benchmarking.cost_model import best_length, blocks, blocks_in_turn, blocks_per_rollout, interpolated
 from experiments.benchmarking.timing import Config, Dtype, alternate, median
-from experiments.config import AnyRun, make_env, make_student, parse
-from experiments.cost_model import best_length, blocks, blocks_in_turn, blocks_per_rollout, interpolated
+from experiments.running.config import AnyRun, make_env, make_student, parse
 
 
 def run_config(config: Config, rows: int, agent: str = "gated", dtype: Dtype = "float32") -> AnyRun:

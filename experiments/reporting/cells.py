@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from experiments.inference import Estimate
+from experiments.comparing.statistics import Estimate
 from experiments.reporting.pages import Cell
 from experiments.reporting.results import BEFORE, Measure, Setting, measure
 

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from experiments.inference import Estimate
+from experiments.comparing.statistics import Estimate
 from experiments.reporting.results import OURS, Line
 
 INK, MUTED, RULE, HEAT = "#22262d", "#6a717c", "#dde1e7", "#e4572e"

@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from experiments.inference import Estimate, PairedDifference, holm
+from experiments.comparing.statistics import Estimate, PairedDifference, holm
 from experiments.reporting.results import (
     BASELINES,
     ENDPOINT,

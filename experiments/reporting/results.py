@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from agents.methods import METHODS
 from experiments.ablate import CELLS
-from experiments.grid import Row, read_results
-from experiments.inference import Estimate, PairedDifference, bootstrap, paired_difference
-from experiments.inference import probability_of_improvement as improvement
-from experiments.tracking import read_metrics
+from experiments.comparing.grid import Row, read_results
+from experiments.comparing.statistics import Estimate, PairedDifference, bootstrap, paired_difference
+from experiments.comparing.statistics import probability_of_improvement as improvement
+from experiments.running.tracking import read_metrics
 
 ENDPOINT = "correct_chains"
 PRIMARY_WARM = "weak"

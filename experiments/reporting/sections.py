@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from experiments.inference import PairedDifference, bootstrap
+from experiments.comparing.statistics import PairedDifference, bootstrap
 from experiments.reporting import figures
 from experiments.reporting.cells import (
     EMPTY,

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
     from agents.rollout import Rollout
     from distill_env.env import DistillVectorEnv
-    from distill_env.models import TrainableModel
-    from distill_env.tasks import Prompt, Task
-    from experiments.config import AnyRun
+    from distill_env.models.base import TrainableModel
+    from distill_env.tasks.base import Prompt, Task
+    from experiments.running.config import AnyRun
 
 END = "\u25a0"  # a black square: the end token has no text
 
@@ -41,7 +41,7 @@ def see_run(folder: Path, prompts: int = 4, positions_from: int = 100, top: int 
     Raises:
         ValueError: if the folder holds no run, or no student.
     """
-    from experiments.config import load_config, make_env
+    from experiments.running.config import load_config, make_env
 
     config = load_config(folder)
     student, method = load_student(folder, config)
@@ -70,8 +70,8 @@ def load_student(folder: Path, config: AnyRun) -> tuple[TrainableModel, Method]:
     """
     from agents.checkpoint import checkpoints, load_checkpoint
     from distill_env.models.load import build_model
-    from experiments.config import agent_loader, tau_of
-    from experiments.language_models import shared_ids, student_arguments
+    from experiments.running.config import agent_loader, tau_of
+    from experiments.running.lm_arguments import shared_ids, student_arguments
 
     if isinstance(config.options, DistillConfig) and checkpoints(folder / "checkpoints"):
         agent, _, _ = load_checkpoint(folder / "checkpoints", agent_loader(config))
@@ -99,9 +99,9 @@ def write(
     top_p: float = 1.0,
 ) -> Rollout:
     """One answer to each prompt, token by token; the same keys whoever writes, so that answers part where they must."""
-    from agents.rollout import collect
+    from agents.collector import collect
     from distill_env.randomness import episode_keys
-    from experiments.run import EVALUATION_SEED
+    from experiments.running.lifecycle import EVALUATION_SEED
 
     keys = episode_keys(EVALUATION_SEED, np.arange(len(prompts)))
     return collect(env, student, prompts, keys, writer, 1, top_k, top_p, keep_teacher=False)

@@ -1,0 +1,178 @@
+"""Losses of the agent: pure functions of log-probabilities, one number a state.
+
+Names as in the paper: at state t the student's log-probabilities are `student` [..., V], the teacher's `teacher`
+[..., V] (or both on a truncated support), lambda_t is `reverse_weight`. Nothing here looks at more than its arguments.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from agents.methods import Method
+from distill_env.divergence import (
+    clip_by_rescaling,
+    finite,
+    forward_kl,
+    jensen_shannon,
+    reverse_kl,
+    skew_forward_kl,
+    skew_reverse_kl,
+)
+
+
+def gated_dual_kl(student: Tensor, teacher: Tensor, reverse_weight: Tensor) -> Tensor:
+    """lambda_t KL(student || teacher) + (1 - lambda_t) KL(teacher || student), lambda_t detached; [m, V] -> [m]."""
+    weight = reverse_weight.detach().to(student.dtype)
+    return weight * reverse_kl(student, teacher) + (1 - weight) * forward_kl(student, teacher)
+
+
+def reverse_plus_forward_kl(student: Tensor, teacher: Tensor, reverse_weight: Tensor) -> Tensor:
+    """KL(student || teacher) + (1 - lambda_t) KL(teacher || student), lambda_t detached; [m, V] -> [m].
+
+    With lambda_t = 0 where the teacher's entropy exceeds a threshold (0.8 nats) and 1 elsewhere it is Jin et al. 2026,
+    "Entropy-aware on-policy distillation of language models" (arXiv 2603.07079).
+    """
+    weight = reverse_weight.detach().to(student.dtype)
+    return reverse_kl(student, teacher) + (1 - weight) * forward_kl(student, teacher)
+
+
+def todi(student: Tensor, teacher: Tensor) -> Tensor:
+    """sum_i a_i p_i log(p_i / q_i) + (1 - a_i) q_i log(q_i / p_i), a_i = sigmoid(log(p_i / q_i)) detached.
+
+    p is the teacher: Jung et al. 2025, "ToDi: token-wise distillation via fine-grained divergence control" (arXiv
+    2505.16297). Its value is that of forward plus reverse KL, for a_i p_i - (1 - a_i) q_i = p_i - q_i; its gradient is
+    not. [m, V] -> [m].
+    """
+    student, teacher = finite(student), finite(teacher)
+    log_ratio = teacher - student
+    weight = log_ratio.detach().sigmoid()
+    return (log_ratio * (weight * teacher.exp() - (1 - weight) * student.exp())).sum(-1)
+
+
+def akl(student: Tensor, teacher: Tensor, head_mass: float = 0.5) -> Tensor:
+    """(g_head KL(teacher || student) + g_tail KL(student || teacher)) / (g_head + g_tail), the gaps g detached.
+
+    g is the sum of |p_i - q_i| over the head, the teacher's likeliest tokens while their mass is at most `head_mass`
+    (and the first one always), or over the tail, the others. Wu et al. 2024, "Rethinking Kullback-Leibler divergence in
+    knowledge distillation for large language models" (arXiv 2404.02657). [m, V] -> [m].
+    """
+    p, order = teacher.detach().double().exp().sort(-1, descending=True)
+    gap = (p - student.detach().double().exp().gather(-1, order)).abs()
+    head = p.cumsum(-1) <= head_mass
+    head[..., 0] = True
+    total = gap.sum(-1).clamp(min=torch.finfo(gap.dtype).tiny)  # where the models agree both KLs are 0
+    weight = ((gap * head).sum(-1) / total).to(student.dtype)
+    return weight * forward_kl(student, teacher) + (1 - weight) * reverse_kl(student, teacher)
+
+
+def exact_loss(
+    method: Method, student: Tensor, teacher: Tensor, token_log_prob: Tensor, reverse_weight: Tensor
+) -> Tensor:
+    """The loss of the states at hand in closed form over the vocabulary.
+
+    Args:
+        method: which loss.
+        student, teacher: [m, V].
+        token_log_prob: [m], the student's log-probability of the token that stands, with gradient.
+        reverse_weight: [m].
+
+    Returns:
+        [m], nats, clipped by rescaling.
+    """
+    if method.loss == "nll":
+        loss = -token_log_prob
+    elif method.loss == "forward":
+        loss = forward_kl(student, teacher)
+    elif method.loss == "reverse":
+        loss = reverse_kl(student, teacher)
+    elif method.loss == "jensen_shannon":
+        loss = jensen_shannon(student, teacher, method.beta)
+    elif method.loss == "skew_forward":
+        loss = skew_forward_kl(student, teacher, method.skew)
+    elif method.loss == "skew_reverse":
+        loss = skew_reverse_kl(student, teacher, method.skew)
+    elif method.loss == "todi":
+        loss = todi(student, teacher)
+    elif method.loss == "akl":
+        loss = akl(student, teacher)
+    elif method.loss == "reverse_plus_forward":
+        loss = reverse_plus_forward_kl(student, teacher, reverse_weight)
+    elif method.loss == "negative":
+        return negative_advantage(token_log_prob, reverse_weight)
+    else:
+        loss = gated_dual_kl(student, teacher, reverse_weight)
+    return clip_by_rescaling(loss, method.loss_clip)
+
+
+def imitation_loss(token_log_prob: Tensor, rewritten: Tensor) -> Tensor:
+    """-log q of the tokens that the teacher drew: its expectation is the forward KL plus a constant. [m] -> [m]."""
+    return -token_log_prob * rewritten
+
+
+def policy_gradient_loss(token_log_prob: Tensor, cost_to_go: Tensor, weight: Tensor) -> Tensor:
+    """log q(a_t) times what followed, weighed. [m] -> [m].
+
+    Its gradient is the score-function estimate of the gradient of the expected cost (Williams 1992, REINFORCE). The
+    weight is 1 on own tokens and 0 on the teacher's, which the student did not choose; or the importance weight.
+    """
+    return token_log_prob * cost_to_go.detach().to(token_log_prob.dtype) * weight.to(token_log_prob.dtype)
+
+
+def negative_advantage(token_log_prob: Tensor, reverse_weight: Tensor) -> Tensor:
+    """An advantage of -1 for the student's own tokens at hard steps (lambda_t = 0) and of 0 elsewhere. [m] -> [m].
+
+    A control: all that it knows of the teacher is where the gate is hard. On tokens drawn from q it is bounded: the
+    gradient in a state's logits is at most sqrt(2), and the expectation of the loss, minus the entropy of q at hard
+    steps, at least -log V. Where the gate reads the state alone the gradient's expectation is 0: it is noise.
+    """
+    return policy_gradient_loss(token_log_prob, torch.ones_like(token_log_prob), 1 - reverse_weight)
+
+
+def importance_weight(log_q: Tensor, log_p: Tensor, teacher_rate: float) -> Tensor:
+    """q(a_t) / (rate p(a_t) + (1 - rate) q(a_t)) for tokens of the mixture, whoever drew them. [n, T] -> [n, T].
+
+    Gu et al. 2024, "MiniLLM" (arXiv 2306.08543), with their approximation: each token is weighed by its own ratio
+    alone. That makes the token at hand the student's; the tokens before and after it stay the mixture's.
+
+    Args:
+        log_q, log_p: [n, T], log-probabilities of the tokens that stand.
+        teacher_rate: the teacher's share of the mixture, in [0, 1).
+    """
+    return 1 / (teacher_rate * (log_p - log_q).exp() + 1 - teacher_rate)
+
+
+def length_normalized(cost_to_go: Tensor, mask: Tensor) -> Tensor:
+    """What follows t divided by the number of steps that follow it, float64 [n, T]: MiniLLM's length normalisation."""
+    following = mask.sum(1, keepdim=True) - mask.cumsum(1)
+    return cost_to_go / following.clamp(min=1)
+
+
+def cost_to_go(cost: Tensor, gamma: float, include_present: bool) -> Tensor:
+    """sum_{k >= t} gamma^(k - t) cost_k, or the same for k > t.
+
+    Args:
+        cost: float64 [n, T], 0 after the end of an answer.
+        gamma: discount.
+        include_present: whether the sum begins at t.
+    """
+    total = torch.zeros_like(cost)
+    running = torch.zeros_like(cost[:, 0])
+    for t in reversed(range(cost.shape[1])):
+        if include_present:
+            running = cost[:, t] + gamma * running
+            total[:, t] = running
+        else:
+            total[:, t] = gamma * running
+            running = cost[:, t] + gamma * running
+    return total
+
+
+def leave_one_out_baseline(cost_to_go: Tensor, mask: Tensor) -> Tensor:
+    """The mean of the other answers' cost-to-go at the same position, float64 [n, T]; 0 where there is no other.
+
+    It does not depend on the answer's own tokens, so subtracting it leaves the gradient's expectation as it is.
+    """
+    valid = mask.to(cost_to_go.dtype)
+    others = valid.sum(0, keepdim=True) - valid
+    return ((cost_to_go * valid).sum(0, keepdim=True) - cost_to_go * valid) / others.clamp(min=1)

@@ -1,0 +1,23 @@
+"""The order in which training prompts are read."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from distill_env.tasks.base import Prompt
+
+
+class PromptStream:
+    """An endless stream of prompts: every epoch is a permutation of its own, drawn from the seed and its number."""
+
+    def __init__(self, prompts: tuple[Prompt, ...], seed: int) -> None:
+        self.prompts, self.seed = prompts, seed
+
+    def take(self, start: int, count: int) -> list[Prompt]:
+        """The prompts number `start` to `start + count`."""
+        taken = []
+        for epoch in range(start // len(self.prompts), (start + count - 1) // len(self.prompts) + 1):
+            order = np.random.default_rng([self.seed, epoch]).permutation(len(self.prompts))
+            low = max(start - epoch * len(order), 0)
+            taken += [self.prompts[i] for i in order[low : max(start + count - epoch * len(order), 0)]]
+        return taken

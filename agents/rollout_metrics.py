@@ -1,0 +1,48 @@
+"""What a rollout showed and cost, as metrics."""
+
+from __future__ import annotations
+
+from agents.base import Metrics
+from agents.metrics import repeated_share
+from agents.rollout import Rollout
+
+CACHED = ("teacher_passes", "teacher_positions", "teacher_tokens")  # what an answer read from disk once cost
+
+
+def rollout_sums(rollout: Rollout) -> dict[str, float]:
+    """What a rollout showed and cost, as numbers that add up over the processes that share a batch."""
+    ledger, mask = rollout.ledger, rollout.mask
+    tokens, written = float(mask.sum()), float(rollout.rewritten.sum())
+    return {
+        "processes": 1.0,
+        "answers": float(len(rollout.prompts)),
+        "reward": float(rollout.rewards.sum()),
+        "grade": float(rollout.grades.sum()),
+        "loops": float((repeated_share(rollout.tokens) > 0.5).sum()),
+        "rollout/tokens": tokens,
+        "rollout/student_tokens": tokens - written,
+        "cost/drafted": float(ledger.drafted),
+        "cost/wasted": float(ledger.wasted),
+        "cost/teacher_passes": float(ledger.teacher_passes),
+        "cost/teacher_positions": float(ledger.teacher_positions),
+        "cost/teacher_tokens": float(ledger.teacher_tokens),
+        "time/student_seconds": ledger.student_seconds,
+        "time/teacher_seconds": ledger.teacher_seconds,
+        "time/rollout_seconds": ledger.seconds,
+    } | {f"cost/cached_{name}": float(getattr(rollout.cached, name, 0)) for name in CACHED}
+
+
+def rollout_metrics(sums: dict[str, float]) -> Metrics:
+    """From the sums of a batch: costs as they are, seconds a process, and means."""
+    answers, tokens, own = sums["answers"], sums["rollout/tokens"], sums["rollout/student_tokens"]
+    means = {
+        "rollout/reward": sums["reward"] / answers,
+        "rollout/grade": sums["grade"] / answers,
+        "rollout/length": tokens / answers,
+        "rollout/loops": sums["loops"] / answers,
+        "rollout/rewritten_share": (tokens - own) / tokens,
+        "rollout/teacher_tokens_per_student_token": (tokens - own) / max(own, 1.0),
+    }
+    seconds = {key: sums[key] / sums["processes"] for key in sums if key.startswith("time/")}
+    kept = {key: sums[key] for key in sums if "/" in key and (sums[key] or "cached" not in key)}
+    return means | kept | seconds

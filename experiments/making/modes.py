@@ -1,0 +1,133 @@
+"""Draw the textbook picture: a teacher with two modes, a student that can have only one, and what each KL makes of it.
+
+python experiments/making/modes.py
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+if not __package__:  # run as a script: import from the checkout, not from this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+import matplotlib
+
+matplotlib.use("Agg")
+import torch
+from matplotlib import pyplot as plt
+from rich.console import Console
+from rich.table import Table
+
+from agents.config import DistillConfig
+from agents.distill import DistillAgent
+from agents.methods import METHODS, Method
+from distill_env.divergence import entropy, forward_kl, reverse_kl
+from distill_env.env import DistillVectorEnv
+from distill_env.models.tabular import one_mode, two_modes
+from experiments.running.cli import command
+
+VOCABULARY = 41
+
+
+@dataclass(frozen=True)
+class Config:
+    """Draw the picture of the modes."""
+
+    out: Path = Path("docs/images/modes.png")
+    """Picture to write."""
+    tau: tuple[float, ...] = (0.8, 1.5)
+    """Thresholds of the gate, nats: one picture each."""
+    iterations: int = 400
+    """Iterations of each method."""
+    mean: float = 0.3
+    """Where the student begins, as a share of the axis: on the flank of the larger mode."""
+    scale: float = 0.07
+    """Its scale at the beginning, as a share of the axis."""
+    seed: int = 0
+    """Seed of the draws."""
+
+
+@dataclass
+class Curve:
+    """A method's student at the end, and on the way."""
+
+    log_probs: torch.Tensor  # [V]
+    divergence: list[float]  # D_t, nats, by iteration
+    rewritten: list[float]  # share of steps
+
+
+def learn(method: Method, config: Config, env: DistillVectorEnv) -> Curve:
+    student = one_mode(VOCABULARY, mean=config.mean, scale=config.scale)
+    options = DistillConfig(method=method, batch_size=env.num_envs, learning_rate=0.05, seed=config.seed)
+    curve = Curve(torch.empty(0), [], [])
+
+    def callback(_: int, metrics: dict[str, float]) -> None:
+        curve.divergence.append(metrics["rollout/divergence"])
+        curve.rewritten.append(metrics["rollout/rewritten_share"])
+
+    DistillAgent(student, options).learn(env, config.iterations, callback)
+    curve.log_probs = student.log_table()[0].detach()
+    return curve
+
+
+def main(config: Config) -> None:
+    task = {"vocab_size": VOCABULARY, "max_new_tokens": 1, "empty_prompt": True}
+    env = DistillVectorEnv(
+        16,
+        "categorical",
+        "two_modes",
+        task_kwargs=task,
+        teacher_kwargs={"vocab_size": VOCABULARY},
+        autoreset_mode="Disabled",
+        reveal_teacher=False,
+    )
+    teacher = two_modes(VOCABULARY).log_table()[0].detach()
+    methods = {"forward KL": METHODS["fkl"], "reverse KL": METHODS["rkl"]}
+    methods |= {rf"gated, $\tau$ = {tau:g}": replace(METHODS["gated"], tau=tau) for tau in config.tau}
+    curves = {label: learn(method, config, env) for label, method in methods.items()}
+    first = one_mode(VOCABULARY, mean=config.mean, scale=config.scale).log_table()[0].detach()
+
+    n = len(curves)
+    figure, axes = plt.subplots(
+        1, n + 1, figsize=(3 * n + 3.6, 2.9), layout="constrained", width_ratios=[1] * n + [1.25]
+    )
+    x = range(VOCABULARY - 1)
+    for i, (axis, (label, curve)) in enumerate(zip(axes[:n], curves.items(), strict=True)):
+        axis.bar(x, teacher.exp()[:-1], width=1.0, color="0.8", label="teacher")
+        axis.plot(x, first.exp()[:-1], color="0.4", linewidth=1, linestyle=":", label="student before")
+        axis.plot(x, curve.log_probs.exp()[:-1], color=f"C{i}", linewidth=2, label="after")
+        axis.set_title(label, fontsize=10)
+        axis.set_xlabel("token", fontsize=9)
+        axis.set_ylim(0, float(teacher.exp().max()) * 1.9)
+    axes[0].legend(fontsize=8, frameon=False)
+    for i, (label, curve) in enumerate(curves.items()):
+        style = {"linewidth": 1.5 if i < 2 else 3, "linestyle": "-" if i < 2 else ":"}
+        axes[n].plot(curve.divergence, color=f"C{i}", label=label, **style)
+    for i, tau in enumerate(config.tau):
+        axes[n].axhline(tau, color=f"C{i + 2}", linewidth=0.7)
+    axes[n].set_xlabel("iteration", fontsize=9)
+    axes[n].set_ylim(0)
+    axes[n].set_title("$D_t$ = KL(student || teacher), nats", fontsize=10)
+    axes[n].legend(fontsize=8, frameon=False, loc="upper right", bbox_to_anchor=(1, 0.9))
+    for axis in axes:
+        axis.tick_params(labelsize=8)
+        axis.spines[["top", "right"]].set_visible(False)
+    config.out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(config.out, dpi=120)
+
+    table = Table("method", "forward KL", "reverse KL (D_t)", "entropy", "rewritten, first and last iteration")
+    for label, curve in curves.items():
+        student, rewritten = curve.log_probs, curve.rewritten
+        values = (forward_kl(student, teacher), reverse_kl(student, teacher), entropy(student))
+        table.add_row(
+            label.replace(r"$\tau$", "tau"),
+            *(f"{float(v):.3f}" for v in values),
+            f"{rewritten[0]:.0%}, {rewritten[-1]:.0%}",
+        )
+    Console().print(table, f"wrote {config.out}")
+
+
+if __name__ == "__main__":
+    sys.exit(command(main, Config, __doc__))

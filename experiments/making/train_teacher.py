@@ -1,0 +1,181 @@
+"""Train the teacher of a small task from scratch and write the folder that ships with the project.
+
+    python experiments/making/train_teacher.py --task sums
+    python experiments/making/train_teacher.py --task coins --steps 6000 --out runs/coins_teacher
+    python experiments/making/train_teacher.py --task coins --steps 4000 --learning-rate 1.5e-3 --seed 1 \\
+        --init runs/coins_teacher --sharpen 1.5
+
+Supervised learning on random right answers to the training problems, all lengths, twelve (sums) or thirty (coins)
+minutes on one core. Ends with the share of correct chains at temperature 1 on held-out problems of every length.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+if not __package__:  # run as a script: import from the checkout, not from this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+import numpy as np
+import torch
+from rich.progress import track
+from transformers import LlamaForCausalLM
+
+from distill_env.models.causal_lm import CausalLM
+from distill_env.models.toy import TEACHERS, small_teacher, toy_tokenizer
+from distill_env.randomness import Purpose, episode_keys, inverse_cdf, uniform
+from distill_env.tasks.registry import make_task
+from experiments.running.cli import command
+
+ABOUT = {
+    "sums": "`7+2+9=` is answered `77;29;98`, or in any other order of the digits: each step writes a digit and the "
+    "running total modulo 10",
+    "coins": "`2 5 7 > 9` is answered `7 2 ; 2 0` or `2 7 ; 7 0`: each step takes a coin from the purse and writes the "
+    "amount that remains to be paid",
+}
+HOW = {
+    "sums": "`python experiments/making/train_teacher.py --task sums`",
+    "coins": "the two commands for Coins at the head of `experiments/making/train_teacher.py`; at the end its logits "
+    "are multiplied by 1.5",
+}
+MODEL_CARD = """---
+license: apache-2.0
+library_name: transformers
+---
+# The teacher of {title}
+
+A Llama-type model of {parameters:,} weights ({layers} layers, width {width}), trained from scratch by
+{how}: {batch} problems a step, of lengths {shortest} to {longest}, from the training split. {about}.
+
+Correct chains at temperature 1 on held-out problems, {samples} samples a problem:
+
+| length | correct chains | problems | distinct right ways used, of those there are (at most {samples}) |
+| ---: | ---: | ---: | ---: |
+{rows}
+"""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Train the teacher of a small task."""
+
+    task: Literal["sums", "coins"] = "sums"
+    """Which."""
+    out: Path | None = None
+    """Folder to write; by default the one that ships with the project."""
+    init: Path | None = None
+    """Folder of a teacher to go on from, its shape instead of a new one's."""
+    width: int = 96
+    """Hidden width."""
+    layers: int = 3
+    """Number of layers."""
+    steps: int = 3500
+    """Optimiser steps."""
+    batch: int = 128
+    """Problems a step."""
+    learning_rate: float = 2e-3
+    """Peak of the one-cycle schedule."""
+    sharpen: float = 1.0
+    """Multiply the logits by this in the end, by the weights of the last norm: fewer wrong answers at temperature 1."""
+    seed: int = 0
+    """Seed of the weights and of the problems."""
+
+
+def supervised_batch(
+    task: Any, rng: np.random.Generator, lengths: tuple[int, ...], n: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """n problems with random right answers: inputs int64 [n, L] and labels [n, L] (-100 where there is no answer)."""
+    rows = [task.draw(rng, lengths[rng.integers(len(lengths))]) for _ in range(n)]
+    longest = max(len(p) + len(a) for p, a in rows)
+    inputs = torch.full((n, longest), task.eos_token_id)
+    labels = torch.full((n, longest), -100)
+    for i, (prompt, answer) in enumerate(rows):
+        inputs[i, : len(prompt) + len(answer)] = torch.tensor(prompt + answer)
+        labels[i, len(prompt) : len(prompt) + len(answer)] = torch.tensor(answer)
+    return inputs, labels
+
+
+def correct_chains(task_name: str, model: CausalLM, length: int, samples: int, limit: int = 200) -> dict[str, float]:
+    """Share of correct chains, and share of the distinct right ways that `samples` draws found."""
+    task: Any = make_task(task_name, lengths=(length,), prompts_per_length=limit)
+    prompts = task.prompts("test")
+    rows = [p for p in prompts for _ in range(samples)]
+    keys = episode_keys(2024, np.arange(len(rows)))
+    log_probs = model.start([p.ids for p in rows])
+    answers = np.full((len(rows), 3 * length), -1)
+    for t in range(3 * length):
+        token = inverse_cdf(log_probs, uniform(keys, t, Purpose.TEACHER))
+        answers[:, t] = token.numpy()
+        log_probs = model.extend(token[:, None])[:, 0]
+    right = 0
+    found = 0.0
+    eos = task.eos_token_id
+    for i, prompt in enumerate(prompts):
+        grades = [
+            task.grade(prompt, a[: list(a).index(eos) + 1] if eos in a else a)
+            for a in answers[i * samples : (i + 1) * samples]
+        ]
+        right += sum(bool(g.chain_correct) for g in grades)
+        found += len({g.way for g in grades if g.way}) / min(samples, task.number_of_ways(prompt))
+    return {"correct": right / len(rows), "problems": len(prompts), "ways": found / len(prompts)}
+
+
+def main(config: Config) -> None:
+    torch.manual_seed(config.seed)
+    rng = np.random.default_rng(config.seed)
+    out = config.out or TEACHERS[config.task]
+    task: Any = make_task(config.task)
+    lengths = task.lengths + task.ood_lengths
+    if config.init:
+        model = LlamaForCausalLM.from_pretrained(str(config.init))
+    else:
+        model = small_teacher(config.task, config.width, config.layers)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, config.learning_rate, total_steps=max(config.steps, 1), pct_start=0.1
+    )
+    started = time.time()
+    for step in track(range(config.steps), description="teacher"):
+        inputs, labels = supervised_batch(task, rng, lengths, config.batch)
+        logits = model(inputs).logits  # [n, L, V]
+        loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        if (step + 1) % 200 == 0:
+            print(f"step {step + 1}: loss {loss.item():.4f} nats a token, {time.time() - started:.0f} s", flush=True)
+
+    with torch.no_grad():
+        model.model.norm.weight *= config.sharpen
+    wrapped = CausalLM(model, eos_token_id=task.eos_token_id)
+    results = {n: correct_chains(config.task, wrapped, n, samples=8) for n in lengths}
+    rows = "\n".join(f"| {n} | {r['correct']:.2%} | {r['problems']} | {r['ways']:.1%} |" for n, r in results.items())
+    wrapped.save_pretrained(out)
+    toy_tokenizer(config.task).save_pretrained(out)
+    card = MODEL_CARD.format(
+        how=HOW[config.task],
+        title=config.task.capitalize(),
+        about=ABOUT[config.task],
+        parameters=sum(p.numel() for p in model.parameters()),
+        layers=config.layers,
+        width=config.width,
+        batch=config.batch,
+        shortest=min(lengths),
+        longest=max(lengths),
+        samples=8,
+        rows=rows,
+    )
+    (out / "README.md").write_text(card)
+    print(json.dumps(results, indent=1))
+    print(f"wrote {out} in {time.time() - started:.0f} s")
+
+
+if __name__ == "__main__":
+    sys.exit(command(main, Config))

@@ -1,0 +1,133 @@
+"""Signs that a training is going wrong, read off the metrics of its iterations, and what to try against each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from agents.atomic_io import write_text
+from agents.base import Metrics
+
+RECENT = 10  # iterations that a mean is taken over, so that one odd batch raises no alarm
+MANY = 20  # iterations in a row after which the teacher's refusal is no start-up effect
+NEAR_HORIZON = 0.95  # share of the horizon
+LONGER = 1.2  # times as long as in the first tenth
+LOOPS = 0.3  # share of answers that are loops, above that of the first tenth
+ENTROPY_SHARE = 0.1  # of the entropy in the first tenth
+ENTROPY_FLOOR = 0.01  # nats a token
+NEARLY_ALL = 0.98  # share of steps
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """What is wrong and what to try."""
+
+    kind: str
+    seen: str
+    advice: str
+    fatal: bool = False  # nothing that follows can be good
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.seen}" + (f". Try: {self.advice}" if self.advice else "")
+
+
+def alarms(history: Sequence[Metrics], horizon: int, *, gated: bool = True) -> list[Alarm]:
+    """What is wrong after the last of these iterations.
+
+    Args:
+        history: the metrics of all iterations so far; what is missing raises no alarm.
+        horizon: the longest answer, tokens.
+        gated: whether it is a gate that lets the teacher write or weighs the loss. Where the teacher writes everything
+            or nothing by the choice of the method, steps that it would reject are no alarm.
+    """
+    raised: list[Alarm] = []
+    if not history:
+        return raised
+    last = history[-1]
+    for key in ("train/loss", "train/grad_norm"):
+        if not math.isfinite(last.get(key, 0.0)):
+            advice = "a lower --learning-rate, a lower --max-grad-norm, or --loss-clip"
+            raised.append(Alarm("not a number", f"{key} is {last[key]}", advice, fatal=True))
+            break
+    first, now = _first_and_recent(history, "rollout/length")
+    if now >= NEAR_HORIZON * horizon and now > LONGER * first:
+        seen = f"answers have {now:.1f} tokens of at most {horizon}, {first:.1f} at first"
+        advice = (
+            "a lower --learning-rate, more warm start, or --agent sft for a while: the end token has been unlearned"
+        )
+        raised.append(Alarm("exploding length", seen, advice))
+    first, now = _first_and_recent(history, "rollout/loops")
+    if now > first + LOOPS:
+        seen = f"{now:.0%} of the answers go round in circles, {first:.0%} at first"
+        advice = "a lower --learning-rate, a lower --tau (the teacher breaks a loop), or a forward KL"
+        raised.append(Alarm("repetition", seen, advice))
+    first, now = _first_and_recent([_with_entropy(row) for row in history], "train/entropy")
+    if now < max(ENTROPY_SHARE * first, ENTROPY_FLOOR):
+        seen = f"{now:.3g} nats a token, {first:.3g} at first"
+        advice = "a forward KL on more steps (a lower --tau, --agent soft or gkd), or a lower --learning-rate"
+        raised.append(Alarm("entropy collapse", seen, advice))
+    if gated and len(history) >= MANY:
+        for key, name in (("rollout/rewritten_share", "written by the teacher"), ("rollout/hard_share", "hard")):
+            least = min(row.get(key, 0.0) for row in history[-MANY:])
+            if least >= NEARLY_ALL:
+                seen = f"at least {least:.0%} of the steps were {name} in each of the last {MANY} iterations"
+                advice = "a higher --tau, a longer warm start, or a student of the teacher's family"
+                raised.append(Alarm("the teacher rejects everything", seen, advice))
+                break
+    return raised
+
+
+def _first_and_recent(history: Sequence[Metrics], key: str) -> tuple[float, float]:
+    """Means over the first tenth and over the last `RECENT` iterations; nan, which no comparison holds for, if these
+    overlap or something is missing."""
+    tenth = max(1, len(history) // 10)
+    if len(history) < tenth + RECENT:
+        return math.nan, math.nan
+    parts = [[row.get(key, math.nan) for row in part] for part in (history[:tenth], history[-RECENT:])]
+    first, recent = (sum(part) / len(part) for part in parts)
+    return first, recent
+
+
+def _with_entropy(row: Metrics) -> Metrics:
+    """Stable-Baselines3 logs the loss of its entropy bonus."""
+    if "train/entropy" in row or "train/entropy_loss" not in row:
+        return row
+    return {**row, "train/entropy": -row["train/entropy_loss"]}
+
+
+class AlarmLog:
+    """`alarms.log`: every alarm once, until it clears and is raised again.
+
+    Args:
+        path: the file.
+        history: the metrics of the iterations that are done; what was logged after them is dropped.
+        horizon, gated: as for `alarms`.
+    """
+
+    def __init__(self, path: Path, history: Sequence[Metrics], horizon: int, *, gated: bool = True) -> None:
+        self.path, self.horizon, self.gated = path, horizon, gated
+        self.ringing = alarms(history, horizon, gated=gated)
+        done = len(history)
+        lines = path.read_text().splitlines() if path.exists() else []
+        self.lines = [line for line in lines if int(line.split()[1].rstrip(":")) <= done]
+        if lines != self.lines:
+            self._write()
+
+    def update(self, iteration: int, history: Sequence[Metrics]) -> list[Alarm]:
+        """The alarms that were not ringing before this iteration."""
+        before = {alarm.kind for alarm in self.ringing}
+        self.ringing = alarms(history, self.horizon, gated=self.gated)
+        new = [alarm for alarm in self.ringing if alarm.kind not in before]
+        for alarm in new:
+            self.add(iteration, alarm)
+        return new
+
+    def add(self, iteration: int, alarm: Alarm) -> None:
+        """Write an alarm down."""
+        self.lines.append(f"iteration {iteration}: {alarm}")
+        self._write()
+
+    def _write(self) -> None:
+        write_text(self.path, "".join(line + "\n" for line in self.lines))

@@ -1,0 +1,97 @@
+"""`answers.jsonl`: what was written in an evaluation, an answer a line.
+
+    {"split": "test", "writer": "student", "sample": 0, "prompt": "...", "answer": "...", "tokens": 12, "ended": true,
+     "difficulty": 3, "grade": {"score": 1.0, "correct": true, "chain_correct": null, "way": null, "undecided": false,
+     "vote": "18"}}
+
+`writer` is student, teacher, or reference (what the task's data say, ungraded); `grade` is null if the task has none.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from agents.atomic_io import write_text
+
+if TYPE_CHECKING:
+    from agents.generation import Completion
+    from distill_env.tasks.base import Prompt, Task
+
+Writer = Literal["student", "teacher", "reference"]
+FILE = "answers.jsonl"
+
+
+def answer_lines(task: Task, split: str, writer: Writer, answers: Sequence[Completion]) -> Iterator[dict[str, Any]]:
+    """Answers as lines; `sample` counts those to the same prompt."""
+    seen: Counter[tuple[int, ...]] = Counter()
+    for answer in answers:
+        prompt = answer.prompt
+        grade = None if answer.grade is None else dataclasses.asdict(answer.grade)
+        yield _line(task, split, writer, prompt, answer.tokens, answer.ended) | {
+            "sample": seen[prompt.ids],
+            "grade": grade,
+        }
+        seen[prompt.ids] += 1
+
+
+def reference_lines(task: Task, split: str, prompts: Sequence[Prompt]) -> Iterator[dict[str, Any]]:
+    """The reference answers of the prompts that have one."""
+    for prompt in prompts:
+        if prompt.reference is not None:
+            ended = prompt.reference[-1:] == (task.eos_token_id,)
+            yield _line(task, split, "reference", prompt, prompt.reference, ended)
+
+
+def _line(task: Task, split: str, writer: Writer, prompt: Prompt, tokens: Sequence[int], ended: bool) -> dict[str, Any]:
+    return {
+        "split": split,
+        "writer": writer,
+        "sample": 0,
+        "prompt": prompt.text,
+        "answer": task.decode(tokens),
+        "tokens": len(tokens),
+        "ended": ended,
+        "difficulty": prompt.difficulty,
+        "grade": None,
+    }
+
+
+def write_lines(path: Path, lines: Iterable[dict[str, Any]]) -> None:
+    """A JSON object a line, in a file that is the old one or the new one at any moment."""
+    write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
+
+
+def read_lines(path: Path, flag: str, needed: Sequence[str]) -> list[dict[str, Any]]:
+    """The objects of a JSONL file; empty lines are skipped.
+
+    Args:
+        path: the file.
+        flag: by which it was given, for the error.
+        needed: fields that each must have, of text.
+
+    Raises:
+        ValueError: in one line, for a file that is not there, not text, or not of such objects.
+    """
+    try:
+        texts = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise ValueError(f"{flag}: {str(path)!r} cannot be read ({reason}); accepted: a JSONL file") from None
+    lines = []
+    for i, text in enumerate(texts, 1):
+        if not text.strip():
+            continue
+        try:
+            line = json.loads(text)
+        except (ValueError, RecursionError):
+            raise ValueError(f"{flag}: {path}, line {i} is not JSON; accepted: an object a line") from None
+        missing = [k for k in needed if not isinstance(line, dict) or not isinstance(line.get(k), str)]
+        if missing:
+            raise ValueError(f"{flag}: {path}, line {i} has no text {missing[0]!r}; needed: {', '.join(needed)}")
+        lines.append(line)
+    return lines

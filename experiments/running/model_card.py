@@ -1,0 +1,205 @@
+"""The model card of a student, and its way to the hub."""
+
+from __future__ import annotations
+
+import json
+import platform
+import re
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import distill_env
+from agents.config import DistillConfig, SB3Config
+from experiments.running.config import ENV_DEFAULTS, RUN_CLASSES, SMALL_TASKS, AnyRun, default_options, to_dict
+from experiments.running.tracking import cell, markdown_table, table_rows
+
+GATE_ROWS = (
+    ("hard steps, first -> last tenth of the training", "{:.1%}", ("hard_share_first", "hard_share_last")),
+    ("steps that the teacher wrote, first -> last", "{:.1%}", ("rewritten_share_first", "rewritten_share_last")),
+    ("tokens that the teacher wrote", "{:,.0f}", ("teacher_tokens",)),
+    ("teacher tokens per student token", "{:.3f}", ("teacher_tokens_per_student_token",)),
+    ("teacher passes", "{:,.0f}", ("teacher_passes",)),
+    ("positions that the teacher scored", "{:,.0f}", ("teacher_positions",)),
+    ("tokens in training", "{:,.0f}", ("tokens",)),
+)
+
+LOAD_TABLE = """A table of categorical distributions, not a transformer:
+
+```python
+from distill_env.models.tabular import TabularModel
+
+student = TabularModel.load("PATH")
+```"""
+
+LOAD_LM = """```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+student = AutoModelForCausalLM.from_pretrained("PATH")
+tokenizer = AutoTokenizer.from_pretrained("PATH")
+```"""
+
+
+def model_card(config: AnyRun, evaluation: dict[str, Any]) -> str:
+    """`README.md` of a student: front matter, method, data, numbers before and after, and what the gate did.
+
+    Args:
+        config: the run's.
+        evaluation: its `before`, `after` and `training`.
+    """
+    before, after, training = evaluation["before"], evaluation["after"], evaluation["training"]
+    numbers = table_rows(config.eval_samples, [before, after])
+    gate = [(name, " -> ".join(cell(form, training.get(key)) for key in keys)) for name, form, keys in GATE_ROWS]
+    fields = changed_fields(config)
+    where = config.push_to_hub or str(config.out / config.name / "student")
+    parts = [
+        front_matter(config),
+        f"# {config.name}",
+        f"A student of {teacher_of(config)}, distilled by `{config.agent}` of distill_env, seed {config.options.seed}.",
+        (LOAD_TABLE if config.env == "categorical" else LOAD_LM).replace("PATH", where),
+        "## Method",
+        f"{method_of(config)} What differs from its defaults: " + (", ".join(fields) if fields else "nothing") + ".",
+        "```bash\n" + " ".join(command_of(config)) + "\n```",
+        "## Data",
+        data_of(config),
+        "## Numbers",
+        f"The student alone at temperature 1, {config.eval_samples} answers to each of up to {config.eval_prompts} "
+        "prompts of the test split. One seed: a difference to another method needs several.",
+        markdown_table([["", "before", "after"], *([label, *cells] for label, cells in numbers)]),
+        "## What the gate did",
+        markdown_table([["", f"in {training['iterations']} iterations"], *gate]),
+        "## Versions",
+        ", ".join(f"{name} {version}" for name, version in versions(config).items()),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def front_matter(config: AnyRun) -> str:
+    """YAML between dashes. A licence or a base model that is not known is left out; the hub refuses a wrong one."""
+    lines = []
+    licence = licence_of(config)
+    if licence:
+        lines.append(f"license: {licence}")
+    if config.env != "categorical":
+        lines += ["library_name: transformers", "pipeline_tag: text-generation"]
+    if config.student and not Path(config.student).exists():
+        lines.append(f"base_model: {json.dumps(config.student)}")
+    lines += ["tags:", "- distill-env", "- distillation", f"- {json.dumps(config.agent)}"]
+    return "\n".join(["---", *lines, "---"])
+
+
+def licence_of(config: AnyRun) -> str | None:
+    """That of the weights it began with: the project's, or what the card beside them says."""
+    if not config.student:
+        return "apache-2.0"
+    card = Path(config.student) / "README.md"
+    found = (
+        re.search(r"\A---\n.*?^license: *([\w.-]+) *$.*?^---$", card.read_text(), re.M | re.S)
+        if card.is_file()
+        else None
+    )
+    return found[1] if found else None
+
+
+def teacher_of(config: AnyRun) -> str:
+    if config.env == "lm":
+        return f"`{config.teacher}`"
+    if config.env in SMALL_TASKS:
+        return f"the teacher of {config.env.capitalize()} that ships with distill_env"
+    return "a Markov table"
+
+
+def data_of(config: AnyRun) -> str:
+    if config.env == "lm":
+        where = f" (`{config.task_path}`)" if config.task_path else ""
+        return f"The prompts of {config.task}{where}; answers are written in training, by student and teacher."
+    if config.env in SMALL_TASKS:
+        warm = f", after a warm start by sft up to {config.warm_start:.0%} of its correct chains"
+        return (
+            f"Problems of {config.env.capitalize()}, answered in training by student and teacher"
+            + (warm if config.warm_start else "")
+            + "."
+        )
+    return "None: the empty prompt."
+
+
+def method_of(config: AnyRun) -> str:
+    options = config.options
+    if isinstance(options, DistillConfig):
+        m = options.method
+        return (
+            f"The row `{config.agent}` of agents/methods.py: writer `{m.writer}`, loss `{m.loss}`, weighting "
+            f"`{m.weighting}`, score `{m.score}`, tau {m.tau} nats."
+        )
+    if isinstance(options, SB3Config):
+        return f"`{options.algorithm}` of Stable-Baselines3 with REWRITE as an action, tau {options.tau} nats."
+    return f"The agent `{config.agent}`."
+
+
+def changed_fields(config: AnyRun) -> list[str]:
+    """Options of the agent that are not its defaults in this environment, as `name value`."""
+    flags = changed_flags(config)
+    own = dict(flatten(to_dict(config)["options"]))
+    return [f"`{name}` {value}" for name, value in flags.items() if name in own]
+
+
+def changed_flags(config: AnyRun) -> dict[str, Any]:
+    """All flags that are not at their defaults, but for those that say only where and how long."""
+    options = default_options(config.agent, config.env)
+    default = RUN_CLASSES[type(options)](
+        agent=config.agent, env=config.env, options=options, **ENV_DEFAULTS[config.env]
+    )
+    standard, skipped = dict(flatten(to_dict(default))), {"agent", "env", "out", "resume", "push_to_hub"}
+    return {k: v for k, v in flatten(to_dict(config)) if v != standard[k] and k not in skipped}
+
+
+def flatten(fields: dict[str, Any]) -> list[tuple[str, Any]]:
+    """Nested fields as flags name them."""
+    pairs = []
+    for name, value in fields.items():
+        pairs += flatten(value) if isinstance(value, dict) else [(name, value)]
+    return pairs
+
+
+def command_of(config: AnyRun) -> list[str]:
+    """The command that repeats the run."""
+    command = ["python", "-m", "experiments.run", "--agent", config.agent, "--env", config.env]
+    for name, value in changed_flags(config).items():
+        flag = "--" + name.replace("_", "-")
+        if isinstance(value, bool):
+            command.append(flag if value else "--no-" + flag[2:])
+        else:
+            command += [flag, *map(str, value if isinstance(value, list) else [value])]
+    return command
+
+
+def versions(config: AnyRun) -> dict[str, str]:
+    """Of what the weights depend on."""
+    packages = ["torch", "transformers"] + ["stable_baselines3"] * isinstance(config.options, SB3Config)
+    found = {"distill_env": distill_env.__version__, "Python": platform.python_version()}
+    return found | {name: metadata.version(name) for name in packages}
+
+
+def push(folder: Path, repository: str) -> str:
+    """Upload a student's folder to the hub. Returns its address.
+
+    The token is that of the environment (HF_TOKEN) or of `hf auth login`; it is read by huggingface_hub alone.
+
+    Raises:
+        ValueError: in one line, if there is no student or the hub does not take it; nothing on disk is lost.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"push_to_hub: {str(folder)!r} does not exist: the agent has no student to push")
+    from huggingface_hub import HfApi
+
+    try:
+        api = HfApi()
+        address = api.create_repo(repository, exist_ok=True)
+        api.upload_folder(repo_id=repository, folder_path=folder, commit_message=f"Student of {folder.parent.name}")
+    except Exception as error:  # of the hub, of its HTTP library, of the network
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ValueError(
+            f"push_to_hub: {repository!r} was not pushed ({reason}); everything is saved, push {str(folder)!r} again "
+            f"with: hf upload {repository} {folder}"
+        ) from None
+    return str(address)

@@ -1,0 +1,127 @@
+"""Supervised learning on a data set that the teacher wrote, and the warm start of a student of Sums by it."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+
+from agents.atomic_io import lock
+from agents.config import DistillConfig
+from agents.distill import DistillAgent
+from agents.evaluation import completion_metrics
+from agents.generation import generate
+from agents.methods import METHODS
+from agents.prompts import PromptStream
+from agents.rollout import Rollout
+from agents.teacher_cache import TeacherCache
+from experiments.running.config import AnyRun, DistillRun, make_env, make_student
+from experiments.running.tracking import progress_bar
+
+DATA_SET = 100  # batches of the teacher's answers that a warm start learns from, over and over
+DATA_SEED = 0  # of the data set, which all warm starts of an environment have in common
+VALIDATE_EVERY = 50  # updates
+GIVE_UP_AFTER = 20_000  # updates
+
+
+def teacher_answers(agent: DistillAgent, env: Any, batches: int, console: Console | None = None) -> list[Rollout]:
+    """Batches of answers that the teacher writes to the training prompts, `agent.config.batch_size` in each."""
+    stream = PromptStream(env.unwrapped.prompts, agent.config.seed)
+    data = []
+    for i in track(range(batches), "the teacher writes a data set", console=console, transient=True):
+        agent.iteration = i
+        data.append(agent.rollout(env, stream))
+    agent.iteration = 0
+    return data
+
+
+def epochs(agent: DistillAgent, data: Sequence[Rollout]) -> Iterator[int]:
+    """Update on the data without end, every time round in another order. Yields the number of updates so far."""
+    while True:
+        order = np.random.default_rng([agent.config.seed, agent.iteration]).permutation(len(data))
+        for i in order:
+            agent.update(data[i])
+            agent.iteration += 1
+            yield agent.iteration
+
+
+@lru_cache(maxsize=4)
+def data_set(config: DistillRun, batches: int) -> tuple[list[Rollout], float]:
+    """What a warm start learns from, and the teacher's own correct chains in validation."""
+    env = make_env(config, "train", config.options.batch_size, purpose="train")
+    validation = make_env(config, "validation", 300, purpose="evaluate")
+    written = generate(None, validation, validation.prompts, 0, teacher_writes=True)
+    cache = TeacherCache(config.out / "warm_start" / "answers")  # of all processes and all students
+    data = teacher_answers(DistillAgent(make_student(config, env), config.options, cache), env, batches)
+    return data, completion_metrics(written, 1.0)["correct_chains"]
+
+
+def warm_start(config: AnyRun, console: Console) -> tuple[Any, Path]:
+    """A student after supervised fine-tuning that ends, by rule, at the first validation at which its correct chains
+    reach `warm_start` times the teacher's, and the folder that keeps it for all runs of that seed, student and share.
+
+    Raises:
+        ValueError: if that share is not reached.
+    """
+    from distill_env.models.load import build_model
+
+    options = DistillConfig(
+        method=METHODS["sft"], batch_size=64, learning_rate=1e-2, warmup_iterations=100, seed=config.options.seed
+    )
+    shape: list[Any] = [config.env, config.student_width, config.student_layers, config.student_mlp]
+    shape.append(config.max_new_tokens)
+    how = [options.batch_size, options.learning_rate, options.warmup_iterations, options.seed]
+    if config.student_dtype != "float32":
+        shape.append(config.student_dtype)
+    key = json.dumps([*shape, config.warm_start, DATA_SET, DATA_SEED, *how])
+    folder = config.out / "warm_start" / hashlib.sha256(key.encode()).hexdigest()[:12]
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with lock(folder.with_suffix(".lock"), wait=True):  # runs that need the same one wait for the first
+        if not (folder / "student").exists():
+            _fine_tune(config, options, console).save(folder)
+    return build_model(folder / "student", dtype=config.student_dtype), folder
+
+
+def _fine_tune(config: AnyRun, options: DistillConfig, console: Console) -> DistillAgent:
+    writer = dataclasses.replace(options, seed=DATA_SEED)
+    sft = DistillRun(
+        agent="sft",
+        env=config.env,
+        out=config.out,
+        max_new_tokens=config.max_new_tokens,
+        dtype=config.dtype,
+        options=writer,
+    )
+    with console.status("the teacher writes a data set"):
+        data, teacher = data_set(sft, DATA_SET)
+    validation = make_env(sft, "validation", 300, purpose="evaluate")
+    prompts = validation.prompts
+    target = config.warm_start * teacher
+    agent = DistillAgent(make_student(config, validation), options)
+    reached = 0.0
+    with progress_bar(console) as progress:
+        bar = progress.add_task("warm start", total=None)
+        for updates in epochs(agent, data):
+            if updates % VALIDATE_EVERY == 0:
+                reached = completion_metrics(generate(agent, validation, prompts, 0), 1.0)["correct_chains"]
+                text = f"warm start: sft until {target:.0%} correct chains in validation, now {reached:.0%}"
+                progress.update(bar, description=text, completed=updates)
+            if reached >= target:
+                break
+            if updates >= GIVE_UP_AFTER:
+                raise ValueError(
+                    f"warm_start: {target:.0%} not reached in {GIVE_UP_AFTER:,} updates; lower it or widen the student"
+                )
+    console.print(
+        f"warm start: {agent.iteration:,} updates on {DATA_SET * options.batch_size:,} answers of the teacher, "
+        f"{reached:.1%} correct chains in validation"
+    )
+    return agent

@@ -1,0 +1,387 @@
+"""CausalLM: whatever is started, extended and rewound, its log-probabilities are those of each row alone, uncached."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from distill_env.models.causal_lm import CausalLM
+from distill_env.models.toy import toy_student, small_teacher
+
+V, CONTEXT, EOS = 40, 48, 1
+SIZES: dict[str, dict[str, Any]] = {
+    "Llama": {"num_key_value_heads": 2, "tie_word_embeddings": True},
+    "Qwen2": {"num_key_value_heads": 2},
+    "GPT2": {},
+}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def build(kind: str, dtype: torch.dtype = torch.float64, **extra: Any) -> Any:
+    """A small random model whose distributions are far from uniform, so that every mistake shows."""
+    options: dict[str, Any] = {
+        "vocab_size": V,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": CONTEXT,
+        "eos_token_id": EOS,
+        "bos_token_id": None,
+        "pad_token_id": None,
+    }
+    options |= {"intermediate_size": 64} if kind != "GPT2" else {}
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{kind}Config")(**options, **SIZES.get(kind, {"num_key_value_heads": 2}) | extra)
+    model = AutoModelForCausalLM.from_config(config).to(dtype)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0.0, 0.3)
+    return model
+
+
+@torch.no_grad()
+def alone(model: Any, sequence: list[int], vocab_size: int = V) -> Tensor:
+    """The oracle: log p after each token of one sequence, without batch, padding or cache, [len, V]."""
+    logits = model.eval()(input_ids=torch.tensor([sequence]), use_cache=False).logits[0, :, :vocab_size]
+    return torch.log_softmax(logits, -1)
+
+
+@contextmanager
+def batch_sizes(model: Any) -> Iterator[list[int]]:
+    """Collects the number of rows of every forward pass."""
+    seen: list[int] = []
+    hook = model.base_model.register_forward_pre_hook(
+        lambda _, __, kwargs: seen.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    yield seen
+    hook.remove()
+
+
+def random_walk(model: Any, seed: int, operations: int, n: int = 5, pass_overhead: int = 2) -> float:
+    """Starts, ragged extensions, rewinds and give-ups at random; the largest difference from the oracle."""
+    rng = np.random.default_rng(seed)
+    lm = CausalLM(model)
+    lm.pass_overhead = pass_overhead
+    prompts: list[list[int]] = [[] for _ in range(n)]  # an empty one: given up
+    answers: list[list[int]] = [[] for _ in range(n)]
+    worst = 0.0
+
+    def compare(row: int, actual: Tensor) -> None:
+        nonlocal worst
+        expected = alone(model, prompts[row] + answers[row])[-len(actual) :]
+        worst = max(worst, float((actual - expected).abs().max()))
+
+    for step in range(operations):
+        held = [i for i in range(n) if prompts[i]]
+        kind = "all" if step == 0 else rng.choice(["all", "some", "extend", "rewind"], p=[0.03, 0.17, 0.5, 0.3])
+        if kind in ("all", "some"):
+            rows = list(range(n)) if kind == "all" else rng.permutation(n)[: rng.integers(1, 4)].tolist()
+            for i in rows:
+                prompts[i], answers[i] = rng.integers(0, V, rng.integers(1, 10)).tolist(), []
+            first = lm.start([prompts[i] for i in rows], None if kind == "all" else rows)
+            for i, log_probs in zip(rows, first, strict=True):
+                compare(i, log_probs[None])
+        elif kind == "extend":
+            width = int(rng.integers(1, 5))
+            tokens = torch.full((n, width), -1)
+            for i in held:
+                room = CONTEXT - len(prompts[i]) - len(answers[i])
+                new = rng.integers(0, V, min(int(rng.integers(0, width + 1)), room)).tolist()
+                answers[i] += new
+                tokens[i, : len(new)] = torch.tensor(new, dtype=torch.long)
+            after = lm.extend(tokens)
+            assert after.shape == (n, width, V)
+            for i in held:
+                if count := int((tokens[i] >= 0).sum()):
+                    compare(i, after[i, :count])
+        else:
+            lengths = [int(rng.integers(-1 if rng.random() < 0.3 else 0, len(answers[i]) + 3)) for i in range(n)]
+            for i, length in enumerate(lengths):
+                answers[i] = answers[i][: max(length, 0)]
+                prompts[i] = prompts[i] if length >= 0 else []
+            lm.rewind(lengths)
+    return worst
+
+
+@pytest.mark.parametrize("kind", SIZES)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_any_history_gives_the_log_probs_of_each_row_alone(kind: str, seed: int) -> None:
+    assert random_walk(build(kind), seed, operations=120) < 1e-9
+
+
+def test_any_history_of_rows_that_share_every_pass() -> None:
+    assert random_walk(build("Llama"), 4, operations=60, pass_overhead=10**6) < 1e-9
+
+
+def test_any_history_in_float32() -> None:
+    assert random_walk(build("Llama", torch.float32), 2, operations=60) < 1e-4
+
+
+def test_any_history_with_eager_attention() -> None:
+    # GPT-2's eager softmax works in the model's own precision, Llama's in float32
+    assert random_walk(build("GPT2", attn_implementation="eager"), 3, operations=60) < 1e-9
+
+
+@pytest.mark.parametrize("kind", SIZES)
+@pytest.mark.parametrize("pass_overhead", [0, 5, 10**6])
+def test_features_and_head_equal_start_and_extend(kind: str, pass_overhead: int) -> None:
+    model = build(kind)
+    lm = CausalLM(model)
+    lm.pass_overhead = pass_overhead
+    prompts = [[5, 6, 7], [8], [9, 10, 11, 12, 13]]
+    tokens = torch.tensor([[20, 21, -1, -1], [22, 23, 24, 25], [26, -1, -1, -1]])
+    first, after = lm.start(prompts), lm.extend(tokens)
+    states = torch.cat([first[:, None], after[:, :-1]], 1)  # [n, T, V], where each token was chosen
+    # the last token of a row is chosen from a state, too, and padding is in nobody's way
+    masks = [tokens >= 0, torch.tensor([[0, 1, 0, 0], [1, 0, 0, 1], [0, 0, 0, 0]]).bool(), torch.zeros(3, 4).bool()]
+    for mask in masks:
+        log_probs = lm.head(lm.features(prompts, tokens, mask))
+        assert log_probs.shape == (int(mask.sum()), V)
+        torch.testing.assert_close(log_probs.detach(), states[mask], rtol=0, atol=1e-9)
+
+
+def test_gradient_of_features_and_head_is_that_of_the_whole_model() -> None:
+    model = build("Llama")  # tied embeddings: the head's gradient has to reach them as well
+    lm = CausalLM(model)
+    prompt, answer = [3, 4, 5], [6, 7, EOS]
+    tokens = torch.tensor([answer])
+    picked = lm.head(lm.features([prompt], tokens, tokens >= 0)).gather(1, tokens.T)
+    actual = torch.autograd.grad(picked.sum(), list(lm.parameters()))
+    logits = model(input_ids=torch.tensor([prompt + answer])).logits[0, 2:-1]
+    expected = torch.autograd.grad(torch.log_softmax(logits, -1).gather(1, tokens.T).sum(), list(model.parameters()))
+    for a, e in zip(actual, expected, strict=True):
+        torch.testing.assert_close(a, e, rtol=1e-9, atol=1e-9)
+    # what is inferred may stand in a loss as a constant
+    weight = lm.start([prompt]).exp()
+    (lm.head(lm.features([prompt], tokens, tokens >= 0))[:1] * weight).sum().backward()
+    assert not weight.requires_grad
+
+
+@pytest.mark.parametrize("habit", ["scales", "refuses"])
+def test_a_model_that_computes_something_else_from_embeddings_is_given_ids(habit: str) -> None:
+    """Some scale what they look up, not what they are given: training would see another model than the rollout."""
+    model = build("Llama")
+    forward = model.model.forward
+
+    @functools.wraps(forward)
+    def other(input_ids: Any = None, inputs_embeds: Any = None, **rest: Any) -> Any:
+        if input_ids is None and habit == "refuses":
+            raise ValueError("input_ids: needed")
+        embeddings = inputs_embeds if input_ids is None else 3 * model.model.embed_tokens(input_ids)
+        return forward(inputs_embeds=embeddings, **rest)
+
+    model.model.forward = other
+    lm = CausalLM(model)
+    tokens = torch.tensor([[3, 4, 5]])
+    lm.start([[2, 6]])
+    expected = lm.extend(tokens)[:, :2]
+    torch.testing.assert_close(
+        lm.head(lm.features([[2, 6]], tokens, torch.tensor([[False, True, True]])))[None].detach(), expected
+    )
+
+
+def test_dropout_never_acts() -> None:
+    model = build("GPT2", resid_pdrop=0.5, embd_pdrop=0.5, attn_pdrop=0.5)
+    lm = CausalLM(model)
+    model.train()
+    tokens = torch.tensor([[5, 6]])
+    log_probs = lm.head(lm.features([[3, 4]], tokens, tokens >= 0)).detach()
+    model.train()
+    torch.testing.assert_close(log_probs[:1], lm.start([[3, 4]]))
+    torch.testing.assert_close(log_probs, alone(model, [3, 4, 5])[1:])
+
+
+def test_a_cut_vocabulary_is_the_softmax_of_the_cut_logits() -> None:
+    model = build("Qwen2")
+    lm = CausalLM(model, vocab_size=31)
+    tokens = torch.tensor([[7, 8]])
+    first, after = lm.start([[5, 6]]), lm.extend(tokens)
+    expected = alone(model, [5, 6, 7, 8], vocab_size=31)
+    torch.testing.assert_close(torch.cat([first, after[0]]), expected[1:], rtol=0, atol=1e-9)
+    log_probs = lm.head(lm.features([[5, 6]], tokens, tokens >= 0))
+    torch.testing.assert_close(log_probs.detach(), expected[1:3], rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("kind", "extra"),
+    [
+        ("Cohere", {"logit_scale": 0.3}),
+        ("Granite", {"logits_scaling": 4.0}),
+        ("Gemma3Text", {"final_logit_softcapping": 2.0, "head_dim": 8, "sliding_window": 16}),
+    ],
+)
+def test_what_a_family_does_to_its_logits_is_done(kind: str, extra: dict[str, Any]) -> None:
+    model = build(kind, **extra)
+    lm = CausalLM(model)
+    torch.testing.assert_close(lm.start([[5, 6, 7]])[0], alone(model, [5, 6, 7])[-1], rtol=0, atol=1e-6)
+
+
+def test_a_row_that_is_given_up_is_not_computed() -> None:
+    model = build("Llama")
+    lm = CausalLM(model)
+    one = torch.full((4, 1), 7)
+    with batch_sizes(model) as seen:
+        lm.start([[2], [3, 4], [5], [6]])
+        lm.extend(one)
+        lm.rewind([1, -1, 1, 1])
+        lm.extend(torch.tensor([[8], [-1], [9], [9]]))
+        lm.rewind([1, 1, 2, -1])
+        lm.extend(torch.tensor([[8], [-1], [9], [-1]]))
+        lm.rewind([-1, -1, -1, -1])
+        lm.extend(torch.full((4, 2), -1))  # no row is left: no pass at all
+        lm.start([[5, 6], [7]], rows=[3, 1])
+        after = lm.extend(torch.tensor([[-1], [8], [-1], [9]]))
+    assert seen == [4, 4, 3, 2, 2, 2]
+    torch.testing.assert_close(after[1, 0], alone(model, [7, 8])[-1], rtol=0, atol=1e-9)
+    torch.testing.assert_close(after[3, 0], alone(model, [5, 6, 9])[-1], rtol=0, atol=1e-9)
+
+
+def test_few_busy_rows_are_computed_without_the_others() -> None:
+    model = build("Llama")
+    lm = CausalLM(model)
+    with batch_sizes(model) as seen:
+        lm.start([[2], [3, 4], [5], [6]])
+        lm.start([[9, 9]], rows=[1])
+        after = lm.extend(torch.tensor([[-1], [8], [-1], [-1]]))
+    assert seen == [4, 1, 1]
+    torch.testing.assert_close(after[1, 0], alone(model, [9, 9, 8])[-1], rtol=0, atol=1e-9)
+
+
+def test_forks_share_weights_but_not_rows() -> None:
+    model = build("Llama")
+    lm = CausalLM(model)
+    lm.start([[5, 6]])
+    other = lm.fork()
+    with pytest.raises(ValueError, match="tokens: must be integers"):
+        other.extend(torch.tensor([[10]]))
+    other.start([[7], [8, 9]])
+    torch.testing.assert_close(lm.extend(torch.tensor([[10]]))[0], alone(model, [5, 6, 10])[-1:], rtol=0, atol=1e-9)
+    assert next(lm.parameters()) is next(other.parameters())
+
+
+def test_saved_folders_load_with_plain_transformers(tmp_path: Path) -> None:
+    model = build("Llama")
+    lm = CausalLM(model, vocab_size=31)
+    lm.save_pretrained(tmp_path)
+    assert list(tmp_path.glob("*.safetensors"))
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float64)
+    torch.testing.assert_close(alone(plain, [5, 6, 7]), alone(model, [5, 6, 7]), rtol=0, atol=0)
+    loaded = CausalLM.load(tmp_path, vocab_size=31, dtype="float64")
+    assert loaded.eos_token_id == EOS
+    assert loaded.max_length == CONTEXT
+    torch.testing.assert_close(loaded.start([[5, 6]]), lm.start([[5, 6]]), rtol=0, atol=1e-9)
+    with torch.no_grad():
+        next(loaded.parameters()).zero_()
+    loaded.load_state_dict(lm.state_dict())
+    torch.testing.assert_close(loaded.start([[5, 6]]), lm.start([[5, 6]]), rtol=0, atol=1e-9)
+
+
+def test_parameters_are_the_trainable_ones() -> None:
+    model = build("Llama")
+    model.model.layers[0].requires_grad_(False)
+    assert len(list(CausalLM(model).parameters())) == sum(p.requires_grad for p in model.parameters())
+
+
+def test_the_context_is_a_limit_up_to_its_last_token() -> None:
+    model = build("GPT2")
+    lm = CausalLM(model)
+    sequence = list(range(3, 3 + CONTEXT - 12)) + list(range(12))
+    lm.start([sequence[:-3], [4]])
+    # the first row takes its last tokens while the padding of the second block lies beyond the context
+    lm.extend(torch.tensor([[sequence[-3], -1, -1], [5, 6, 7]]))
+    after = lm.extend(torch.tensor([[sequence[-2], sequence[-1], -1, -1], [8, 9, 10, 11]]))
+    torch.testing.assert_close(after[0, :2], alone(model, sequence)[-2:], rtol=0, atol=1e-9)
+    torch.testing.assert_close(after[1], alone(model, [4, 5, 6, 7, 8, 9, 10, 11])[-4:], rtol=0, atol=1e-9)
+    with pytest.raises(ValueError, match=r"row 0 .* 45 prompt tokens \+ 4 answer tokens exceed the context of 48"):
+        lm.extend(torch.tensor([[3], [3]]))
+    lm.extend(torch.tensor([[-1], [3]]))  # the refused call has changed nothing
+    with pytest.raises(ValueError, match=r"row 1 .* 49 prompt tokens"):
+        lm.start([[3] * 49], rows=[1])
+    mask = torch.tensor([[False, False, True, True]])
+    with pytest.raises(ValueError, match=r"47 prompt tokens \+ 3"):
+        lm.features([[3] * 47], torch.tensor([[3, 4, 5, 6]]), mask)
+
+
+def test_a_sliding_window_is_a_limit() -> None:
+    lm = CausalLM(build("Mistral", sliding_window=16))
+    assert lm.max_length == 16
+    with pytest.raises(ValueError, match="17 prompt tokens"):
+        lm.start([[3] * 17])
+
+
+def test_mistakes_are_named() -> None:
+    lm = CausalLM(build("Llama"))
+    with pytest.raises(ValueError, match="tokens: must be integers"):
+        lm.extend(torch.tensor([[3]]))  # nothing has been started
+    lm.start([[3], [4]])
+    with pytest.raises(ValueError, match="prompt 1 is empty"):
+        lm.start([[3], []])
+    with pytest.raises(ValueError, match="prompt 0 has an id that is not from 0 to 39"):
+        lm.start([[40]], rows=[0])
+    for rows in ([2], [0, 1], [-1]):
+        with pytest.raises(ValueError, match=r"rows: .* distinct rows of a batch of 2"):
+            lm.start([[3]], rows=rows)
+    with pytest.raises(ValueError, match="right of a row's tokens"):
+        lm.extend(torch.tensor([[3, -1], [-1, 3]]))
+    with pytest.raises(ValueError, match="lengths: must be 2 numbers"):
+        lm.rewind([0])
+    lm.rewind([0, -1])
+    with pytest.raises(ValueError, match="row 1 is not started"):
+        lm.extend(torch.tensor([[3], [3]]))
+    with pytest.raises(ValueError, match="mask: is set on padding"):
+        lm.features([[3]], torch.tensor([[3, -1]]), torch.tensor([[True, True]]))
+
+
+def test_unsupported_models_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="vocab_size: 41 is not from 1 to 40"):
+        CausalLM(build("Llama"), vocab_size=41)
+    with pytest.raises(ValueError, match=r"eos_token_id: \[1, 2\] is not one id"):
+        CausalLM(_with_eos(build("Llama"), [1, 2]))
+    assert CausalLM(_with_eos(build("Llama"), [1, 2]), eos_token_id=2).eos_token_id == 2
+    with pytest.raises(ValueError, match="not a Transformers causal language model"):
+        CausalLM(build("Llama").model)
+    mamba = transformers.MambaConfig(vocab_size=V, hidden_size=32, num_hidden_layers=1, eos_token_id=EOS)
+    with pytest.raises(ValueError, match="not in keys and values alone"):
+        CausalLM(AutoModelForCausalLM.from_config(mamba))
+    # multiplies its logits by a number that nobody here knows of
+    with pytest.raises(ValueError, match="HyperCLOVAXForCausalLM is not supported"):
+        CausalLM(build("HyperCLOVAX", logits_scaling=4.0))
+    with pytest.raises(ValueError, match="dtype: 'int8' is unknown; accepted: float32"):
+        CausalLM.load(tmp_path, dtype="int8")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="device: 'abacus' is not available"):
+        CausalLM.load(tmp_path, device="abacus")
+    with pytest.raises(OSError, match="name_or_path: no causal language model"):
+        CausalLM.load(tmp_path / "nowhere")
+
+
+def _with_eos(model: Any, eos: list[int]) -> Any:
+    model.config.eos_token_id = eos
+    return model
+
+
+def test_the_student_of_sums_knows_no_positions() -> None:
+    """One layer without positions sees a set of earlier tokens: their order changes nothing; that of the teacher's
+    shape, with rotary positions, does."""
+    prompts = [[7, 10, 2, 10, 9, 11], [2, 10, 10, 9, 7, 11]]
+    torch.manual_seed(0)
+    without = CausalLM(toy_student("sums", 16, 1, 24).double()).start(prompts)
+    rotary = CausalLM(small_teacher("sums", 16, 1).double()).start(prompts)
+    torch.testing.assert_close(without[0], without[1], rtol=0, atol=1e-12)
+    assert float((rotary[0] - rotary[1]).abs().max()) > 1e-6

@@ -1,0 +1,325 @@
+"""The tasks of language models: every form of data becomes the prompts that it says, and what is wrong is named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from agents.evaluation import completion_metrics
+from agents.generation import generate
+from distill_env.env import DistillVectorEnv
+from distill_env.models.toy import TEACHERS
+from distill_env.tasks.base import SPLITS, Prompt
+from distill_env.tasks.language import Example, complete_splits
+from distill_env.tasks.registry import make_task
+from distill_env.tasks.sources import read_rows
+
+CHAT = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% if m.role == 'assistant' %}<e>{% endif %}{% endfor %}<a>"
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, str]:
+    """Folders of two tokenizers, one token a byte and `<e>` the end: with a chat template and without."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({c: i for i, c in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    folders = {}
+    for chat in (True, False):
+        folders[chat] = str(tmp_path_factory.mktemp(f"chat-{chat}"))
+        made = PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer, eos_token="<e>", chat_template=CHAT if chat else None
+        )
+        made.save_pretrained(folders[chat])
+    return folders
+
+
+def write(path: Path, *rows: dict[str, Any]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def shown(task: Any, prompt: Prompt) -> tuple[str, str | None]:
+    """Prompt and reference in words; the end token is `<e>`."""
+    decode = task.tokenizer.decode
+    return decode(prompt.ids), None if prompt.reference is None else decode(prompt.reference)
+
+
+GSM = {"question": "Half of 8?", "answer": "8/2 = <<8/2=4>>4.\nSo it is 4.\n#### 4"}
+MATH = {"problem": "Solve $2x=1$.", "solution": "It is $\\boxed{\\frac12}$.", "level": "Level 3", "type": "Algebra"}
+MATH_500 = {"problem": "Solve it.", "solution": "No box.", "answer": "7", "level": 5, "subject": "Algebra"}
+AIME = {"id": 60, "problem": "How many?", "answer": 204, "url": "", "year": "2024"}
+SVAMP = {
+    "ID": "1",
+    "Body": "He has 7",
+    "Question": "How many?",
+    "Equation": "( 7.0 - 3.0 )",
+    "Answer": 4.0,
+    "Type": "-",
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "question", "solution", "answer", "difficulty"),
+    [
+        ("gsm8k", GSM, "Half of 8?", "8/2 = 4.\nSo it is 4.\nThe answer is \\boxed{4}.", "4", 2),
+        ("math", MATH, "Solve $2x=1$.", "It is $\\boxed{\\frac12}$.", "\\frac12", 3),
+        ("math", MATH_500, "Solve it.", "No box.\nThe answer is \\boxed{7}.", "7", 5),
+        ("aime", AIME, "How many?", "The answer is \\boxed{204}.", "204", 0),
+        ("svamp", SVAMP, "He has 7. How many?", "7 - 3 = 4\nThe answer is \\boxed{4}.", "4", 1),
+    ],
+)
+def test_a_problem_is_put_plainly_or_as_a_chat_and_its_own_solution_is_right(
+    name: str,
+    row: dict[str, Any],
+    question: str,
+    solution: str,
+    answer: str,
+    difficulty: int,
+    words: dict[bool, str],
+    tmp_path: Path,
+) -> None:
+    pytest.importorskip("math_verify", reason="needs math-verify, extra tasks")
+    path = write(tmp_path / "train.jsonl", row)
+    plain, chat = (make_task(name, path=path, tokenizer=words[c]) for c in (False, True))
+    (one,), (other,) = plain.prompts("train"), chat.prompts("train")
+    assert shown(plain, one) == (f"Question: {question}\nAnswer:", f" {solution}<e>")
+    asked, reference = shown(chat, other)
+    assert asked.startswith(f"<user>{question}\n\n")
+    assert asked.endswith("\\boxed{}.<a>")
+    assert reference == f"{solution}<e>"
+    for task, prompt in ((plain, one), (chat, other)):
+        assert (prompt.text, prompt.answer, prompt.difficulty) == (question, answer, difficulty)
+        assert prompt.reference is not None
+        right = task.grade(prompt, prompt.reference)
+        assert right.correct
+        assert right.score == 1
+        assert right.chain_correct is None
+        wrong = task.tokenizer.encode("The answer is \\boxed{5}.<e>")
+        assert not task.grade(prompt, wrong).correct
+
+
+def test_what_a_model_asks_itself_afterwards_does_not_count(words: dict[bool, str], tmp_path: Path) -> None:
+    task = make_task("gsm8k", path=write(tmp_path / "a.jsonl", GSM), tokenizer=words[False])
+    (prompt,) = task.prompts("train")
+
+    def correct(text: str) -> bool:
+        return task.grade(prompt, task.tokenizer.encode(text)).correct  # type: ignore[attr-defined]
+
+    assert correct(" It is 4.\n\nQuestion: And 3 times 3?\nAnswer: \\boxed{9}")
+    assert correct(" It is 4<e>")
+    assert not correct(" It is 4")  # cut off
+    assert correct(" \\boxed{4} since")
+
+
+@pytest.mark.parametrize(
+    ("row", "prompt", "reference"),
+    [
+        ({"instruction": "Add.", "input": "1 2", "output": "3"}, "<user>Add.\n\n1 2<a>", "3<e>"),
+        ({"instruction": "Add.", "input": "", "output": "3"}, "<user>Add.<a>", "3<e>"),
+        ({"prompt": "Hi"}, "<user>Hi<a>", None),
+        ({"question_id": 1, "category": "x", "turns": ["One", "Two"]}, "<user>One<a>", None),
+        ({"instruction": "Add.", "instances": [{"input": "1", "output": "2"}]}, "<user>Add.\n\n1<a>", "2<e>"),
+        (
+            {"messages": [{"role": r, "content": c} for r, c in zip(("system", "user"), "SU", strict=True)]},
+            "<system>S<user>U<a>",
+            None,
+        ),
+        (
+            {"messages": [{"role": r, "content": r[0]} for r in ("user", "assistant", "user", "assistant")]},
+            "<user>u<assistant>a<e><user>u<a>",
+            "a<e>",
+        ),
+    ],
+)
+def test_instructions_in_every_form(
+    row: dict[str, Any], prompt: str, reference: str | None, words: dict[bool, str], tmp_path: Path
+) -> None:
+    task = make_task("instruct", path=write(tmp_path / "data.jsonl", row), tokenizer=words[True])
+    assert [shown(task, p) for p in task.prompts("train")] == [(prompt, reference)]
+
+
+def test_formats_of_files_hold_the_same(words: dict[bool, str], tmp_path: Path) -> None:
+    rows = [{"instruction": f"Say {i}, twice.", "output": f"{i} {i}"} for i in range(3)]
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    (tmp_path / "a.csv").write_text("instruction,output\n" + "".join(f'"Say {i}, twice.",{i} {i}\n' for i in range(3)))
+    write(tmp_path / "a.jsonl", *rows)
+    expected = [row for _, row in read_rows(tmp_path / "a.jsonl")["train"]]
+    assert expected == rows
+    assert [row for _, row in read_rows(tmp_path / "a.json")["train"]] == rows
+    assert [row for _, row in read_rows(tmp_path / "a.csv")["train"]] == rows
+    pytest.importorskip("pyarrow", reason="needs pyarrow, extra tasks")
+    import pyarrow
+    from pyarrow.parquet import write_table
+
+    write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    assert [row for _, row in read_rows(tmp_path / "a.parquet")["train"]] == rows
+
+
+def test_splits_follow_the_names_of_files(tmp_path: Path) -> None:
+    """And a test file by itself is never trained on."""
+    for name in ("train-00000-of-00002", "train-00001-of-00002", "dev", "test", "ood", "notes"):
+        write(tmp_path / f"{name}.jsonl", {"prompt": name})
+    found = {s: [row["prompt"] for _, row in rows] for s, rows in read_rows(tmp_path).items()}
+    assert found == {
+        "train": ["train-00000-of-00002", "train-00001-of-00002"],
+        "validation": ["dev"],
+        "test": ["test"],
+        "ood": ["ood"],
+    }
+    assert set(read_rows(tmp_path / "test.jsonl")) == {"test"}
+    assert set(read_rows(tmp_path / "notes.jsonl")) == {"train"}
+
+
+def test_missing_splits_are_taken_out_of_train() -> None:
+    train = [Example(f"question {i}") for i in range(400)]
+    whole = complete_splits({"train": train})
+    assert sorted(e.question for part in whole.values() for e in part) == sorted(e.question for e in train)
+    assert all(20 < len(whole[s]) < 70 for s in ("validation", "test"))
+    given = complete_splits({"train": train, "test": [Example("other")]})
+    assert given["test"] == [Example("other")]
+    assert given["validation"] == whole["validation"]
+    assert complete_splits({"test": train}) == {"test": train}
+    few = complete_splits({"train": train[:3]})
+    assert few == dict.fromkeys(("train", "validation", "test"), train[:3])
+
+
+@pytest.mark.parametrize("chat", [True, False])
+def test_solved_examples_are_the_same_for_all_but_never_the_question(
+    chat: bool, words: dict[bool, str], tmp_path: Path
+) -> None:
+    rows = [{"question": f"What is {i} + 1?", "answer": f"#### {i + 1}"} for i in range(40)]
+    path = write(tmp_path / "train.jsonl", *rows)
+    task = make_task("gsm8k", path=path, tokenizer=words[chat], few_shot=3)
+    prompts = [p for s in SPLITS for p in task.prompts(s)]
+    assert len(prompts) == 40
+    assert {shown(task, p)[0].count(" + 1?") for p in prompts} == {4}
+    assert all(shown(task, p)[0].count(p.text) == 1 for p in prompts)
+    trained = {p.text for p in task.prompts("train")}
+    before = [shown(task, p)[0].replace("<user>", "Question: ").split("Question: ")[1:-1] for p in prompts]
+    examples = {question.splitlines()[0].split("<")[0] for part in before for question in part}
+    assert len(examples) == 4  # three, and one more for the questions that are among them
+    assert examples <= trained
+    again = make_task("gsm8k", path=path, tokenizer=words[chat], few_shot=3, seed=0)
+    assert [p.ids for s in SPLITS for p in again.prompts(s)] == [p.ids for p in prompts]
+
+
+def test_a_step_is_a_line_or_what_the_pattern_says(words: dict[bool, str], tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", {"prompt": "x"})
+    line = make_task("instruct", path=path, tokenizer=words[False])
+    sentence = make_task("instruct", path=path, tokenizer=words[False], step_pattern=r"[.?]")
+    assert {line.decode([i]) for i in line.step_end_ids} == {"\n"}
+    assert {sentence.decode([i]) for i in sentence.step_end_ids} == {".", "?"}
+
+
+def test_long_prompts_are_left_out_and_counted(words: dict[bool, str], tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", *({"prompt": "x" * n} for n in range(1, 11)))
+    task: Any = make_task("instruct", path=path, tokenizer=words[False], max_prompt_tokens=7)
+    assert task.dropped == 3
+    assert [len(p.ids) for p in task.prompts("train")] == list(range(1, 8))
+
+
+def test_a_text_is_cut_into_passages_of_which_none_overlap(words: dict[bool, str], tmp_path: Path) -> None:
+    text = "".join(chr(97 + i % 26) for i in range(1005))
+    (tmp_path / "corpus.txt").write_text(text)
+    task = make_task("text", path=str(tmp_path), tokenizer=words[False], prompt_tokens=4, max_new_tokens=6)
+    passages = [p for s in SPLITS for p in task.prompts(s)]
+    assert "".join(task.decode([*p.ids, *(p.reference or ())]) for p in passages) == text[:1000]
+    assert [len(task.prompts(s)) for s in SPLITS] == [80, 10, 10, 0]
+
+
+BAD = {
+    "a broken line": ("instruct", "a.jsonl", '{"prompt": "x"}\n\n{"prompt": \n', {}, r"a\.jsonl, line 3: not valid"),
+    "no object": ("instruct", "a.jsonl", "[1]\n", {}, r"a\.jsonl, line 1: list; accepted: an object"),
+    "a deep one": ("instruct", "a.jsonl", "[" * 10**5, {}, r"a\.jsonl, line 1: not valid JSON"),
+    "no list": ("instruct", "a.json", '{"a": 1}', {}, r"a\.json: dict; accepted: a list of objects"),
+    "no rows": ("instruct", "a.jsonl", "\n \n", {}, "holds no rows"),
+    "bytes": ("instruct", "a.txt", b"a\xff", {}, r"not UTF-8 at byte 1"),
+    "a format": ("instruct", "a.xml", "<a/>", {}, r"unknown format; accepted: \.jsonl"),
+    "columns": ("instruct", "a.jsonl", '{"a": 1, "b": 2}', {}, r"columns are a \(int\), b \(int\); accepted: prompt"),
+    "columns of mathematics": ("gsm8k", "a.jsonl", '{"a": 1}', {}, r"columns are a \(int\); accepted: question"),
+    "columns of a text": ("text", "a.jsonl", '{"a": 1}', {}, r"the columns are a \(int\); accepted: text"),
+    "an empty prompt": ("instruct", "a.jsonl", '{"prompt": " "}', {}, r"line 1: prompt is empty"),
+    "an empty problem": ("gsm8k", "a.jsonl", '{"question": "", "answer": "#### 1"}', {}, "the problem is empty"),
+    "an empty answer": ("gsm8k", "a.jsonl", '{"question": "x", "answer": "y #### "}', {}, "the answer is empty"),
+    "no user": ("instruct", "a.jsonl", '{"messages": [{"role": "assistant", "content": "x"}]}', {}, "no text of the"),
+    "a role": ("instruct", "a.jsonl", '{"messages": [{"role": "bot", "content": "x"}]}', {}, "need a role"),
+    "long prompts": ("instruct", "a.txt", "four\nfive!", {"max_prompt_tokens": 3}, "tokens: 3; accepted: at least 4"),
+    "a short text": ("text", "a.txt", "too short", {}, "the train text has 9 tokens; accepted: at least 80"),
+    "no template": ("instruct", "a.txt", "x", {"chat": True}, "chat: yes, but the tokenizer has no chat template"),
+    "many shots": ("instruct", "a.txt", "x", {"few_shot": 2}, "few_shot: 2; accepted: fewer than the 0 solved"),
+    "a pattern": ("instruct", "a.txt", "x", {"step_pattern": "("}, "step_pattern: '\\(' is no regular expression"),
+    "an idle pattern": ("instruct", "a.txt", "x", {"step_pattern": "ab"}, "no token's text matches 'ab'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_what_is_wrong_with_data_is_said_in_one_line(case: str, words: dict[bool, str], tmp_path: Path) -> None:
+    name, file, content, kwargs, message = BAD[case]
+    (tmp_path / file).write_bytes(content if isinstance(content, bytes) else content.encode())  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match=message) as error:
+        make_task(name, path=str(tmp_path / file), tokenizer=words[False], **kwargs)  # type: ignore[arg-type]
+    assert "\n" not in str(error.value)
+
+
+def test_paths_and_tasks_that_are_not_there(words: dict[bool, str], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"task_path: '.*nowhere.jsonl' is not there; accepted: a file"):
+        make_task("gsm8k", path=str(tmp_path / "nowhere.jsonl"), tokenizer=words[False])
+    for name in ("a", "b"):
+        write(tmp_path / f"{name}.jsonl", {"prompt": "x"})
+    with pytest.raises(ValueError, match=r"holds a\.jsonl, b\.jsonl; name one of them"):
+        make_task("instruct", path=str(tmp_path), tokenizer=words[False])
+    with pytest.raises(ValueError, match="task: unknown task 'gsm9k'; accepted: categorical, sums, coins, instruct"):
+        make_task("gsm9k")
+
+
+def test_the_registered_environment_needs_no_file() -> None:
+    env = gym.make("distill_env:Distill/CausalLM-v0")
+    observation, _ = env.reset(seed=0)
+    assert env.observation_space.contains(observation)
+    env.close()
+
+
+def test_an_environment_grades_problems_and_reports_them_by_difficulty(tmp_path: Path) -> None:
+    """The teacher of sums is asked for the last total; it knows no box, so nothing that it writes is right."""
+    rows = [{"problem": "7+2=", "answer": "9", "level": n} for n in (1, 2, 2)]
+    task = {"path": write(tmp_path / "train.jsonl", *rows), "tokenizer": str(TEACHERS["sums"]), "chat": False}
+    wording = {"max_prompt_tokens": 60}
+    env = DistillVectorEnv(3, "math", "sums", task_kwargs=task | wording, max_new_tokens=4, autoreset_mode="Disabled")
+    metrics = completion_metrics(generate(None, env, env.prompts, 0, teacher_writes=True), 1.0)
+    assert {k for k in metrics if "accuracy" in k} == {"accuracy", "accuracy/1", "accuracy/2"}
+    assert "correct_chains" not in metrics
+
+
+@pytest.mark.slow
+def test_published_files_are_read_as_they_are(real_data: Path, words: dict[bool, str]) -> None:
+    """Numbers of problems as published, all solved rightly by their own solutions but those without one."""
+    sizes = {"gsm8k": (7473, 1319), "svamp": (1000, 0), "math500": (0, 500)}
+    for folder, (train, test) in sizes.items():
+        name = "math" if folder == "math500" else folder
+        task = make_task(name, path=str(real_data / folder), tokenizer=words[False])
+        prompts = {s: task.prompts(s) for s in SPLITS}
+        assert sum(map(len, prompts.values())) == train + test
+        assert len(prompts["test"]) == test or not test
+        graded = [p for part in prompts.values() for p in part if p.reference is not None]
+        assert len(graded) == train + test
+        assert all(task.grade(p, p.reference).correct for p in graded if p.reference is not None)
+        if folder != "svamp":
+            assert {p.difficulty for p in prompts["test"]} <= set(range(1, 13))
+    forms = {
+        "alpaca_demo": 999,
+        "rasbt_instruct": 1100,
+        "self_instruct/user_oriented_instructions.jsonl": 252,
+        "self_instruct/seed_tasks.jsonl": 175,
+        "mt_bench": 80,
+        "vicuna": 80,
+    }
+    for path, count in forms.items():
+        task = make_task("instruct", path=str(real_data / path), tokenizer=words[True])
+        assert sum(len(task.prompts(s)) for s in SPLITS) == count

@@ -1,0 +1,310 @@
+"""The gate: what it scores, how it reads scores, what it decides, and that it does so causally and without gradient."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import fields
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from distill_env.divergence import reverse_kl
+from distill_env.gate import (
+    ALWAYS,
+    NEVER,
+    Draft,
+    Gate,
+    GateDecision,
+    GateState,
+    decide,
+    follow_quantile,
+    gate,
+    random_gate,
+    raw_score,
+    read_and_decide,
+    read_score,
+)
+from tests.helpers.tables import naive_read, naive_score
+
+N, K, V = 4, 9, 5
+SCORES = ("divergence", "forward_kl", "teacher_entropy", "rank")
+
+
+def models(seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of student and teacher, float64 [N, K, V]."""
+    student, teacher = torch.randn(2, N, K, V, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return student.log_softmax(-1), teacher.log_softmax(-1)
+
+
+def block(seed: int = 0) -> Draft:
+    generator = torch.Generator().manual_seed(seed)
+    return Draft(
+        torch.randint(V, (N, K), generator=generator),
+        torch.rand(N, K, generator=generator) < 0.3,
+        torch.rand(N, K, generator=generator, dtype=torch.float64),
+        torch.rand(N, generator=generator, dtype=torch.float64),
+    )
+
+
+@pytest.mark.parametrize("score", SCORES)
+def test_scores(score: str) -> None:
+    """Each is its definition, state by state."""
+    student, teacher = models()
+    draft, config = block(), Gate(score, 0.5)  # type: ignore[arg-type]
+    actual = raw_score(config, student, teacher, draft)
+    expected = [
+        [naive_score(config, student[i, k], teacher[i, k], int(draft.tokens[i, k])) for k in range(K)] for i in range(N)
+    ]
+    torch.testing.assert_close(actual, torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-12)
+
+
+def test_rank_counts_likelier_tokens() -> None:
+    """0 for the teacher's favourite, V - 1 for its last; ties are not likelier."""
+    teacher = torch.tensor([0.1, 0.4, 0.2, 0.2, 0.1]).log().expand(1, V, V)
+    draft = Draft(torch.arange(V)[None], torch.zeros(1, V, dtype=torch.bool), torch.zeros(1, V), torch.zeros(1))
+    assert raw_score(Gate("rank", 2), teacher, teacher, draft).tolist() == [[3, 0, 1, 1, 3]]
+
+
+def test_divergence_is_never_negative() -> None:
+    """Rounding makes it so for near-equal models; clamped, a threshold of 0 is reached everywhere."""
+    student, _ = models()
+    almost = (student + 1e-9).log_softmax(-1)
+    assert bool((reverse_kl(student, almost) < 0).any())
+    for score in ("divergence", "forward_kl"):
+        decision, _ = gate(Gate(score, 0.0), student, almost, block(), GateState.start(N))  # type: ignore[arg-type]
+        assert bool((decision.score >= 0).all())
+        assert bool(decision.rewrite.all())
+
+
+def test_hard_gate_is_hard_at_equality() -> None:
+    score = torch.tensor([[0.5 - 1e-12, 0.5, 0.5 + 1e-12]], dtype=torch.float64)
+    decision = decide(Gate(threshold=0.5), score, torch.zeros_like(score))
+    assert decision.rewrite.tolist() == [[False, True, True]]
+    assert decision.reverse_weight.tolist() == [[1.0, 0.0, 0.0]]
+
+
+def test_soft_gate() -> None:
+    """lambda is sigmoid(alpha (tau - score)), and the teacher writes with probability 1 - lambda."""
+    score = torch.tensor([[0.1, 0.5, 1.3]], dtype=torch.float64)
+    n = 10_000
+    uniforms = ((torch.arange(n, dtype=torch.float64) + 0.5) / n)[:, None].expand(n, 3)
+    decision = decide(Gate(threshold=0.5, alpha=3.0), score.expand(n, 3), uniforms)
+    expected = torch.tensor([1 / (1 + math.exp(-3.0 * (0.5 - s))) for s in (0.1, 0.5, 1.3)], dtype=torch.float64)
+    torch.testing.assert_close(decision.reverse_weight, expected.expand(n, 3))
+    assert float((decision.rewrite.double().mean(0) - (1 - expected)).abs().max()) <= 1 / n
+
+
+def test_soft_tends_to_hard() -> None:
+    """As alpha grows, away from the threshold, weights and decisions become those of the hard gate."""
+    student, teacher = models()
+    draft = block()
+    tau = float(raw_score(Gate(threshold=1), student, teacher, draft).median()) + 1e-4
+    hard, _ = gate(Gate(threshold=tau), student, teacher, draft, GateState.start(N))
+    gaps = []
+    for alpha in (1.0, 1e2, 1e4, 1e7):
+        soft, _ = gate(Gate(threshold=tau, alpha=alpha), student, teacher, draft, GateState.start(N))
+        gaps.append(float((soft.reverse_weight - hard.reverse_weight).abs().max()))
+    assert gaps == sorted(gaps, reverse=True)
+    assert gaps[-1] < 1e-12
+    assert soft.rewrite.equal(hard.rewrite)
+    assert 0 < int(hard.rewrite.sum()) < N * K
+
+
+@pytest.mark.parametrize("clip", [math.inf, 0.6])
+@pytest.mark.parametrize("relative", [False, True])
+@pytest.mark.parametrize("smoothing", [0.0, 0.7])
+@pytest.mark.parametrize("over_step", ["none", "mean", "max", "sum"])
+def test_reading_a_score(over_step: str, smoothing: float, relative: bool, clip: float) -> None:
+    """Clip, moving average or what it is a multiple of, then the causal mean, max or sum over the step so far: what a
+    loop over the past gives."""
+    config = Gate(threshold=0.5, over_step=over_step, smoothing=smoothing, clip=clip, relative=relative)  # type: ignore[arg-type]
+    draft = block()
+    start = draft.step_start.clone()
+    start[:, 0] = True  # an answer begins with a step
+    raw = raw_score(config, *models(), draft)
+    actual, _ = read_score(config, raw, start, GateState.start(N))
+    expected = [
+        [naive_read(config, raw[i, : k + 1].tolist(), start[i, : k + 1].tolist()) for k in range(K)] for i in range(N)
+    ]
+    torch.testing.assert_close(actual, torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-12)
+    assert 2 < int(start.sum()) < N * K
+
+
+def decide_with(config: Gate, scores: list[float]) -> GateDecision:
+    """Decisions on one answer of these raw scores."""
+    raw = torch.tensor([scores], dtype=torch.float64)
+    start = torch.arange(len(scores))[None] == 0
+    return read_and_decide(config, raw, start, torch.zeros_like(raw), GateState.start(1))[0]
+
+
+def test_adaswitch_by_hand() -> None:
+    """Averages before: -, 1, 2, 3. At three times the average the fourth state is hard (9 >= 3 * 3), and it and all
+    that follow are the teacher's, unlooked at. The first is never hard, nor is a 0 after zeros."""
+    config = Gate(threshold=3.0, relative=True, lasting=True)
+    decision = decide_with(config, [1.0, 3.0 - 1e-9, 5.0, 9.0, 0.0, 1.0])
+    assert decision.rewrite.tolist() == [[False, False, False, True, True, True]]
+    assert decision.reverse_weight.tolist() == [[1, 1, 1, 0, 0, 0]]
+    assert decision.score[0, :4].tolist() == pytest.approx([0, 3, 2.5, 3])
+    assert bool(decision.score[0, 4:].isnan().all())
+    assert not decide_with(config, [5.0, 0.0]).rewrite.any()
+    assert decide_with(config, [0.0, 0.0, 0.1]).rewrite.tolist() == [[False, False, True]]
+
+
+def test_cumulative_by_hand() -> None:
+    """Sums 0.5, 1, then anew 0.25, 0.75, 1.75, then 0: hard where 1 is reached; a rewritten step's score is spent."""
+    decision = decide_with(Gate(threshold=1.0, cumulative=True), [0.5, 0.5, 0.25, 0.5, 1.0, 0.0])
+    assert decision.score.tolist() == [[0.5, 1.0, 0.25, 0.75, 1.75, 0.0]]
+    assert decision.rewrite.tolist() == [[False, True, False, False, True, False]]
+
+
+@pytest.mark.parametrize("budget", [0.05, 0.3])
+@pytest.mark.parametrize("start", [1e-2, 50.0])
+def test_the_threshold_follows_the_quantile(start: float, budget: float) -> None:
+    """From far off either way, on fresh exponential scores (768 a rollout), the threshold comes to their quantile and
+    the share to the budget; nothing depends on the scores' unit."""
+    ends = []
+    for unit in (1.0, 1000.0):
+        generator, threshold, shares = torch.Generator().manual_seed(0), start * unit, []
+        for _ in range(60):
+            scores = unit * torch.empty(768).exponential_(generator=generator)
+            shares.append(float((scores >= threshold).double().mean()))
+            threshold = follow_quantile(threshold, shares[-1], budget)
+        assert float(np.mean(shares[-30:])) == pytest.approx(budget, abs=0.01)
+        assert threshold == pytest.approx(-math.log(budget) * unit, rel=0.15)
+        ends.append(threshold / unit)
+    assert ends[0] == pytest.approx(ends[1], rel=1e-5)
+    assert follow_quantile(2.0, budget, budget) == 2.0
+
+
+gates = st.one_of(
+    st.builds(
+        Gate,
+        score=st.sampled_from(SCORES),
+        threshold=st.floats(0, 2),
+        alpha=st.none() | st.floats(0.1, 50),
+        over_step=st.sampled_from(["none", "mean", "max", "sum"]),
+        smoothing=st.just(0.0) | st.floats(0.01, 0.99),
+        clip=st.just(math.inf) | st.floats(0.1, 2),
+        relative=st.booleans(),
+        lasting=st.booleans(),
+    ),
+    st.builds(
+        Gate,
+        score=st.sampled_from(SCORES),
+        threshold=st.floats(0, 4),
+        alpha=st.none() | st.floats(0.1, 50),
+        smoothing=st.just(0.0) | st.floats(0.01, 0.99),
+        relative=st.booleans(),
+        cumulative=st.just(True),
+        lasting=st.booleans(),
+    ),
+    st.builds(random_gate, st.floats(0, 1), st.booleans()),
+)
+
+
+@given(gates, st.integers(0, 2**32), st.lists(st.integers(1, K - 1), unique=True, max_size=K))
+@settings(deadline=None, max_examples=60)
+def test_blocks_of_any_length_decide_alike(config: Gate, seed: int, cuts: list[int]) -> None:
+    """A block evaluated at once equals its parts one after the other, each row's carry handed on: scores, decisions,
+    weights, and the carry at every position. In particular later tokens do not change earlier decisions."""
+    student, teacher = models(seed)
+    draft = block(seed)
+    whole, carries = gate(config, student, teacher, draft, GateState.start(N))
+    carry = GateState.start(N)
+    rows = torch.arange(N)
+    bounds = [0, *sorted(cuts), K]
+    for begin, end in itertools.pairwise(bounds):
+        part = slice(begin, end)
+        piece = Draft(draft.tokens[:, part], draft.step_start[:, part], draft.uniforms[:, part], draft.episode_uniforms)
+        decision, after = gate(config, student[:, part], teacher[:, part], piece, carry)
+        torch.testing.assert_close(decision.score, whole.score[:, part], rtol=0, atol=1e-12, equal_nan=True)
+        torch.testing.assert_close(decision.reverse_weight, whole.reverse_weight[:, part], rtol=0, atol=1e-12)
+        assert decision.rewrite.equal(whole.rewrite[:, part])
+        carry = after.at(rows, torch.full((N,), end - begin - 1))
+        expected = carries.at(rows, torch.full((N,), end - 1))
+        for f in fields(GateState):
+            torch.testing.assert_close(getattr(carry, f.name), getattr(expected, f.name), rtol=0, atol=1e-12)
+
+
+def test_carry_of_some_rows() -> None:
+    """`put` replaces the named rows and leaves the others."""
+    carry = GateState(*torch.arange(28, dtype=torch.float64).view(7, 4))
+    new = carry.put(torch.tensor([2]), GateState.start(1))
+    assert new.step_max.tolist() == [12.0, 13.0, 0.0, 15.0]
+    assert carry.step_max.tolist() == [12.0, 13.0, 14.0, 15.0]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        Gate(threshold=0.5),
+        Gate(threshold=0.5, alpha=2.0, over_step="mean"),
+        Gate(threshold=0.5, relative=True, cumulative=True, lasting=True),
+    ],
+)
+def test_nothing_that_comes_out_has_a_gradient(config: Gate) -> None:
+    """A loss must not fall by moving the gate."""
+    student, teacher = (x.requires_grad_() for x in models())
+    decision, carry = gate(config, student, teacher, block(), GateState.start(N))
+    for part in (decision, carry):
+        assert not any(getattr(part, f.name).requires_grad for f in fields(part))
+
+
+@pytest.mark.parametrize("per_answer", [False, True])
+@pytest.mark.parametrize("rate", [0.0, 0.25, 1.0])
+def test_random_gates(rate: float, per_answer: bool) -> None:
+    """They rewrite at their rate, at 0 never and at 1 always, each step or each whole answer; no model is read."""
+    n = 1000
+    grid = (torch.arange(n, dtype=torch.float64) + 0.5) / n
+    first = torch.zeros(n, 3, dtype=torch.bool)
+    draft = Draft(torch.zeros(n, 3, dtype=torch.long), first, grid[torch.randperm(n)][:, None].expand(n, 3), grid)
+    config = random_gate(rate, per_answer)
+    decision, _ = gate(config, None, None, draft, GateState.start(n))
+    assert not config.reads_models
+    assert float(decision.rewrite.double().mean()) == pytest.approx(rate, abs=1 / n)
+    assert (decision.reverse_weight == (~decision.rewrite).double()).all()
+    if per_answer and 0 < rate < 1:
+        assert decision.rewrite[:, 0].tolist() == (grid < rate).tolist()
+    for extreme in (0.0, 1 - 2**-53):  # not even the smallest and the largest uniform moves the ends
+        edge = Draft(draft.tokens, first, torch.full((n, 3), extreme).double(), torch.full((n,), extreme).double())
+        rewrite = gate(config, None, None, edge, GateState.start(n))[0].rewrite
+        assert bool((rewrite == bool(rate)).all()) or 0 < rate < 1
+
+
+def test_infinite_threshold_reads_no_model() -> None:
+    for config in (Gate(threshold=math.inf), NEVER, ALWAYS):
+        assert not config.reads_models
+        decision, _ = gate(config, None, None, block(), GateState.start(N))
+        assert bool((decision.rewrite == config.always).all())
+    assert Gate(threshold=0.0).reads_models
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"threshold": -0.1}, r"tau: -0\.1 is negative"),
+        ({"threshold": math.nan}, "threshold: nan; accepted: a number"),
+        ({"alpha": 0.0}, r"alpha: 0\.0 is not positive"),
+        ({"alpha": math.nan}, "alpha: nan; accepted: a number"),
+        ({"smoothing": 1.0}, r"smoothing: 1\.0 is not in"),
+        ({"smoothing": -0.1}, r"smoothing: -0\.1 is not in"),
+        ({"clip": 0.0}, r"clip: 0\.0 is not positive"),
+        ({"cumulative": True, "over_step": "sum"}, "over_step: 'sum' does not go with cumulative"),
+        ({"score": "uniform", "lasting": True}, "score: a gate with memory reads the models, not 'uniform'"),
+    ],
+)
+def test_bad_arguments(arguments: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message) as error:
+        Gate(**arguments)  # type: ignore[arg-type]
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("rate", [-0.1, 1.1, math.nan])
+def test_bad_rate(rate: float) -> None:
+    with pytest.raises(ValueError, match="rate: "):
+        random_gate(rate)

@@ -1,0 +1,55 @@
+"""The teacher's place in each answer: what waits and what is drafted are read in one pass, row by row."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from distill_env.env import DistillVectorEnv
+from distill_env.models.tabular import markov
+from distill_env.teacher_scorer import PAD, TeacherScorer
+
+
+@pytest.mark.parametrize(
+    ("unread", "draft"),
+    [
+        ([[1, PAD], [2, 3]], [[0, 1, 2], [4, 0, PAD]]),  # unequal ends of equal blocks
+        ([[1], [2]], [[0, 1], [4, 0]]),
+        ([[1], [2]], [[0, PAD], [PAD, PAD]]),
+        ([[PAD], [2]], [[0, 1], [4, 0]]),
+        ([[1, 2], [3, 4]], [[], []]),
+    ],
+)
+def test_what_waits_and_a_draft_are_read_as_one_by_one(unread: list[list[int]], draft: list[list[int]]) -> None:
+    teacher = markov(5, order=2, seed=1)
+    scorer = TeacherScorer(teacher.fork(), 2, 5)
+    scorer.start([(0,), (3, 1)])
+    tokens = torch.tensor(draft, dtype=torch.long).reshape(2, -1)
+    said = scorer.score(np.array(unread), tokens, np.ones(2, np.bool_))
+    for row, prompt in enumerate([(0,), (3, 1)]):
+        before = [*prompt, *(t for t in unread[row] if t >= 0)]
+        drafted = [t for t in draft[row] if t >= 0]
+        for j in range(len(drafted) + 1):
+            expected = teacher.log_table()[teacher.walk([*before, *drafted[:j]])]
+            torch.testing.assert_close(said[row, j], expected.detach(), rtol=0, atol=1e-12)
+        alone = teacher.log_table()[teacher.walk(before)]
+        torch.testing.assert_close(scorer.log_probs[row], alone.detach(), rtol=0, atol=1e-12)
+
+
+def test_what_is_given_up_is_asked_for_again() -> None:
+    """Released between a look-ahead and a step along it or away from it, an environment pays and goes on as ever, and
+    holds no distributions of a draft."""
+    draft = torch.tensor([[0, 1, 2], [3, 0, -1]])
+    for actions in ([[0, 1], [3, 6]], [[2, 1], [0, 0]]):
+        seen = []
+        for released in (False, True):
+            env = DistillVectorEnv(2, "categorical", "markov", chunk=3, autoreset_mode="Disabled")
+            env.reset(seed=0)
+            env.lookahead(draft)
+            if released:
+                env.release()
+                assert env._scorer.cached(np.array([[0, 1], [3, 0]])) is None
+            rewards = env.step(np.array(actions))[1]
+            seen.append(np.concatenate([rewards, env.lookahead(draft)[:, 0].flatten().numpy()]))
+        np.testing.assert_allclose(seen[1], seen[0], rtol=0, atol=1e-12)

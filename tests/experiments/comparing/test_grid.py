@@ -1,0 +1,158 @@
+"""Grids of runs: each run as by itself, finished ones kept, failures told, results joined."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from safetensors.torch import load_file
+
+from experiments.ablate import studies
+from experiments.compare import Config, jobs_of, paired_table, summarise
+from experiments.comparing.grid import Contender, Job, check_jobs, load_results, read_results, run_jobs, write_results
+from experiments.running.config import parse
+from experiments.running.lifecycle import run
+from tests.helpers.paths import HELPERS
+
+FLAGS = ["--iterations", "3", "--eval-prompts", "2", "--eval-samples", "2"]
+QUIET = Console(quiet=True)
+
+
+def job(text: str, seed: int = 0) -> Job:
+    return Job("main", "categorical", "none", Contender.read(text), seed)
+
+
+def run_all(jobs: list[Job], out: Path, told: list[int] | None = None) -> list[Job]:
+    counted = [] if told is None else told
+    return run_jobs(jobs, out, FLAGS, 2, QUIET, lambda: counted.append(len(load_results(jobs, out))))
+
+
+def test_a_contender_is_a_method_or_a_label_with_an_agent_and_flags() -> None:
+    assert Contender.read("gated") == Contender("gated", "gated")
+    assert Contender.read("very loose=gated --tau 1") == Contender("very loose", "gated", ("--tau", "1"))
+
+
+def test_runs_of_a_grid_equal_runs_by_hand_and_finished_ones_are_left_alone(tmp_path: Path) -> None:
+    jobs = [job("gated"), job("loose=gated --tau 1"), job("gated", 1)]
+    told: list[int] = []
+    assert run_all(jobs, tmp_path / "grid", told) == []
+    assert len(told) == 3
+    assert told[-1] == 3
+    for one in jobs:
+        run(parse(one.arguments(tmp_path / "hand", FLAGS)), QUIET)
+        name = f"{one.name}/student/table.safetensors"
+        by_grid, by_hand = (load_file(tmp_path / where / name) for where in ("grid", "hand"))
+        assert all(bool((by_grid[k] == by_hand[k]).all()) for k in by_hand)
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "grid").rglob("evaluation.json")}
+    run_all(jobs, tmp_path / "grid")
+    assert before == {p: p.stat().st_mtime_ns for p in before}
+
+
+def test_an_interrupted_run_goes_on_and_a_failing_one_stops_no_other(tmp_path: Path) -> None:
+    jobs = [job("gated"), job("nowhere:Agent"), job("rkl")]
+    run_all(jobs[:1], tmp_path)
+    path = tmp_path / jobs[0].name / "evaluation.json"
+    whole = json.loads(path.read_text())
+    path.write_text(json.dumps({k: whole[k] for k in ("before", "seconds")}))  # as if killed before its evaluation
+    assert run_all(jobs, tmp_path) == [jobs[1]]
+    assert json.loads(path.read_text())["after"] == whole["after"]
+    assert [row["label"] for row in load_results(jobs, tmp_path)] == ["gated", "rkl"]
+
+
+def test_a_run_whose_worker_dies_is_tried_again_and_then_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "deadly.py").write_text(
+        "import os\n"
+        "class Agent:\n"
+        "    def __init__(self, env, seed):\n"
+        "        with open('tries', 'a') as file:\n"
+        "            file.write('x')\n"
+        "        os._exit(1)\n"
+        "    learn = act = save = load = print\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    jobs = [job("deadly:Agent"), job("gated")]
+    assert run_all(jobs, tmp_path / "out") == jobs[:1]
+    assert (tmp_path / "tries").read_text() == "xx"
+    assert [row["label"] for row in load_results(jobs, tmp_path / "out")] == ["gated"]
+
+
+def test_mistakes_are_told_before_anything_runs(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="two contenders of the name 'gated'"):
+        check_jobs([job("gated"), job("gated=gated --tau 1")], tmp_path, FLAGS)
+    with pytest.raises(ValueError, match="'gated' and 'ours' are the same run"):
+        check_jobs([job("gated"), job("ours=gated")], tmp_path, FLAGS)
+    with pytest.raises(ValueError, match=r"loose: .*tau"):
+        check_jobs([job("loose=gated --tau -1")], tmp_path, FLAGS)
+    run_all([job("gated")], tmp_path)
+    check_jobs([job("gated")], tmp_path, FLAGS)
+    with pytest.raises(ValueError, match="was run with another iterations"):
+        check_jobs([job("gated")], tmp_path, ["--iterations", "4", *FLAGS[2:]])
+
+
+def test_results_are_joined_by_run_and_study(tmp_path: Path) -> None:
+    path = tmp_path / "results.csv"
+    write_results([{"study": "a", "run": "x", "seed": 0, "correct_chains": 0.1}], path)
+    write_results([{"study": "a", "run": "y", "seed": 1, "entropy": 2.0}], path)
+    write_results([{"study": "a", "run": "x", "seed": 0, "correct_chains": 0.5}], path)
+    assert read_results(path) == [
+        {"study": "a", "run": "x", "seed": 0, "correct_chains": 0.5},
+        {"study": "a", "run": "y", "seed": 1, "entropy": 2.0},
+    ]
+
+
+def test_the_paired_table_compares_by_seed(tmp_path: Path) -> None:
+    rows = [
+        {"study": "main", "env": "sums", "warm": "weak", "label": label, "seed": seed, "correct_chains": value}
+        for label, numbers in (("rkl", (0.5, 0.6, 0.9)), ("gated", (0.6, 0.7, 1.0)))
+        for seed, value in enumerate(numbers)
+    ]
+    (head, line) = paired_table(rows, ["rkl", "gated"], "rkl")
+    assert head[0] == "less rkl"
+    # always ten points better; three pairs have eight signs, of which two are as extreme; in six of nine pairs larger
+    assert line == ["gated", "+10.0", "0.250", "0.250", line[4], "3"]
+    assert line[4].startswith("0.72")  # 5 wins, one tie at 0.6, one tie at... see P(X > Y) + half of ties: 6.5 / 9
+    summarise(rows, ["rkl", "gated"], "rkl", tmp_path, QUIET)
+    assert "| gated | +10.0 | 0.250 |" in (tmp_path / "summary-main.md").read_text()
+
+
+def test_every_study_of_the_ablation_parses_and_has_names_of_its_own(tmp_path: Path) -> None:
+    for name, contenders in studies().items():
+        check_jobs([Job(name, "sums", "weak", c, 0) for c in contenders], tmp_path, FLAGS)
+
+
+def test_seeds_come_first_so_that_partial_results_can_be_compared() -> None:
+    jobs = jobs_of(Config(agents=("rkl", "gated"), seeds=(3, 4), envs=("sums", "categorical")))
+    assert [j.seed for j in jobs] == [3] * 4 + [4] * 4
+
+
+@pytest.mark.slow
+def test_ray_runs_the_grid_as_local_processes_do_and_runs_again_what_died(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("ray")
+    monkeypatch.chdir(tmp_path)
+    theirs = (HELPERS / "plugin_agent.py").read_text()
+    (tmp_path / "flaky.py").write_text(
+        theirs + "\n\nimport os\n"
+        "class Flaky(Frequencies):\n"
+        "    def __init__(self, env, seed):\n"
+        "        if not Path('tried').exists():\n"
+        "            Path('tried').touch()\n"
+        "            os.kill(os.getpid(), signal.SIGKILL)\n"
+        "        super().__init__(env, seed)\n"
+    )
+    jobs = [job("gated"), job("rkl", 1), job("nowhere:Agent"), job("flaky:Flaky")]
+    failed = run_jobs(jobs, tmp_path / "ray", FLAGS, 2, QUIET, lambda: None, "ray")
+    assert failed == [jobs[2]]
+    assert (tmp_path / "tried").exists()
+    assert run_all(jobs[:2], tmp_path / "local") == []
+    for one in jobs[:2]:
+        here, there = (
+            load_file(tmp_path / where / one.name / "student/table.safetensors") for where in ("local", "ray")
+        )
+        assert all(bool((here[k] == there[k]).all()) for k in here)
+    assert len(load_results(jobs, tmp_path / "ray")) == 3

@@ -1,0 +1,56 @@
+"""A run that was killed by SIGKILL, at any moment, and resumed ends like one that was not: bit for bit."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.helpers.paths import REPOSITORY
+
+TABLE = ["--env", "categorical", "--batch-size", "8"]
+SUMS = ["--env", "sums", "--batch-size", "8", "--warm-start", "0.002", "--eval-prompts", "8", "--max-new-tokens", "8"]
+SMALL = ["--iterations", "6", "--checkpoint-every", "2", "--eval-samples", "2", "--draft-length", "4"]
+
+
+def end_of(folder: Path) -> dict[str, Any]:
+    """All that a run leaves, but for what a clock says."""
+    evaluation = json.loads((folder / "evaluation.json").read_text())
+    with (folder / "metrics.csv").open() as file:
+        rows = [{k: v for k, v in row.items() if not k.startswith("time/")} for row in csv.DictReader(file)]
+    weights = {
+        str(path.relative_to(folder)): path.read_bytes()
+        for part in ("student", "checkpoints")
+        for path in sorted((folder / part).rglob("*.safetensors"))
+    }
+    return {"before": evaluation["before"], "after": evaluation["after"], "metrics": rows, **weights}
+
+
+@pytest.mark.parametrize(
+    ("flags", "points"),
+    [
+        pytest.param([*TABLE, *SMALL], 5, id="gated"),
+        pytest.param([*TABLE, *SMALL[:-2], "--agent", "ppo"], 3, id="ppo"),
+        pytest.param([*TABLE, *SMALL], 1000, id="gated, everywhere", marks=pytest.mark.slow),
+        pytest.param([*TABLE, *SMALL[:-2], "--agent", "a2c"], 9, id="a2c", marks=pytest.mark.slow),
+        pytest.param([*SUMS, *SMALL], 6, id="sums", marks=pytest.mark.slow),
+    ],
+)
+def test_killed_and_resumed_it_ends_the_same(flags: list[str], points: int, tmp_path: Path) -> None:
+    command = [sys.executable, "tests/helpers/killed_runs.py", str(tmp_path), str(points), *flags]
+    subprocess.run(command, check=True, cwd=REPOSITORY)
+    whole = end_of(tmp_path / "whole")
+    assert len(whole["metrics"]) == 6
+    assert "checkpoints/000006/random.safetensors" in whole
+    killed = [path for path in tmp_path.iterdir() if path.name.isdecimal()]
+    assert len(killed) >= min(points, 40)
+    for folder in killed:
+        end = end_of(folder)
+        # torch's global generator is nobody's here but Stable-Baselines3's, which seeds it anew
+        assert {k for k in whole if end.get(k) != whole[k] and "random" not in k} == set(), folder.name
+        assert end.keys() == whole.keys()

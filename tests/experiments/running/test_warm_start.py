@@ -1,0 +1,57 @@
+"""The warm start: every answer once a round, and an end by its rule."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from agents.config import DistillConfig
+from agents.distill import DistillAgent
+from agents.evaluation import completion_metrics
+from agents.generation import generate
+from agents.methods import METHODS
+from distill_env.env import DistillVectorEnv
+from distill_env.models.tabular import uniform
+from experiments.running import warm_start as module
+from experiments.running.config import make_env, parse
+from experiments.running.warm_start import epochs, teacher_answers, warm_start
+
+
+def test_every_round_visits_every_batch_once_in_another_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    env = DistillVectorEnv(4, "categorical", "markov", autoreset_mode="Disabled", reveal_teacher=False)
+    agent = DistillAgent(uniform(6), DistillConfig(method=METHODS["sft"], batch_size=4))
+    data = teacher_answers(agent, env, 7)
+    assert agent.iteration == 0
+    assert all(bool(batch.rewritten[batch.mask].all()) for batch in data)
+    assert len({tuple(batch.tokens.flatten().tolist()) for batch in data}) == 7
+    seen: list[int] = []
+    monkeypatch.setattr(agent, "update", lambda batch: seen.append(next(i for i, b in enumerate(data) if b is batch)))
+    assert list(itertools.islice(epochs(agent, data), 21)) == list(range(1, 22))
+    rounds = [seen[i : i + 7] for i in (0, 7, 14)]
+    assert all(sorted(r) == list(range(7)) for r in rounds)
+    assert rounds[0] != rounds[1] != rounds[2]
+
+
+def test_a_warm_start_ends_at_the_first_validation_that_reaches_its_share(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "DATA_SET", 4)
+    monkeypatch.setattr(module, "VALIDATE_EVERY", 20)
+    flags = ["--env", "sums", "--warm-start", "0.002", "--out", str(tmp_path)]
+    config = parse(flags)
+    student, folder = warm_start(config, Console(quiet=True))
+    agent = DistillAgent.load(folder)
+    assert agent.iteration % 20 == 0
+    validation = make_env(config, "validation", 300, purpose="evaluate")
+    reached = completion_metrics(generate(agent, validation, validation.prompts, 0), 1.0)["correct_chains"]
+    assert 0.0019 <= reached < 0.5
+    again, _ = warm_start(config, Console(quiet=True))  # from disk
+    for a, b in zip(student.parameters(), again.parameters(), strict=True):
+        assert torch.equal(a, b)
+    monkeypatch.setattr(module, "GIVE_UP_AFTER", 20)
+    with pytest.raises(ValueError, match="warm_start: 94% not reached in 20 updates"):
+        warm_start(parse([*flags, "--warm-start", "0.95"]), Console(quiet=True))

@@ -1,0 +1,259 @@
+"""A student with its teacher on call: the ends of the curve, the marks, and that drafting changes nothing."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+from agents.rollout import Rollout
+from distill_env.divergence import reverse_kl
+from distill_env.env import DistillVectorEnv
+from distill_env.gate import Gate
+from distill_env.models.base import TrainableModel
+from distill_env.models.load import load_model
+from distill_env.models.tabular import TabularModel, markov
+from distill_env.models.toy import TEACHERS
+from distill_env.randomness import Purpose, episode_keys, inverse_cdf, uniform
+from distill_env.tasks.base import Prompt
+from experiments import decode as decode_module
+from experiments.answering.assisted import Decoded, decode, pieces, short_labels, writer
+from experiments.comparing.statistics import proportion
+from experiments.reporting.viewer import END
+from experiments.running.config import make_env, make_student, parse, to_dict
+from experiments.running.lifecycle import EVALUATION_SEED
+from tests.helpers.tables import Ragged, gated_law, perturbed
+
+V, HORIZON, N = 5, 9, 21
+TEACHER = markov(V, order=2, seed=4, sharpness=1.5)
+STUDENT = perturbed(TEACHER, 1.0)
+
+
+def answers(tau: float, draft_length: int = 4, rows: int = 7, **kwargs: Any) -> Decoded:
+    env = DistillVectorEnv(
+        rows, Ragged(V, HORIZON), TEACHER, chunk=16, autoreset_mode="Disabled", reveal_teacher=False, **kwargs
+    )
+    prompts = [env.prompts[i % len(env.prompts)] for i in range(N)]
+    return decode(env, STUDENT, prompts, tau, draft_length=draft_length)
+
+
+def alone(model: TabularModel, prompts: list[Prompt], purpose: Purpose) -> list[list[int]]:
+    """What a model writes with nobody else there, token by token."""
+    keys, written = episode_keys(EVALUATION_SEED, np.arange(len(prompts))), []
+    for key, prompt in zip(keys, prompts, strict=True):
+        answer: list[int] = []
+        while len(answer) < HORIZON and model.eos_token_id not in answer:
+            log_probs = model.start([[*prompt.ids, *answer]])
+            answer.append(int(inverse_cdf(log_probs, uniform(key, len(answer), purpose))[0]))
+        written.append(answer)
+    return written
+
+
+def tokens_of(rollout: Rollout) -> list[list[int]]:
+    return [row[mask].tolist() for row, mask in zip(rollout.tokens, rollout.mask, strict=True)]
+
+
+def test_the_ends_are_the_student_and_the_teacher_alone() -> None:
+    student, teacher = answers(math.inf), answers(0.0)
+    assert tokens_of(student.rollout) == alone(STUDENT, student.rollout.prompts, Purpose.STUDENT)
+    assert tokens_of(teacher.rollout) == alone(TEACHER, teacher.rollout.prompts, Purpose.TEACHER)
+    assert (student.share, teacher.share) == (0, 1)
+    assert student.divergence > teacher.divergence == 0
+
+
+@pytest.mark.parametrize("tau", [0.0, 0.3, math.inf])
+@pytest.mark.parametrize("rewrite", ["sample", "argmax", "nucleus"])
+def test_neither_drafts_nor_batches_change_the_answers(tau: float, rewrite: str) -> None:
+    one = answers(tau, 1, rows=1, rewrite=rewrite)
+    for length, rows in ((3, 7), (16, 5)):
+        other = answers(tau, length, rows, rewrite=rewrite)
+        assert other.rollout.tokens.equal(one.rollout.tokens)
+        assert other.rollout.rewritten.equal(one.rollout.rewritten)
+
+
+def test_the_divergence_is_that_of_the_law_of_the_answers() -> None:
+    """KL(behaviour || teacher) an answer, from all answers that there are, is the mean of the sum of D_t."""
+    tau, horizon = 0.3, 3
+    law: dict[tuple[int, ...], float] = {}
+    for (tokens, _), p in gated_law(STUDENT, TEACHER, Gate(threshold=tau), horizon).items():
+        law[tokens] = law.get(tokens, 0.0) + p
+    table = TEACHER.log_table().detach()
+
+    def log_p(tokens: tuple[int, ...]) -> float:
+        return sum(float(table[TEACHER.walk(tokens[:t]), token]) for t, token in enumerate(tokens))
+
+    exact = sum(p * (math.log(p) - log_p(tokens)) for tokens, p in law.items() if p > 0)
+    env = DistillVectorEnv(500, Ragged(V, horizon), TEACHER, chunk=4, autoreset_mode="Disabled", reveal_teacher=False)
+    decoded = decode(env, STUDENT, [Prompt((), "")], tau, samples=4000, draft_length=3)
+    per_answer = torch.nan_to_num(decoded.rollout.score * ~decoded.rollout.rewritten).sum(1)
+    error = float(per_answer.std()) / math.sqrt(len(per_answer))
+    assert float(per_answer.mean()) == pytest.approx(exact, abs=4 * error)
+    assert decoded.divergence == pytest.approx(float(per_answer.sum()) / float(decoded.rollout.mask.sum()))
+
+
+def test_only_hard_steps_are_handed_over() -> None:
+    tau = 0.3
+    decoded = answers(tau)
+    for prompt, tokens, flags in zip(
+        decoded.rollout.prompts, tokens_of(decoded.rollout), decoded.rollout.rewritten, strict=True
+    ):
+        for t in range(len(tokens)):
+            history = [[*prompt.ids, *tokens[:t]]]
+            d = float(reverse_kl(STUDENT.start(history), TEACHER.start(history)))
+            assert bool(flags[t]) == (d >= tau)
+
+
+def test_a_negative_tau_is_refused() -> None:
+    with pytest.raises(ValueError, match="tau: -1 is negative"):
+        writer(-1)
+
+
+class Bytes:
+    """Two tokens make one character, as in a byte-level tokenizer."""
+
+    eos_token_id = 9
+
+    def decode(self, tokens: Any) -> str:
+        names = {0: b"a", 1: b"\xc3", 2: b"\xa9", 9: b""}
+        return b"".join(names[t] for t in tokens).decode("utf-8", "replace")
+
+
+def test_a_character_in_two_hands_is_shown_once() -> None:
+    shown = pieces(Bytes(), [0, 1, 2, 0, 9], [False, False, True, True, True])  # type: ignore[arg-type]
+    assert shown == [("a", False), ("éa" + END, True)]
+
+
+def test_labels_keep_what_differs() -> None:
+    names = ["sums-weak-gated-s0", "sums-weak-rkl-s0", "sums-weak-gated-s1"]
+    assert short_labels(names, [0, 0, 1]) == ["gated", "rkl", "gated"]
+    assert short_labels(["gated-sums-s0", "rkl-sums-s3"], [0, 3]) == ["gated", "rkl"]
+    assert short_labels(["gated-sums-s0"], [0]) == ["gated-sums"]
+    assert short_labels(["a", "a-b"], [0, 0]) == ["a", "a-b"]
+
+
+def test_wilsons_interval() -> None:
+    """Against the quadratic that defines it, |p - x| = z sqrt(x (1 - x) / n), and at the ends."""
+    estimate = proportion([1, 1, 1, 0, 1, 1, 0, 1, 1, 1])
+    for bound in (estimate.low, estimate.high):
+        assert abs(0.8 - bound) == pytest.approx(1.959964 * math.sqrt(bound * (1 - bound) / 10))
+    perfect = proportion([1.0] * 8)
+    assert perfect.high == 1.0
+    assert perfect.low == pytest.approx(8 / (8 + 1.959964**2))
+    with pytest.raises(ValueError, match="accepted: in"):
+        proportion([2.0])
+
+
+# ---------------------------------------------------------------------- the command line
+
+
+def folder_of(out: Path, agent: str, seed: int, *flags: str, student: TrainableModel) -> Path:
+    """A run's folder with all that decoding reads of it."""
+    config = parse(["--agent", agent, "--seed", str(seed), "--out", str(out), *flags])
+    folder = out / config.name
+    student.save_pretrained(folder / "student")
+    (folder / "config.json").write_text(json.dumps(to_dict(config)))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Students of Sums that have learned nothing: two methods, and a second seed of one."""
+    out = tmp_path_factory.mktemp("decode")
+    short = ("--max-new-tokens", "6", "--student-width", "8", "--student-layers", "1", "--draft-limit", "4")
+    folders = []
+    for agent, seed in (("gated", 0), ("gated", 1), ("rkl", 0)):
+        config = parse(["--agent", agent, "--seed", str(seed), *short])
+        student = make_student(config, make_env(config, "test", 1, purpose="decode"))
+        folders.append(folder_of(out, agent, seed, *short, student=student))
+    return folders
+
+
+def test_the_share_is_that_of_the_marks(runs: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    """A token of Sums is a character, so that what stands between the marks can be counted."""
+    assert decode_module.main([str(runs[0]), "--tau", "1", "0", "inf", "--prompts", "3", "--samples", "2"]) == 0
+    out = capsys.readouterr().out
+    shares = []
+    for part in out.split("\ntau ")[1:]:
+        found = re.findall(r"= (.*)   (\d+) of (\d+) tokens by the teacher", part)
+        assert len(found) == 6
+        for answer, teacher, total in found:
+            marked = sum(map(len, re.findall("⟦(.*?)⟧", answer)))
+            assert (marked, len(re.sub("[⟦⟧]", "", answer))) == (int(teacher), int(total))
+        counts = np.array([[int(t), int(n)] for _, t, n in found]).sum(0)
+        shares.append(f"{counts[0] / counts[1]:.1%}")
+    assert shares[1:] == ["100.0%", "0.0%"]
+    table = out.split("95 % intervals")[1]
+    assert [re.findall(r"[\d.]+%", line)[0] for line in table.splitlines() if re.search(r"[\d.]+%", line)] == shares
+
+
+def test_on_a_terminal_the_teacher_is_red(runs: list[Path]) -> None:
+    """Without colours (NO_COLOR) the plain marks stay."""
+    assert decode_module.coloured(Console(force_terminal=True, no_color=False))
+    assert not decode_module.coloured(Console(force_terminal=True, no_color=True))
+    decoded, env = answers(0.3), DistillVectorEnv(1, Ragged(V, HORIZON), TEACHER)
+    red = 0
+    for line in decode_module.lines(env, decoded, True):
+        red += sum(span.end - span.start for span in line.spans if str(span.style).endswith("red"))
+    assert red == int(decoded.rollout.rewritten.sum())
+
+
+def test_the_curve_has_both_ends_and_a_row_a_run_and_tau(runs: list[Path], tmp_path: Path) -> None:
+    arguments = ["--curve", *map(str, runs), "--tau", "0.5", "2", "--prompts", "4", "--out", str(tmp_path)]
+    assert decode_module.main(arguments) == 0
+    with (tmp_path / "curve.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 3 * 4
+    assert {r["label"] for r in rows} == {"gated", "rkl"}
+    for row in rows:
+        assert int(row["teacher_tokens"]) / int(row["tokens"]) == pytest.approx(float(row["share"]))
+        assert float(row["correct_chains_low"]) <= float(row["correct_chains"]) <= float(row["correct_chains_high"])
+        assert float(row["share"]) == {"inf": 0.0, "0.0": 1.0}.get(row["tau"], float(row["share"]))
+    table = (tmp_path / "curve.md").read_text()
+    assert table.splitlines()[0] == "| tau, nats | gated | rkl |"
+    assert [line.split(" | ")[0] for line in table.splitlines()[2:]] == [
+        "| inf: the student alone", "| 2", "| 0.5", "| 0: the teacher alone",
+    ]  # fmt: skip
+    assert (tmp_path / "curve.png").stat().st_size > 5000
+
+
+def test_mistakes_are_told_in_a_line(runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, expected in (
+        ([str(tmp_path)], "holds no run"),
+        ([*map(str, runs)], "accepted: one, or with --curve any number"),
+        ([str(runs[0]), "--prompt", "1+1="], "accepted: a run of --env lm"),
+        ([str(runs[0]), "--tau", "-1"], "tau: -1.0 is negative"),
+        ([str(runs[0]), "--prompts", "0"], "accepted: at least 1 each"),
+        (["--curve", str(runs[0]), "--prompt", "1+1="], "takes no --prompt"),
+    ):
+        assert decode_module.main(arguments) == 1
+        said = capsys.readouterr().err
+        assert expected in said
+        assert said.count("\n") == 1
+
+
+def test_runs_of_two_tasks_make_no_curve(runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = folder_of(tmp_path, "rkl", 0, "--env", "categorical", student=markov())
+    assert decode_module.main(["--curve", str(runs[0]), str(table), "--out", str(tmp_path)]) == 1
+    assert "differ in env" in capsys.readouterr().err
+
+
+def test_a_prompt_of_the_users_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Longer than any of the task's own; the sums teacher is the language model."""
+    path = str(TEACHERS["sums"])
+    flags = ("--env", "lm", "--teacher", path, "--student", path, "--max-new-tokens", "12")
+    (tmp_path / "data.jsonl").write_text('{"prompt": "1+1="}\n')
+    folder = folder_of(
+        tmp_path, "gated", 0, *flags, "--task-path", str(tmp_path / "data.jsonl"), student=load_model(path)
+    )
+    assert decode_module.main([str(folder), "--tau", "0.5", "--prompt", "2+3+4=", "--draft-length", "3"]) == 0
+    answer = re.search(r"2\+3\+4= (.+)   0 of 9 tokens by the teacher", capsys.readouterr().out)
+    assert answer is not None
+    assert answer[1].replace(" ", "").endswith("9" + END)  # this tokenizer decodes with spaces
