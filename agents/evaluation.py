@@ -70,8 +70,8 @@ def _right(answers: Sequence[Completion], groups: Sequence[Sequence[Completion]]
         metrics[f"pass@{k}"] = measures.mean(
             measures.pass_at_k(len(g), c, k) for g, c in zip(groups, right, strict=True)
         )
-    if not any(g.correct and g.vote is None for g in grades):  # else the task names no values
-        votes = [[a.grade.vote if a.grade else None for a in g] for g in groups]
+    if not any(g.correct and g.final_value is None for g in grades):  # else the task names no values
+        votes = [[a.grade.final_value if a.grade else None for a in g] for g in groups]
         correct = [[a.grade is not None and a.grade.correct for a in g] for g in groups]
         for k in measures.sizes_up_to(samples):
             metrics[f"majority@{k}"] = measures.mean(

@@ -77,7 +77,7 @@ def reference_log_probs(model: TrainableModel, prompts: Sequence[Prompt], rows: 
     A reference that exceeds the model's context is read as far as that.
     """
     longest = getattr(model, "max_length", None)
-    cut = [(p.ids, (p.ids + p.reference)[len(p.ids) : longest]) for p in prompts if p.reference]
+    cut = [(p.ids, (p.ids + p.reference_completion)[len(p.ids) : longest]) for p in prompts if p.reference_completion]
     pairs = [(ids, reference) for ids, reference in cut if reference]
     found: list[list[float]] = []
     for begin in range(0, len(pairs), rows):

@@ -28,11 +28,13 @@ def read_references(
     core = env.unwrapped
     check_top_k(core, top_k, keep_teacher)
     started = time.perf_counter()
-    missing = sum(p.reference is None for p in prompts)
+    missing = sum(p.reference_completion is None for p in prompts)
     if missing:
         raise ValueError(f"writer: data needs a reference answer to each prompt; {missing} of {len(prompts)} have none")
     n = len(prompts)
-    answers = [np.array(p.reference)[: core.max_new_tokens] for p in prompts if p.reference is not None]
+    answers = [
+        np.array(p.reference_completion)[: core.max_new_tokens] for p in prompts if p.reference_completion is not None
+    ]
     tokens = np.full((n, max(map(len, answers))), PAD, np.int64)
     for row, answer in enumerate(answers):
         tokens[row, : len(answer)] = answer

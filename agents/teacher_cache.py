@@ -72,7 +72,9 @@ class TeacherCache:
             self._known = core, settings_of(core)
         told = {
             **self._known[1],
-            "prompts": [[p.ids, p.answer, p.reference if method.writer == "data" else None] for p in prompts],
+            "prompts": [
+                [p.ids, p.final_answer, p.reference_completion if method.writer == "data" else None] for p in prompts
+            ],
             "keys": keys.tolist(),
             "writer": method.writer,
             "kept": [method.keeps_teacher, method.top_k, method.top_p],

@@ -17,8 +17,8 @@ class Prompt:
     ids: tuple[int, ...]
     text: str
     difficulty: int = 0
-    reference: tuple[int, ...] | None = None  # a reference answer, with its end token if it ends
-    answer: str | None = None  # the right final value, if the data has one
+    reference_completion: tuple[int, ...] | None = None  # with its end token if it ends
+    final_answer: str | None = None  # the reference answer, if the data has one
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Grade:
     chain_correct: bool | None  # every step is right, too; None if the task cannot tell
     way: str | None = None  # names the right way that was taken, if there are several
     undecided: bool = False  # grading ran into its limit of time or memory, which counts as wrong
-    vote: str | None = None  # names the final value: answers of one value have one vote; None if there is no value
+    final_value: str | None = None  # the final value in one spelling, by which majorities are counted; None: no value
 
 
 class Task(Protocol):

@@ -94,7 +94,7 @@ def prompts_of_length(length: int, split: Split, count: int) -> tuple[Prompt, ..
         ways = right_ways(tuple(sorted(purse)), amount)
         ids = encode_problem(purse, amount)
         reference = encode_answer(ways[rng.integers(len(ways))], amount)
-        prompts.append(Prompt(ids, text(ids), difficulty=length, reference=reference))
+        prompts.append(Prompt(ids, text(ids), difficulty=length, reference_completion=reference))
     return tuple(prompts)
 
 
@@ -125,7 +125,7 @@ class CoinsTask(LengthTask):
         """Grade an answer for the coins and for every step.
 
         `correct`: it ends, and its coins are of the purse and pay the amount. `chain_correct`: the amounts between are
-        right, too. `score` is 1 for a correct chain and 0 otherwise; `way` is the order taken; `vote` the coins
+        right, too. `score` is 1 for a correct chain and 0 otherwise; `way` is the order taken; `final_value` the coins
         taken, in no order.
         """
         at = prompt.ids.index(GIVES)
@@ -136,7 +136,9 @@ class CoinsTask(LengthTask):
         correct = ended and not Counter(coins) - Counter(purse) and sum(coins) == amount
         chain = correct and tuple(tokens) == encode_answer(coins, amount)
         way = " ".join(map(str, coins)) if chain else None
-        return Grade(float(chain), correct, chain, way, vote=" ".join(map(str, sorted(coins))) if ended else None)
+        return Grade(
+            float(chain), correct, chain, way, final_value=" ".join(map(str, sorted(coins))) if ended else None
+        )
 
     def draw(self, rng: np.random.Generator, length: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """A random training problem of so many coins and a random right answer."""

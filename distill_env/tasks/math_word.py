@@ -77,13 +77,15 @@ class MathTask(LanguageTask):
 
     def grade(self, prompt: Prompt, tokens: Sequence[int]) -> Grade:
         """`correct`: the final value is right; in an answer that was cut off, only if it is marked as such. Steps are
-        not checked. `vote`: numbers vote by value, formulas as they are spelt; right ones all alike."""
-        if prompt.answer is None:
+        not checked. `final_value`: a number by its value, a formula as it is written; all correct ones are the same."""
+        if prompt.final_answer is None:
             return Grade(0.0, False, None)
         completion, asks_on, _ = self.decode(tokens).partition("\nQuestion:")  # as after a plain prompt it may
         ended = bool(asks_on) or (len(tokens) > 0 and tokens[-1] == self.eos_token_id)
-        verdict = grade(prompt.answer, completion, self.symbolic, ended)
-        return Grade(float(verdict.correct), verdict.correct, None, undecided=verdict.undecided, vote=verdict.value)
+        verdict = grade(prompt.final_answer, completion, self.symbolic, ended)
+        return Grade(
+            float(verdict.correct), verdict.correct, None, undecided=verdict.undecided, final_value=verdict.value
+        )
 
 
 def read_row(where: str, row: dict[str, Any]) -> Example:

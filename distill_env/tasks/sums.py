@@ -79,7 +79,7 @@ def prompts_of_length(length: int, split: Split, count: int) -> tuple[Prompt, ..
             encode_problem(digits),
             text(encode_problem(digits)),
             difficulty=length,
-            reference=encode_answer([int(d) for d in rng.permutation(digits)]),
+            reference_completion=encode_answer([int(d) for d in rng.permutation(digits)]),
         )
         for digits in problems
     )
@@ -108,7 +108,7 @@ class SumsTask(LengthTask):
 
         `correct`: it ends, and its last running total is the sum modulo 10. `chain_correct`: it is, token for token,
         one of the right ways. `score` is 1 for a correct chain and 0 otherwise; `way` is the order taken;
-        `vote` the last total.
+        `final_value` the last total.
         """
         digits = [t for t in prompt.ids if t < 10]
         tokens = [int(t) for t in tokens]
@@ -117,7 +117,7 @@ class SumsTask(LengthTask):
         order = tokens[0::3]
         chain = ended and sorted(order) == sorted(digits) and tuple(tokens) == encode_answer(order)
         way = "".join(map(str, order)) if chain else None
-        return Grade(float(chain), correct, chain, way, vote=text(tokens[-2:]) or None if ended else None)
+        return Grade(float(chain), correct, chain, way, final_value=text(tokens[-2:]) or None if ended else None)
 
     def draw(self, rng: np.random.Generator, length: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """A random training problem of so many digits and a random right answer."""

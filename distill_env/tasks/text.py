@@ -46,7 +46,11 @@ class TextTask(LanguageTask):
             if not cut:
                 raise ValueError(f"task_path: the {split} text has {len(ids)} tokens; accepted: at least {passage}")
             prompts[split] = [
-                Prompt(tuple(p[:prompt_tokens]), self.decode(p[:prompt_tokens]), reference=tuple(p[prompt_tokens:]))
+                Prompt(
+                    tuple(p[:prompt_tokens]),
+                    self.decode(p[:prompt_tokens]),
+                    reference_completion=tuple(p[prompt_tokens:]),
+                )
                 for p in cut
             ]
         self._keep(_complete(prompts))

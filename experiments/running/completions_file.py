@@ -2,7 +2,7 @@
 
     {"split": "test", "writer": "student", "sample": 0, "prompt": "...", "answer": "...", "tokens": 12, "ended": true,
      "difficulty": 3, "grade": {"score": 1.0, "correct": true, "chain_correct": null, "way": null, "undecided": false,
-     "vote": "18"}}
+     "final_value": "18"}}
 
 `writer` is student, teacher, or reference (what the task's data say, ungraded); `grade` is null if the task has none.
 """
@@ -42,9 +42,9 @@ def answer_lines(task: Task, split: str, writer: Writer, answers: Sequence[Compl
 def reference_lines(task: Task, split: str, prompts: Sequence[Prompt]) -> Iterator[dict[str, Any]]:
     """The reference answers of the prompts that have one."""
     for prompt in prompts:
-        if prompt.reference is not None:
-            ended = prompt.reference[-1:] == (task.eos_token_id,)
-            yield _line(task, split, "reference", prompt, prompt.reference, ended)
+        if prompt.reference_completion is not None:
+            ended = prompt.reference_completion[-1:] == (task.eos_token_id,)
+            yield _line(task, split, "reference", prompt, prompt.reference_completion, ended)
 
 
 def _line(task: Task, split: str, writer: Writer, prompt: Prompt, tokens: Sequence[int], ended: bool) -> dict[str, Any]:

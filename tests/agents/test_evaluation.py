@@ -119,16 +119,16 @@ def test_references_are_read_as_far_as_the_context_goes() -> None:
     """Each as if it were alone; one that exceeds the 64 tokens is cut, one that could not begin is left out."""
     model = build_model("sums")
     prompts = [
-        Prompt((7, 10, 2, 11), "", reference=(7, 7, 12, 2, 9, 13)),
+        Prompt((7, 10, 2, 11), "", reference_completion=(7, 7, 12, 2, 9, 13)),
         Prompt((7, 10, 2, 11), ""),
-        Prompt((3, 11), "", reference=(5,) * 70),
-        Prompt((3,) * 64, "", reference=(5, 13)),
-        Prompt((1, 10, 1, 11), "", reference=(1, 1, 12, 1, 2, 13)),
+        Prompt((3, 11), "", reference_completion=(5,) * 70),
+        Prompt((3,) * 64, "", reference_completion=(5, 13)),
+        Prompt((1, 10, 1, 11), "", reference_completion=(1, 1, 12, 1, 2, 13)),
     ]
     found = reference_log_probs(model, prompts, rows=2)
     assert [len(f) for f in found] == [6, 62, 6]
     for prompt, log_probs in zip([prompts[0], prompts[2], prompts[4]], found, strict=True):
-        ids = [*prompt.ids, *(prompt.reference or ())][:64]
+        ids = [*prompt.ids, *(prompt.reference_completion or ())][:64]
         with torch.no_grad():
             rows = model.model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
         expected = [float(rows[t - 1, ids[t]]) for t in range(len(prompt.ids), len(ids))]
@@ -151,7 +151,7 @@ def test_an_evaluation_of_a_small_task_by_itself(task: str) -> None:
     assert metrics["pass@1"] <= metrics["pass@2"] <= metrics["pass@4"]
     assert metrics["steps"] == pytest.approx(metrics["length"] / 3)  # a step is three tokens
     assert 0 < metrics["self_bleu"] <= 1
-    assert all(a.grade is not None and (a.grade.vote is not None or not a.grade.correct) for a in answers)
+    assert all(a.grade is not None and (a.grade.final_value is not None or not a.grade.correct) for a in answers)
 
 
 def agent_like(student: Any) -> DistillAgent:

@@ -233,7 +233,7 @@ def test_reference_answers_are_read_as_if_the_teacher_had_written_them(limits: t
     state scored once."""
     written = write(ALWAYS, 1, 3, n=20, limits=limits)
     answers = [tuple(row[row >= 0].tolist()) for row in written.tokens]
-    prompts = [dataclasses.replace(p, reference=a) for p, a in zip(written.prompts, answers, strict=True)]
+    prompts = [dataclasses.replace(p, reference_completion=a) for p, a in zip(written.prompts, answers, strict=True)]
     for num_envs in (1, 3, 20):
         env = DistillVectorEnv(num_envs, Ragged(V, HORIZON), TEACHER, chunk=4, autoreset_mode="Disabled")
         read = read_references(env, prompts, *limits)

@@ -116,7 +116,7 @@ def test_reference_answers_are_told_apart(tmp_path: Path) -> None:
     cache, env, asked = TeacherCache(tmp_path), make_env(rows=2), []
     agent = DistillAgent(perturbed(TEACHER, 1.0), DistillConfig(row, batch_size=2), cache)
     for reference in ((0, 1, 4), (0, 1, 4), (0, 2, 4)):
-        env.prompts = (dataclasses.replace(NO_PROMPT, ids=(1,), reference=reference),)
+        env.prompts = (dataclasses.replace(NO_PROMPT, ids=(1,), reference_completion=reference),)
         agent.iteration = 0
         agent.learn(env, 1, lambda _, metrics: asked.append(metrics["cost/teacher_positions"]))
     assert asked[0] == asked[2] > 0 == asked[1]

@@ -832,9 +832,9 @@ def sums_prompt(*digits: int) -> Prompt:
 
 
 def grade(prompt: Prompt, text: str, end: bool = True) -> Grade:
-    """Of Sums, without the vote, which is not about being right."""
+    """Of Sums, without the final value, which is not about being right."""
     result = SumsTask().grade(prompt, ["0123456789+=;".index(c) for c in text] + [EOS] * end)
-    return dataclasses.replace(result, vote=None)
+    return dataclasses.replace(result, final_value=None)
 
 
 def test_every_right_way_is_right_and_there_are_so_many() -> None:
@@ -894,8 +894,8 @@ def test_no_permutation_of_a_problem_is_in_two_splits() -> None:
             assert seen.setdefault(multiset, split) == split
             assert split_of(multiset) == ("test" if split == "ood" else split)
             assert prompt.difficulty == len(multiset)
-            assert prompt.reference is not None
-            assert task.grade(prompt, prompt.reference).chain_correct
+            assert prompt.reference_completion is not None
+            assert task.grade(prompt, prompt.reference_completion).chain_correct
     assert {p.difficulty for p in task.prompts("ood")} == {6, 7}
     everything = [set(multisets(3, split)) for split in ("train", "validation", "test")]
     assert sum(map(len, everything)) == len(set.union(*everything)) == 220

@@ -141,7 +141,7 @@ def test_divergences_of_what_is_not_told_are_refused(server: CompletionsServer) 
             write(teacher, top_k)
     env = DistillVectorEnv(2, Ragged(V, HORIZON), teacher, autoreset_mode="Disabled")
     with pytest.raises(ValueError, match="top_k: 0"):
-        read_references(env, [env.prompts[0].__class__((0,), "a", reference=(1, 2))])
+        read_references(env, [env.prompts[0].__class__((0,), "a", reference_completion=(1, 2))])
     env.reset(seed=0)  # the environment itself needs no more than what is told
     teacher.close()
 

@@ -47,19 +47,25 @@ def test_the_grader_takes_right_ways_and_nothing_else(length: int) -> None:
         for way in itertools.product(range(1, 10), repeat=2):
             if way not in ways:
                 assert not task.grade(prompt, encode_answer(way, amount)).correct if sum(way) <= amount else True
-        assert prompt.reference is not None
-        assert task.grade(prompt, prompt.reference).chain_correct
+        assert prompt.reference_completion is not None
+        assert task.grade(prompt, prompt.reference_completion).chain_correct
 
 
 def test_a_wrong_amount_between_breaks_the_chain_only_and_an_answer_without_an_end_is_wrong() -> None:
     task = CoinsTask()
-    prompt = next(p for p in task.prompts("train") if p.difficulty == 4 and len(p.reference or ()) == 12)
-    assert prompt.reference is not None
-    answer = list(prompt.reference)
+    prompt = next(p for p in task.prompts("train") if p.difficulty == 4 and len(p.reference_completion or ()) == 12)
+    assert prompt.reference_completion is not None
+    answer = list(prompt.reference_completion)
     answer[1] += 1
     grade = task.grade(prompt, answer)
     assert (grade.correct, grade.chain_correct, grade.score, grade.way) == (True, False, 0.0, None)
-    for broken in (prompt.reference[:-1], (), (EOS,), (*prompt.reference[:-1], SEMICOLON), (0, 0, EOS)):
+    for broken in (
+        prompt.reference_completion[:-1],
+        (),
+        (EOS,),
+        (*prompt.reference_completion[:-1], SEMICOLON),
+        (0, 0, EOS),
+    ):
         assert not task.grade(prompt, broken).correct
 
 

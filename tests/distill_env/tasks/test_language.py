@@ -48,7 +48,7 @@ def write(path: Path, *rows: dict[str, Any]) -> str:
 def shown(task: Any, prompt: Prompt) -> tuple[str, str | None]:
     """Prompt and reference in words; the end token is `<e>`."""
     decode = task.tokenizer.decode
-    return decode(prompt.ids), None if prompt.reference is None else decode(prompt.reference)
+    return decode(prompt.ids), None if prompt.reference_completion is None else decode(prompt.reference_completion)
 
 
 GSM = {"question": "Half of 8?", "answer": "8/2 = <<8/2=4>>4.\nSo it is 4.\n#### 4"}
@@ -95,9 +95,9 @@ def test_a_problem_is_put_plainly_or_as_a_chat_and_its_own_solution_is_right(
     assert asked.endswith("\\boxed{}.<a>")
     assert reference == f"{solution}<e>"
     for task, prompt in ((plain, one), (chat, other)):
-        assert (prompt.text, prompt.answer, prompt.difficulty) == (question, answer, difficulty)
-        assert prompt.reference is not None
-        right = task.grade(prompt, prompt.reference)
+        assert (prompt.text, prompt.final_answer, prompt.difficulty) == (question, answer, difficulty)
+        assert prompt.reference_completion is not None
+        right = task.grade(prompt, prompt.reference_completion)
         assert right.correct
         assert right.score == 1
         assert right.chain_correct is None
@@ -230,7 +230,7 @@ def test_a_text_is_cut_into_passages_of_which_none_overlap(words: dict[bool, str
     (tmp_path / "corpus.txt").write_text(text)
     task = make_task("text", path=str(tmp_path), tokenizer=words[False], prompt_tokens=4, max_new_tokens=6)
     passages = [p for s in SPLITS for p in task.prompts(s)]
-    assert "".join(task.decode([*p.ids, *(p.reference or ())]) for p in passages) == text[:1000]
+    assert "".join(task.decode([*p.ids, *(p.reference_completion or ())]) for p in passages) == text[:1000]
     assert [len(task.prompts(s)) for s in SPLITS] == [80, 10, 10, 0]
 
 
@@ -307,9 +307,9 @@ def test_published_files_are_read_as_they_are(real_data: Path, words: dict[bool,
         prompts = {s: task.prompts(s) for s in SPLITS}
         assert sum(map(len, prompts.values())) == train + test
         assert len(prompts["test"]) == test or not test
-        graded = [p for part in prompts.values() for p in part if p.reference is not None]
+        graded = [p for part in prompts.values() for p in part if p.reference_completion is not None]
         assert len(graded) == train + test
-        assert all(task.grade(p, p.reference).correct for p in graded if p.reference is not None)
+        assert all(task.grade(p, p.reference_completion).correct for p in graded if p.reference_completion is not None)
         if folder != "svamp":
             assert {p.difficulty for p in prompts["test"]} <= set(range(1, 13))
     forms = {
