@@ -125,7 +125,7 @@ class Collector:
         self.ledger.seconds = time.perf_counter() - started
         self.core.release()
         longest = int((self.tokens >= 0).sum(1).max())
-        teacher, ids = self.kept.take() if self.keep_teacher else (None, None)
+        teacher, ids = self.kept.pop() if self.keep_teacher else (None, None)
         return Rollout(
             self.prompts,
             torch.from_numpy(self.tokens[:, :longest]),
@@ -334,7 +334,7 @@ class Collector:
         if self.keep_teacher:
             for rows, place, log_probs in self.core.executed_log_probs():
                 ids = support(log_probs, self.top_k, self.top_p)
-                self.kept.put(self.episode[rows], place, project(log_probs, ids), ids)
+                self.kept.append(self.episode[rows], place, project(log_probs, ids), ids)
         kept = np.minimum(self.read, self.lengths + own)
         if (kept != self.read).any():
             self.student.rewind(torch.from_numpy(kept))

@@ -125,7 +125,7 @@ class DistillAgent:
         return self
 
     def _check_ranks(self) -> None:
-        config, count = self.config, self.processes.count
+        config, count = self.config, self.processes.world_size
         if count > config.batch_size:
             raise ValueError(f"batch_size: {config.batch_size} answers for {count} processes; at least one each")
         if count > 1 and (self.method.gamma > 0 or self.method.estimator == "sampled" or self.method.importance):

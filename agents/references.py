@@ -51,11 +51,11 @@ def read_references(
                 positions = np.arange(len(answers[row]))
                 states = log_probs[row - begin, : len(positions)]
                 ids = support(states, top_k, top_p)
-                kept.put(np.full_like(positions, row), positions, project(states, ids), ids)
+                kept.append(np.full_like(positions, row), positions, project(states, ids), ids)
         ledger.teacher_passes = core.teacher_usage.passes - before[0]
         ledger.teacher_positions = core.teacher_usage.positions - before[1]
     ledger.seconds = ledger.teacher_seconds = time.perf_counter() - started
-    teacher, kept_ids = kept.take() if keep_teacher else (None, None)
+    teacher, kept_ids = kept.pop() if keep_teacher else (None, None)
     empty = torch.zeros(tokens.shape, dtype=torch.float64)
     return Rollout(
         list(prompts),

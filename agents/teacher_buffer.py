@@ -1,4 +1,4 @@
-"""What the teacher said at each state, kept for the update: written down once, in little more memory than it takes."""
+"""The teacher's distributions at the states of a rollout, stored for the update in little extra memory."""
 
 from __future__ import annotations
 
@@ -12,38 +12,47 @@ from torch import Tensor
 from distill_env.divergence import LOG_ZERO
 from distill_env.teacher_scorer import PAD
 
-_BLOCK = 2**25  # numbers in a block; one so large goes back to the system when it is given up
+_BLOCK = 2**25  # numbers in a block; the system takes back the memory of a block that large as soon as it is freed
 
 
 class TeacherBuffer:
-    """The teacher's log-probabilities at the states of N answers, in whatever order they come.
+    """The teacher's log-probabilities at the states of N completions, appended in any order.
 
-    They are copied into few large blocks, which are given up one by one while the result is written. Kept as the small
-    tensors that they come in, they would be in memory twice at the end, and leave it full of holes.
+    They are copied into a few large blocks, which are freed one by one while the result is assembled. A list of the
+    small tensors would need the memory twice at the end, and leave it fragmented.
 
     Args:
-        states: at most so many will come.
+        states: the largest number of states that will be appended.
     """
 
     def __init__(self, states: int) -> None:
         self._states = states
-        self._blocks: list[tuple[Tensor, Tensor | None]] = []  # log p [m, S] and ids [m, S - 1], the last one partly
-        self._filled = 0  # rows of the last one
+        self._blocks: list[tuple[Tensor, Tensor | None]] = []  # log p [m, S] and ids [m, S - 1]; the last is not full
+        self._filled = 0  # rows of the last block in use
         self._episodes: list[NDArray[np.int64]] = []
         self._positions: list[NDArray[np.int64]] = []
 
-    def put(self, episodes: NDArray[np.int64], positions: NDArray[np.int64], rows: Tensor, ids: Tensor | None) -> None:
-        """Keep rows [m, S], on the supports `ids` [m, S - 1] if there are any, of these positions of these answers."""
+    def append(
+        self, episodes: NDArray[np.int64], positions: NDArray[np.int64], log_probs: Tensor, ids: Tensor | None
+    ) -> None:
+        """Add states.
+
+        Args:
+            episodes: int64 [m], the completion of each state.
+            positions: int64 [m], its position there.
+            log_probs: [m, S], over the ids and a tail; over the whole vocabulary without ids.
+            ids: int64 [m, S - 1], or None.
+        """
         self._episodes.append(episodes)
         self._positions.append(positions)
         begin = 0
-        while begin < len(rows):
-            if not self._blocks or self._blocks[-1][0].shape[1:] != rows.shape[1:] or not self._room():
-                self._open(rows, ids)
+        while begin < len(log_probs):
+            if not self._blocks or self._blocks[-1][0].shape[1:] != log_probs.shape[1:] or not self._room():
+                self._open_block(log_probs, ids)
             block, block_ids = self._blocks[-1]
-            count = min(len(rows) - begin, self._room())
+            count = min(len(log_probs) - begin, self._room())
             here = slice(self._filled, self._filled + count)
-            block[here] = rows[begin : begin + count]
+            block[here] = log_probs[begin : begin + count]
             if block_ids is not None and ids is not None:
                 block_ids[here] = ids[begin : begin + count]
             self._filled += count
@@ -52,29 +61,28 @@ class TeacherBuffer:
     def _room(self) -> int:
         return len(self._blocks[-1][0]) - self._filled
 
-    def _open(self, rows: Tensor, ids: Tensor | None) -> None:
-        """Begin a block for rows like these."""
-        self._close()
-        size = max(1, min(self._states, _BLOCK // rows.shape[1]))
+    def _open_block(self, log_probs: Tensor, ids: Tensor | None) -> None:
+        """Start a block for rows of this width and dtype."""
+        self._trim_last_block()
+        size = max(1, min(self._states, _BLOCK // log_probs.shape[1]))
         empty_ids = None if ids is None else ids.new_empty(size, ids.shape[1])
-        self._blocks.append((rows.new_empty(size, rows.shape[1]), empty_ids))
+        self._blocks.append((log_probs.new_empty(size, log_probs.shape[1]), empty_ids))
         self._filled = 0
 
-    def _close(self) -> None:
-        """Cut the last block to what was written."""
+    def _trim_last_block(self) -> None:
         if self._blocks:
             block, ids = self._blocks.pop()
             self._blocks.append((block[: self._filled], None if ids is None else ids[: self._filled]))
 
-    def take(self) -> tuple[Tensor, Tensor | None]:
-        """All rows, answer by answer, position by position, and their supports; then nothing is kept any more.
+    def pop(self) -> tuple[Tensor, Tensor | None]:
+        """Return all states, completion by completion and position by position, and empty the buffer.
 
-        The support of a nucleus differs in size from part to part: places without an id hold log 0; the tail stays
-        last.
+        Returns:
+            log p [M, S] and the ids int64 [M, S - 1], or None. S is that of the widest state: narrower ones (nuclei
+            differ in size) are filled up with id -1 and log 0 before the tail, which stays last.
         """
-        self._close()
-        key = np.concatenate(self._positions), np.concatenate(self._episodes)
-        order = np.lexsort(key)
+        self._trim_last_block()
+        order = np.lexsort((np.concatenate(self._positions), np.concatenate(self._episodes)))
         if len(self._blocks) == 1 and (order[1:] > order[:-1]).all():
             return self._blocks.pop()
         place = np.empty_like(order)

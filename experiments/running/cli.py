@@ -13,7 +13,7 @@ import tyro
 from rich.console import Console
 from rich.markup import escape
 
-from agents.distributed import is_first
+from agents.distributed import is_main_process
 
 C = TypeVar("C")
 
@@ -62,7 +62,9 @@ def exit_code(work: Callable[[], Any]) -> int:
     else:
         return 0
     line = " ".join(text.split("\n"))
-    Console(stderr=True, quiet=not is_first()).print(f"[red]error[/] {escape(line)}", soft_wrap=True, highlight=False)
+    Console(stderr=True, quiet=not is_main_process()).print(
+        f"[red]error[/] {escape(line)}", soft_wrap=True, highlight=False
+    )
     return 1
 
 

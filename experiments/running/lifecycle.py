@@ -76,7 +76,7 @@ def main(args: Sequence[str] | None = None) -> int:
         if ":" in config.agent:
             plugin(config.agent)  # before anything is made
         processes = init_distributed()
-        if processes.number:
+        if processes.rank:
             follow(config, processes)
             return
         with signals_raise():
@@ -112,7 +112,7 @@ def follow(config: AnyRun, processes: ProcessGroup) -> None:
 
 def training_rows(config: AnyRun, processes: ProcessGroup) -> int:
     """Rows of the training environment: at most this process's part of a batch."""
-    if processes.count == 1:
+    if processes.world_size == 1:
         return config.rows or config.options.batch_size
     part = len(range(config.options.batch_size)[processes.local_slice(config.options.batch_size)])
     return max(1, min(config.rows or part, part))
@@ -148,8 +148,10 @@ def run_first(config: AnyRun, console: Console, processes: ProcessGroup) -> dict
     folder = config.out / config.name
     refuse_taken(config, folder)
     cache = teacher_cache(config, console)
-    if processes.count > 1 and not isinstance(config.options, DistillConfig):
-        raise ValueError(f"agent: {config.agent!r} with {processes.count} processes; accepted: {', '.join(METHODS)}")
+    if processes.world_size > 1 and not isinstance(config.options, DistillConfig):
+        raise ValueError(
+            f"agent: {config.agent!r} with {processes.world_size} processes; accepted: {', '.join(METHODS)}"
+        )
     if processes.mesh is not None and (config.env == "categorical" or config.lora_rank):
         told = f"env: {config.env}" if config.env == "categorical" else f"lora_rank: {config.lora_rank}"
         raise ValueError(f"{told} with --use_fsdp; accepted: a student that is a language model, all of it trained")

@@ -1,4 +1,4 @@
-"""Several processes end where one does, whether each holds the student or a share of it."""
+"""Several processes end at the weights of one, whether each holds the whole student or a shard of it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_the_parts_of_a_batch_are_all_of_it_in_order(size: int, count: int) -> N
 
 @pytest.mark.parametrize("micro", [0, 1, 2, 3, 9])
 @pytest.mark.parametrize(("size", "count"), [(5, 2), (8, 3), (7, 7), (64, 4)])
-def test_with_those_that_are_missing_all_make_as_many_passes(size: int, count: int, micro: int) -> None:
+def test_with_the_extra_passes_all_processes_make_equally_many(size: int, count: int, micro: int) -> None:
     all_passes = []
     for i in range(count):
         processes = ProcessGroup(i, count, mesh="some")
@@ -64,13 +64,13 @@ def test_with_those_that_are_missing_all_make_as_many_passes(size: int, count: i
         ("ACCELERATE_MIXED_PRECISION", "bf16"),
     ],
 )
-def test_settings_of_accelerate_that_would_be_ignored_are_refused(
+def test_settings_of_accelerate_without_effect_are_refused(
     monkeypatch: pytest.MonkeyPatch, name: str, value: str
 ) -> None:
     pytest.importorskip("accelerate")
-    for variable, told in (("WORLD_SIZE", "2"), ("ACCELERATE_USE_FSDP", "true"), (name, value)):
-        monkeypatch.setenv(variable, told)
-    with pytest.raises(ValueError, match=f"^{name.lower().removeprefix('accelerate_')}: '{value}'; accepted: "):
+    for variable, setting in (("WORLD_SIZE", "2"), ("ACCELERATE_USE_FSDP", "true"), (name, value)):
+        monkeypatch.setenv(variable, setting)
+    with pytest.raises(ValueError, match=f"^{name.lower().removeprefix('accelerate_')}: '{value}'"):
         init_distributed()
 
 
@@ -94,9 +94,6 @@ def test_in_one_shard_a_student_learns_and_is_saved_as_without(tmp_path: Path, m
     train(tmp_path / "sharded", ProcessGroup(mesh=mesh), iterations=2, kind=kind)
     same(tmp_path / "sharded", tmp_path / "alone")
     logits_of(tmp_path / "sharded/student")
-
-
-# ---------------------------------------------------------------------- two processes
 
 
 def launch(processes: int, *how: object, script: str = "experiments/run.py") -> list[str]:
@@ -141,7 +138,7 @@ def test_two_processes_end_at_the_weights_of_one_and_resume_as_one(tmp_path: Pat
 
 
 @pytest.mark.slow
-def test_what_several_processes_cannot_do_is_told_once(tmp_path: Path) -> None:
+def test_what_several_processes_cannot_do_is_one_error(tmp_path: Path) -> None:
     pytest.importorskip("accelerate")
     done = run(launch(2), *FLAGS, "--agent", "ppo", "--out", tmp_path)
     assert done.returncode != 0
@@ -151,7 +148,7 @@ def test_what_several_processes_cannot_do_is_told_once(tmp_path: Path) -> None:
     assert "with 2 processes accepted" in done.stderr
     done = run(launch(2, "--use_fsdp", "--fsdp_offload_params", "true"), *FLAGS, "--out", tmp_path)
     assert done.returncode != 0
-    assert done.stderr.count("fsdp_offload_params: 'true'; accepted: false") == 1
+    assert done.stderr.count("fsdp_offload_params: 'true'") == 1
 
 
 @pytest.mark.slow
@@ -170,9 +167,6 @@ def test_two_nodes_end_at_the_weights_of_one(tmp_path: Path) -> None:
     assert other.wait() == 0
     assert first.returncode == 0, first.stderr
     torch.testing.assert_close(table(tmp_path / "two"), table(tmp_path / "one"), rtol=0, atol=1e-12)
-
-
-# ---------------------------------------------------------------------- a sharded student
 
 
 def same(folder: Path, other: Path, atol: float = 1e-12, files: int = 3) -> None:
@@ -237,7 +231,7 @@ def test_a_saved_student_of_two_shards_is_a_plain_one(sharded: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_in_another_number_of_shards(sharded: Path, tmp_path: Path) -> None:
+def test_a_run_resumes_with_another_number_of_shards(sharded: Path, tmp_path: Path) -> None:
     same(sharded / "two/resumed", sharded / "one/plain")
     train(tmp_path / "resumed", iterations=3, start=str(sharded / "two/half/agent"))
     same(tmp_path / "resumed", sharded / "one/plain")
@@ -255,7 +249,7 @@ def test_each_process_holds_half_of_a_sharded_student(sharded: Path, kind: str) 
 
 
 @pytest.mark.slow
-def test_a_sharded_run_of_the_command_line_goes_on_in_whole_students(tmp_path: Path) -> None:
+def test_a_sharded_run_of_the_command_line_resumes_unsharded(tmp_path: Path) -> None:
     pytest.importorskip("accelerate")
     where = [*SUMS, "--out", tmp_path]
     stages = [(launch(2, "--use_fsdp"), 2), (launch(2), 3), (launch(2, "--use_fsdp"), 4)]

@@ -78,7 +78,7 @@ def train(
     agent.join_group(processes)
     told: list[dict[str, float]] = []
     try:
-        agent.learn(env, sys.maxsize if processes.number else iterations, lambda _, metrics: told.append(metrics))
+        agent.learn(env, sys.maxsize if processes.rank else iterations, lambda _, metrics: told.append(metrics))
         folder.mkdir(parents=True)
         agent.save(folder / "agent")
         agent.student.export(folder / "student")  # type: ignore[attr-defined]
@@ -90,7 +90,7 @@ def train(
     held = {"state": numbers(state), "at rollout": numbers(agent.student.parameters())}
     with processes.sharded(agent.student):
         held["in an update"] = numbers(agent.student.parameters())
-    Path(f"{folder}-{processes.number}.json").write_text(json.dumps(held))
+    Path(f"{folder}-{processes.rank}.json").write_text(json.dumps(held))
 
 
 def numbers(tensors: Any) -> int:
