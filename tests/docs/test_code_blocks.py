@@ -1,0 +1,207 @@
+"""Every Python and bash block of README.md and docs/ runs.
+
+The blocks of a page run in order: the Python blocks in one namespace, all of them in one folder that is empty at first.
+A comment above a block changes that:
+
+    <!-- test: --iterations 2 -->    each command of experiments/ in the block gets these flags, too
+    <!-- test: parse, REASON -->     the flags of its commands are parsed and nothing is run
+    <!-- test: skip, REASON -->      nothing is looked at
+
+A block with a title, as in `python title="my_agent.py"`, is written into the folder under that name instead of being
+run. The names of models and files that a page asks for are replaced by tiny ones.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import runpy
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import pytest
+import tyro
+
+from agents.methods import METHODS
+from tests.helpers.paths import REPOSITORY
+from tests.helpers.tiny_models import write_model, write_prompts
+
+PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
+PAGES = [page for page in PAGES if "report" not in page.parent.name]  # written by experiments/report.py
+BLOCK = re.compile(r"^(?P<indent> *)```(?P<language>\w+)(?P<rest>[^\n]*)\n(?P<code>.*?)^(?P=indent)```", re.M | re.S)
+DIRECTIVE = re.compile(r"<!-- test: (.*?) -->\s*\Z")
+TEACHERS = ("Qwen/Qwen2.5-1.5B-Instruct", "smollm2/teacher", "models/teacher")
+STUDENTS = ("Qwen/Qwen2.5-0.5B-Instruct", "smollm2/student", "runs/warm/student", "models/student")
+RECORDER = """
+log() { printf '%s\\0' "$#" "$@" >> "$RECORD"; }
+for name in python pip pytest mkdocs accelerate vllm uv git tensorboard; do
+    eval "$name() { log $name \\"\\$@\\"; }"
+done
+cd() { :; }
+"""
+
+pytestmark = pytest.mark.docs
+
+
+@dataclass(frozen=True)
+class Block:
+    page: Path
+    line: int
+    language: str
+    title: str
+    directive: str
+    code: str
+
+
+def blocks_of(page: Path) -> Iterator[Block]:
+    text = page.read_text()
+    for match in BLOCK.finditer(text):
+        before = DIRECTIVE.search(text[: match.start()])
+        title = re.search(r'title="([^"]+)"', match["rest"])
+        indent = len(match["indent"])
+        yield Block(
+            page,
+            text[: match.start()].count("\n") + 1,
+            match["language"],
+            title[1] if title else "",
+            before[1] if before else "",
+            "".join(line[indent:] or "\n" for line in match["code"].splitlines(keepends=True)),
+        )
+
+
+class Parsed(BaseException):
+    """The flags of a command are right; raised instead of running it."""
+
+
+def commands(block: Block, record: Path) -> list[list[str]]:
+    """The words of every command of a bash block, as bash itself expands them."""
+    record.write_text("")
+    environment = {"RECORD": str(record), "HOME": str(Path.home()), "PATH": "/nonexistent"}
+    script = f"set -euo pipefail\n{RECORDER}\n{block.code}"
+    done = subprocess.run(["/bin/bash", "-c", script], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, f"{block.page}:{block.line}: {done.stderr}"
+    words = record.read_text().split("\0")[:-1]
+    found = []
+    while words:
+        count, words = int(words[0]), words[1:]
+        found.append(words[:count])
+        words = words[count:]
+    return found
+
+
+@dataclass
+class Session:
+    """Runs the blocks of a page."""
+
+    folder: Path
+    stand_ins: dict[str, str]
+    monkeypatch: pytest.MonkeyPatch
+    namespace: dict[str, Any]
+
+    def run(self, block: Block) -> None:
+        if block.directive.startswith("skip,") or block.language not in ("python", "bash"):
+            return
+        if block.title:
+            (self.folder / block.title).write_text(block.code)
+        elif block.language == "python":
+            source = "\n" * block.line + self.replaced(block.code)
+            exec(compile(source, str(block.page), "exec", dont_inherit=True), self.namespace)
+        else:
+            for words in commands(block, self.folder / ".record"):
+                self.command(words, block.directive)
+
+    def replaced(self, text: str) -> str:
+        for name, path in self.stand_ins.items():
+            text = text.replace(name, path)
+        return text
+
+    def command(self, words: list[str], directive: str) -> None:
+        tool, *rest = words
+        parse = directive.startswith("parse,")
+        script = next((i for i, word in enumerate(rest) if word.startswith("experiments/")), None)
+        if script is not None and tool in ("python", "accelerate"):
+            more = [] if parse or not directive else directive.split()
+            self.script(rest[script], [self.replaced(word) for word in rest[script + 1 :]] + more, parse)
+        elif tool == "pip":
+            check_requirement(rest)
+        elif tool == "pytest":
+            assert all((REPOSITORY / word).exists() for word in rest if word.startswith("tests"))
+        else:
+            assert parse or tool == "git", f"{words} is not run by any test; mark its block `parse` or `skip`"
+
+    def script(self, path: str, arguments: list[str], parse: bool) -> None:
+        with self.monkeypatch.context() as patch:
+            patch.setattr(sys, "argv", [path, *arguments])
+            patch.setattr(sys, "path", list(sys.path))
+            if parse:
+                patch.setattr(tyro, "cli", parsed_only(tyro.cli))
+            with pytest.raises((Parsed, SystemExit)) as stop:
+                runpy.run_path(str(REPOSITORY / path), run_name="__main__")
+        assert isinstance(stop.value, Parsed) == parse, f"{path}: {stop.value}"
+        assert parse or not stop.value.code, f"{path} {' '.join(arguments)}"
+
+
+def parsed_only(cli: Any) -> Any:
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        result = cli(*args, **kwargs)
+        if kwargs.get("return_unknown_args"):  # a first look at some of the flags
+            return result
+        raise Parsed
+
+    return wrapper
+
+
+def check_requirement(words: list[str]) -> None:
+    """`pip install` of the checkout, with extras that there are, or of other packages."""
+    assert words[0] == "install", words
+    extras = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for word in words[1:]:
+        match = re.fullmatch(r"\.(?:\[([\w,]+)\])?", word)
+        if match:
+            assert set((match[1] or "").split(",")) - {""} <= set(extras), word
+
+
+@pytest.fixture(scope="module")
+def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("models")
+    teacher, student = write_model(folder / "teacher", seed=0), write_model(folder / "student", seed=1)
+    prompts = write_prompts(folder)
+    rows = [{"instruction": f"{a}+{9 - a}=", "output": f"{a};{9 - a}"} for a in range(8)]
+    (folder / "instructions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    files = {"prompts.txt": prompts, "instructions.jsonl": str(folder / "instructions.jsonl")}
+    return {**dict.fromkeys(TEACHERS, teacher), **dict.fromkeys(STUDENTS, student), **files}
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if list(blocks_of(p))], ids=lambda p: str(p.relative_to(REPOSITORY)))
+def test_the_blocks_of_a_page(
+    page: Path, stand_ins: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    known, environments = dict(METHODS), dict(gymnasium.registry)
+    try:
+        session = Session(tmp_path, stand_ins, monkeypatch, {"__name__": "docs"})
+        for block in blocks_of(page):
+            session.run(block)
+    finally:
+        for table, before in ((METHODS, known), (gymnasium.registry, environments)):
+            table.clear()
+            table.update(before)
+
+
+INLINE = re.compile(r"`([^`\n]+)`")
+ROOM = re.compile(r"(?:distill_env|agents|experiments|tests|docs)/[\w./-]*")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(REPOSITORY)))
+def test_files_and_links_of_a_page_exist(page: Path) -> None:
+    text = BLOCK.sub("", page.read_text())
+    named = {match[0] for code in INLINE.findall(text) for match in [ROOM.fullmatch(code)] if match}
+    assert sorted(path for path in named if not (REPOSITORY / path).exists()) == []
+    links = {target.split("#")[0] for target in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in target}
+    assert sorted(link for link in links if link and not (page.parent / link).exists()) == []
