@@ -25,12 +25,13 @@ from rich.text import Text
 
 from agents.methods import GATED, Method
 from distill_env.tasks.base import Split
-from experiments.answering.assisted import Decoded, Row, curve_row, decode, pieces, short_labels, write_curve
+from experiments.answering.assisted import Decoded, Row, curve_row, decode, short_labels, write_curve
 from experiments.reporting.results import measure
 from experiments.reporting.viewer import load_student, spread
 from experiments.running.cli import exit_code, read_flags
 from experiments.running.config import DRAFT_LENGTH, AnyRun, load_config, make_env, task_arguments
 from experiments.running.lifecycle import EVALUATION_ROWS
+from experiments.running.teacher_marks import mark_teacher
 from experiments.running.tracking import progress_bar
 
 if TYPE_CHECKING:
@@ -111,8 +112,8 @@ def show(config: Config, console: Console) -> None:
     keys: list[str] = []
     for tau in config.tau or (own_tau,):
         decoded = write(config, run, env, student, method, prompts, tau)
-        console.print(f"\ntau {tau:g}: the teacher's are {'red' if coloured(console) else '⟦so⟧'}", highlight=False)
-        for line in lines(env, decoded, coloured(console)):
+        console.print(f"\ntau {tau:g}: the teacher wrote what is marked ⟦so⟧", highlight=False)
+        for line in lines(env, decoded):
             console.print(line, soft_wrap=True, highlight=False)
         if not keys:
             keys = [k for k in ("accuracy", "correct_chains") if decoded.grade(k) is not None]
@@ -126,29 +127,16 @@ def show(config: Config, console: Console) -> None:
     console.print(table)
 
 
-def coloured(console: Console) -> bool:
-    return console.is_terminal and not console.no_color
-
-
-def lines(env: DistillVectorEnv, decoded: Decoded, colour: bool) -> list[Text]:
-    """Prompt, answer, and how many of its tokens are the teacher's; these are red, or between brackets."""
-    rollout, found = decoded.rollout, []
+def lines(env: DistillVectorEnv, decoded: Decoded) -> list[Text]:
+    """Prompt, completion, and how many of its tokens the teacher wrote."""
+    rollout, result = decoded.rollout, []
     for i, prompt in enumerate(rollout.prompts):
         mask = rollout.mask[i]
         tokens, rewritten = rollout.tokens[i][mask].tolist(), rollout.rewritten[i][mask].tolist()
-        line = Text(prompt.text, style="dim" if colour else "")
-        line.append(" ")
-        for piece, by_teacher in pieces(env.task, tokens, rewritten):
-            line.append(piece if colour or not by_teacher else f"⟦{piece}⟧", "not dim red" if by_teacher else "not dim")
-        verdict = f", {'right' if is_right(decoded, i) else 'wrong'}" if decoded.grades else ""
-        line.append(f"   {sum(rewritten)} of {len(tokens)} tokens by the teacher{verdict}", "dim")
-        found.append(line)
-    return found
-
-
-def is_right(decoded: Decoded, i: int) -> bool:
-    grade = decoded.grades[i]
-    return grade.correct if grade.chain_correct is None else grade.chain_correct
+        line = mark_teacher(env.task, prompt, tokens, rewritten)
+        verdict = f", {'right' if decoded.grades[i].right else 'wrong'}" if decoded.grades else ""
+        result.append(line.append(f"   {sum(rewritten)} of {len(tokens)} tokens by the teacher{verdict}", "dim"))
+    return result
 
 
 def draw_curve(config: Config, console: Console) -> None:

@@ -32,6 +32,11 @@ class Grade:
     undecided: bool = False  # grading ran into its limit of time or memory, which counts as wrong
     final_value: str | None = None  # the final value in one spelling, by which majorities are counted; None: no value
 
+    @property
+    def right(self) -> bool:
+        """Whether the whole chain is right; only the final value where the task does not judge chains."""
+        return self.correct if self.chain_correct is None else self.chain_correct
+
 
 class Task(Protocol):
     """Prompts, splits and a grader over the token ids of one vocabulary."""

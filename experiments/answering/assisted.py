@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import csv
 import io
-import itertools
 import math
 import sys
 from collections.abc import Mapping, Sequence
@@ -25,7 +24,6 @@ from experiments.comparing.statistics import Estimate, proportion
 from experiments.reporting import figures
 from experiments.reporting.figures import Panel, Style
 from experiments.reporting.results import Line, Measure, measure
-from experiments.reporting.viewer import END
 from experiments.running.lifecycle import EVALUATION_SEED
 from experiments.running.tracking import markdown_table
 
@@ -34,7 +32,7 @@ if TYPE_CHECKING:
     from agents.rollout import Rollout
     from distill_env.env import DistillVectorEnv
     from distill_env.models.base import TokenModel
-    from distill_env.tasks.base import Grade, Prompt, Task
+    from distill_env.tasks.base import Grade, Prompt
 
 LARGEST = sys.float_info.max  # no D_t reaches it, and unlike inf it has the gate read D_t
 ON_CALL = Measure("share", "tokens that the teacher wrote", "%", 1)
@@ -112,23 +110,6 @@ def decode(
         answers = zip(repeated, rollout.tokens, rollout.mask, strict=True)
         grades = [env.task.grade(p, tokens[mask].tolist()) for p, tokens, mask in answers]
     return Decoded(tau, samples, rollout, grades)
-
-
-def pieces(task: Task, tokens: Sequence[int], rewritten: Sequence[bool]) -> list[tuple[str, bool]]:
-    """An answer as stretches of text, and whether the teacher wrote each; a black square is the end token.
-
-    Every stretch is what its tokens add to the text before: a token alone may be half a character, or lose its space.
-    """
-    stretches, shown, end = [], 0, 0
-    for by_teacher, run in itertools.groupby(rewritten):
-        end += len(list(run))
-        text = task.decode(tokens[:end])
-        if end < len(tokens):
-            text = text.rstrip("\ufffd")  # half a character: its other half is the next stretch's
-        piece = text[shown:] + (END if tokens[end - 1] == task.eos_token_id else "")
-        stretches.append((piece, by_teacher))
-        shown = max(shown, len(text))
-    return stretches
 
 
 # ---------------------------------------------------------------------- the curve

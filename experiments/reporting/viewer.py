@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from agents.config import DistillConfig
 from agents.methods import GATED, Method
 from distill_env.gate import NEVER, Gate
+from experiments.running.teacher_marks import END
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
     from distill_env.models.base import TrainableModel
     from distill_env.tasks.base import Prompt, Task
     from experiments.running.config import AnyRun
-
-END = "\u25a0"  # a black square: the end token has no text
 
 
 def see_run(folder: Path, prompts: int = 4, positions_from: int = 100, top: int = 5) -> dict[str, Any]:
@@ -156,8 +155,7 @@ def describe(
                 }
             )
         grade = env.task.grade(prompt, ids) if env.task.graded else None
-        correct = None if grade is None else grade.correct if grade.chain_correct is None else grade.chain_correct
-        answers.append({"correct": correct, "tokens": tokens})
+        answers.append({"correct": None if grade is None else grade.right, "tokens": tokens})
     return answers
 
 

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
 
 from agents.rollout import Rollout
 from distill_env.divergence import reverse_kl
@@ -25,11 +24,11 @@ from distill_env.models.toy import TEACHERS
 from distill_env.randomness import Purpose, episode_keys, inverse_cdf, uniform
 from distill_env.tasks.base import Prompt
 from experiments import decode as decode_module
-from experiments.answering.assisted import Decoded, decode, pieces, short_labels, writer
+from experiments.answering.assisted import Decoded, decode, short_labels, writer
 from experiments.comparing.statistics import proportion
-from experiments.reporting.viewer import END
 from experiments.running.config import make_env, make_student, parse, to_dict
 from experiments.running.lifecycle import EVALUATION_SEED
+from experiments.running.teacher_marks import END
 from tests.helpers.tables import Ragged, gated_law, perturbed
 
 V, HORIZON, N = 5, 9, 21
@@ -116,21 +115,6 @@ def test_a_negative_tau_is_refused() -> None:
         writer(-1)
 
 
-class Bytes:
-    """Two tokens make one character, as in a byte-level tokenizer."""
-
-    eos_token_id = 9
-
-    def decode(self, tokens: Any) -> str:
-        names = {0: b"a", 1: b"\xc3", 2: b"\xa9", 9: b""}
-        return b"".join(names[t] for t in tokens).decode("utf-8", "replace")
-
-
-def test_a_character_in_two_hands_is_shown_once() -> None:
-    shown = pieces(Bytes(), [0, 1, 2, 0, 9], [False, False, True, True, True])  # type: ignore[arg-type]
-    assert shown == [("a", False), ("éa" + END, True)]
-
-
 def test_labels_keep_what_differs() -> None:
     names = ["sums-weak-gated-s0", "sums-weak-rkl-s0", "sums-weak-gated-s1"]
     assert short_labels(names, [0, 0, 1]) == ["gated", "rkl", "gated"]
@@ -194,15 +178,15 @@ def test_the_share_is_that_of_the_marks(runs: list[Path], capsys: pytest.Capture
     assert [re.findall(r"[\d.]+%", line)[0] for line in table.splitlines() if re.search(r"[\d.]+%", line)] == shares
 
 
-def test_on_a_terminal_the_teacher_is_red(runs: list[Path]) -> None:
-    """Without colours (NO_COLOR) the plain marks stay."""
-    assert decode_module.coloured(Console(force_terminal=True, no_color=False))
-    assert not decode_module.coloured(Console(force_terminal=True, no_color=True))
+def test_the_teachers_tokens_are_red(runs: list[Path]) -> None:
     decoded, env = answers(0.3), DistillVectorEnv(1, Ragged(V, HORIZON), TEACHER)
-    red = 0
-    for line in decode_module.lines(env, decoded, True):
-        red += sum(span.end - span.start for span in line.spans if str(span.style).endswith("red"))
-    assert red == int(decoded.rollout.rewritten.sum())
+    red = [
+        len(line.plain[span.start : span.end].strip("⟦⟧"))
+        for line in decode_module.lines(env, decoded)
+        for span in line.spans
+        if span.style == "red"
+    ]
+    assert sum(red) == int(decoded.rollout.rewritten.sum())
 
 
 def test_the_curve_has_both_ends_and_a_row_a_run_and_tau(runs: list[Path], tmp_path: Path) -> None:

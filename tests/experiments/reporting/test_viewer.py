@@ -13,9 +13,10 @@ from agents.distill import DistillAgent
 from distill_env.divergence import reverse_kl
 from distill_env.models.load import build_model, load_model
 from distill_env.tasks.registry import make_task
-from experiments.reporting.viewer import END, see_run, spread, token_text
+from experiments.reporting.viewer import see_run, spread, token_text
 from experiments.running import lifecycle as run_module
 from experiments.running.config import CATEGORICAL_VOCABULARY, load_config, tau_of
+from experiments.running.teacher_marks import END
 
 TAU = 0.3
 
