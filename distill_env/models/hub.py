@@ -1,16 +1,19 @@
-"""Tokenizers, by folder or hub id."""
+"""Around Transformers and the Hugging Face hub: tokenizers, optional packages, progress bars."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 
 @dataclass(frozen=True)
 class TokenizerSource:
-    """Where a tokenizer is read from, if a name does not say it all."""
+    """A folder or hub id of a tokenizer, and how it is read."""
 
     name: str
     gguf_file: str = ""
@@ -39,6 +42,33 @@ def load_tokenizer(source: TokenizerName) -> Any:
         options |= {"gguf_file": source.gguf_file} if source.gguf_file else {}
     try:
         return AutoTokenizer.from_pretrained(name, **options)
-    except Exception as error:  # what Transformers raises differs with the damage
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise ValueError(f"tokenizer: {name!r} is no folder with a tokenizer and no hub id: {reason}") from None
+    except Exception as error:  # its type depends on the damage
+        raise ValueError(
+            f"tokenizer: {name!r} cannot be loaded; expected a folder with a tokenizer or a hub id ({reason_of(error)})"
+        ) from None
+
+
+def reason_of(error: Exception) -> str:
+    """The text of an error in one line of at most 300 characters."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def require(package: str, argument: str, extra: str) -> None:
+    """Raise ValueError, with what to install, if a package that this argument needs is missing."""
+    if find_spec(package) is None:
+        name = package.replace("_", "-")
+        raise ValueError(f"{argument} needs the package {name}; install it with pip install 'distill-env[{extra}]'")
+
+
+@contextmanager
+def no_progress_bars() -> Iterator[None]:
+    """Without Transformers' progress bars for each file that it reads or writes."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

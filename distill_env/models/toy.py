@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from distill_env.tasks import coins, sums
+from distill_env.tasks.coins import CoinsTask
+from distill_env.tasks.sums import SumsTask
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast, SmolLM3ForCausalLM
 
-# what is written for the ids 0, 1, ...; the id after the last one is the end token
-SYMBOLS: dict[str, tuple[str, ...]] = {"sums": tuple(sums.SYMBOLS), "coins": coins.SYMBOLS}
+# the texts of the ids 0, 1, ...; the id after the last one is the end token
+SYMBOLS = {task.name: task.symbols for task in (SumsTask, CoinsTask)}
 TEACHERS = {name: Path(__file__).parents[1] / "data" / f"{name}_teacher" for name in SYMBOLS}
 
 

@@ -6,27 +6,14 @@ import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from distill_env.models.hub import TokenizerName
+from distill_env.models.hub import TokenizerName, require
 from distill_env.tasks.base import Grade, Prompt
-from distill_env.tasks.grading.grade import LONGEST_ANSWER, grade, last_boxed, number, require_math_verify
+from distill_env.tasks.grading.grade import LONGEST_ANSWER, grade, last_boxed, number
 from distill_env.tasks.language import Example, LanguageTask, Wording, complete_splits
 from distill_env.tasks.sources import HubTable, columns_of, read_rows
 
-HUB: dict[str, HubTable] = {
-    "gsm8k": {
-        "train": ("openai/gsm8k", "main", "train"),
-        "test": ("openai/gsm8k", "main", "test"),
-        "ood": ("ChilleD/SVAMP", None, "test"),
-    },
-    "math": {
-        "train": ("DigitalLearningGmbH/MATH-lighteval", None, "train"),
-        "test": ("HuggingFaceH4/MATH-500", None, "test"),
-    },
-    "aime": {"test": ("HuggingFaceH4/aime_2024", None, "train")},
-    "svamp": {"train": ("ChilleD/SVAMP", None, "train"), "test": ("ChilleD/SVAMP", None, "test")},
-}
 ACCEPTED = (
     "question and answer (GSM8K), problem with answer or a solution with \\boxed{} (MATH, AIME), "
     "Body, Question and Answer (SVAMP)"
@@ -43,7 +30,6 @@ class MathTask(LanguageTask):
     solution (of operations of the equation); 0 if there is neither.
 
     Args:
-        name: gsm8k, math, aime or svamp; says where the data are on the hub.
         path: see `sources.read_rows`; validation and test are split off if they are not there.
         tokenizer, max_new_tokens, max_prompt_tokens, step_pattern: see `LanguageTask`.
         chat, few_shot, seed: see `Wording`; without a chat a prompt is `Question: ...\nAnswer:`.
@@ -53,10 +39,10 @@ class MathTask(LanguageTask):
     """
 
     graded = True
+    hub: ClassVar[HubTable] = {}  # the data on the hub, without a path
 
     def __init__(
         self,
-        name: str,
         tokenizer: TokenizerName,
         path: str | Path = "",
         chat: bool | None = None,
@@ -67,11 +53,11 @@ class MathTask(LanguageTask):
         step_pattern: str = "",
     ) -> None:
         super().__init__(tokenizer, max_new_tokens, max_prompt_tokens, step_pattern)
-        rows = read_rows(path, HUB[name])
+        rows = read_rows(path, self.hub)
         examples = {split: [read_row(where, row) for where, row in part] for split, part in rows.items()}
         self.symbolic = any(number(str(e.answer)) is None for part in examples.values() for e in part)
         if self.symbolic:
-            require_math_verify(name)
+            require("math_verify", "task: answers that are no plain numbers: their grading", "tasks")
         wording = Wording(chat, few_shot, seed, "Question: {}\nAnswer:", " {}", REQUEST)
         self._ask(complete_splits(examples), wording)
 
@@ -86,6 +72,37 @@ class MathTask(LanguageTask):
         return Grade(
             float(verdict.correct), verdict.correct, None, undecided=verdict.undecided, final_value=verdict.value
         )
+
+
+class GSM8KTask(MathTask):
+    """Grade-school word problems (Cobbe et al. 2021, 2110.14168); SVAMP is out of distribution."""
+
+    hub: ClassVar[HubTable] = {
+        "train": ("openai/gsm8k", "main", "train"),
+        "test": ("openai/gsm8k", "main", "test"),
+        "ood": ("ChilleD/SVAMP", None, "test"),
+    }
+
+
+class CompetitionMathTask(MathTask):
+    """Competition problems (Hendrycks et al. 2021, 2103.03874); the test split is MATH-500."""
+
+    hub: ClassVar[HubTable] = {
+        "train": ("DigitalLearningGmbH/MATH-lighteval", None, "train"),
+        "test": ("HuggingFaceH4/MATH-500", None, "test"),
+    }
+
+
+class AIMETask(MathTask):
+    """The American Invitational Mathematics Examination of 2024."""
+
+    hub: ClassVar[HubTable] = {"test": ("HuggingFaceH4/aime_2024", None, "train")}
+
+
+class SVAMPTask(MathTask):
+    """Varied one-step word problems (Patel et al. 2021, 2103.07191)."""
+
+    hub: ClassVar[HubTable] = {"train": ("ChilleD/SVAMP", None, "train"), "test": ("ChilleD/SVAMP", None, "test")}
 
 
 def read_row(where: str, row: dict[str, Any]) -> Example:

@@ -3,49 +3,40 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from pkgutil import resolve_name
 from typing import Any
 
 from distill_env.tasks.base import Task
 
-MATH_TASKS = ("gsm8k", "math", "aime", "svamp")
-
-LANGUAGE_TASKS = ("instruct", *MATH_TASKS, "text")
+SMALL_TASKS = {
+    "sums": "distill_env.tasks.sums:SumsTask",
+    "coins": "distill_env.tasks.coins:CoinsTask",
+    "categorical": "distill_env.tasks.categorical:CategoricalTask",
+}
+LANGUAGE_TASKS = {
+    "instruct": "distill_env.tasks.instruct:InstructTask",
+    "gsm8k": "distill_env.tasks.math_word:GSM8KTask",
+    "math": "distill_env.tasks.math_word:CompetitionMathTask",
+    "aime": "distill_env.tasks.math_word:AIMETask",
+    "svamp": "distill_env.tasks.math_word:SVAMPTask",
+    "text": "distill_env.tasks.text:TextTask",
+}
 
 
 def make_task(name: str, **kwargs: Any) -> Task:
-    """The task of that name. Those that read data are made once a process and shared; nothing changes them.
+    """The task of that name. A language task is made once per process and arguments, and shared; it never changes.
 
     Raises:
-        ValueError: for a name that is not a task.
+        ValueError: for an unknown name.
     """
-    if name == "sums":
-        from distill_env.tasks.sums import SumsTask
-
-        return SumsTask(**kwargs)
-    if name == "coins":
-        from distill_env.tasks.coins import CoinsTask
-
-        return CoinsTask(**kwargs)
-    if name == "categorical":
-        from distill_env.tasks.categorical import CategoricalTask
-
-        return CategoricalTask(**kwargs)
     if name in LANGUAGE_TASKS:
-        return _language_task(name, tuple(sorted(kwargs.items())))
-    raise ValueError(f"task: unknown task {name!r}; accepted: categorical, sums, coins, {', '.join(LANGUAGE_TASKS)}")
+        return _shared(LANGUAGE_TASKS[name], tuple(sorted(kwargs.items())))
+    if name not in SMALL_TASKS:
+        raise ValueError(f"task: {name!r} is unknown; expected one of {', '.join([*SMALL_TASKS, *LANGUAGE_TASKS])}")
+    task: Task = resolve_name(SMALL_TASKS[name])(**kwargs)
+    return task
 
 
 @lru_cache(maxsize=4)
-def _language_task(name: str, arguments: tuple[tuple[str, Any], ...]) -> Task:
-    kwargs = dict(arguments)
-    if name == "instruct":
-        from distill_env.tasks.instruct import InstructTask
-
-        return InstructTask(**kwargs)
-    if name == "text":
-        from distill_env.tasks.text import TextTask
-
-        return TextTask(**kwargs)
-    from distill_env.tasks.math_word import MathTask
-
-    return MathTask(name, **kwargs)
+def _shared(path: str, arguments: tuple[tuple[str, Any], ...]) -> Any:
+    return resolve_name(path)(**dict(arguments))

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from distill_env.models.hub import require
 from distill_env.tasks.base import SPLITS, Split
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".txt")
@@ -153,11 +154,10 @@ def _lines(text: str) -> list[tuple[int, str]]:
 
 
 def _read_parquet(path: Path) -> list[Row]:
-    try:
-        from pyarrow import ArrowException
-        from pyarrow.parquet import read_table
-    except ImportError:
-        raise ValueError("task_path: .parquet needs pyarrow; pip install 'distill_env[tasks]'") from None
+    require("pyarrow", f"task_path: {str(path)!r}", "tasks")
+    from pyarrow import ArrowException
+    from pyarrow.parquet import read_table
+
     try:
         rows = read_table(path).to_pylist()
     except (ArrowException, OSError) as error:
@@ -171,12 +171,9 @@ def _is_hub_id(path: str) -> bool:
 
 
 def _load(name: str, configuration: str | None, split: str | None) -> Any:
-    try:
-        import datasets
-    except ImportError:
-        raise ValueError(
-            f"task_path: {name!r} is no file, and the hub needs the package datasets; pip install 'distill_env[tasks]'"
-        ) from None
+    require("datasets", f"task_path: {name!r} is not a file, and a data set of the hub", "tasks")
+    import datasets
+
     try:
         return datasets.load_dataset(name, configuration, split=split)
     except Exception as error:  # what it raises differs with the hub's mood and with releases

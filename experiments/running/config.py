@@ -22,6 +22,7 @@ from agents.methods import METHODS, Method, check_cacheable
 from distill_env.checks import check_range, check_types
 from distill_env.models.load import is_served
 from distill_env.tasks.base import Split
+from distill_env.tasks.registry import LANGUAGE_TASKS
 from experiments.running.cli import errors_in_one_line
 from experiments.running.lm_arguments import (
     adapter_arguments,
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from distill_env.models.base import TrainableModel
     from distill_env.tasks.base import Task
 
-LanguageTaskName = Literal["instruct", "gsm8k", "math", "aime", "svamp", "text"]
+LanguageTaskName = Literal[*LANGUAGE_TASKS]  # type: ignore[valid-type]
 EnvName = Literal["sums", "coins", "categorical", "lm"]
 SMALL_TASKS = ("sums", "coins")  # with a trained teacher that ships with the project
 SB3_AGENTS: dict[str, Literal["ppo", "a2c"]] = {"ppo": "ppo", "a2c": "a2c"}

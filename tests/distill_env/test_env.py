@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
-import itertools
 import json
 import pickle
 import re
@@ -31,9 +29,9 @@ from distill_env.models.load import load_model
 from distill_env.models.tabular import TabularModel, markov, suffix_automaton
 from distill_env.models.toy import small_teacher
 from distill_env.randomness import episode_keys
-from distill_env.tasks.base import SPLITS, Grade, Prompt
+from distill_env.tasks.base import Prompt
 from distill_env.tasks.categorical import CategoricalTask
-from distill_env.tasks.sums import EOS, SumsTask, encode_answer, encode_problem, multisets, number_of_ways, split_of
+from distill_env.tasks.sums import SumsTask
 from distill_env.wrappers import RewriteImplausible, SingleRewriteImplausible
 from tests.helpers.paths import HELPERS
 from tests.helpers.tables import Ragged
@@ -511,8 +509,12 @@ def test_a_whole_step_is_written_at_one_price() -> None:
 
 def test_the_task_pays_at_the_end() -> None:
     """`task_reward` times the grade, whoever wrote, once, on top of the rest."""
-    prompt = Prompt(encode_problem([7, 2]), "7+2=")
-    for answer, grade in (([2, 9], 0.0), (encode_answer([2, 7]), 1.0), (encode_answer([7, 2])[:-1], 0.0)):
+    prompt = Prompt(SumsTask.encode_problem(([7, 2], None)), "7+2=")
+    for answer, grade in (
+        ([2, 9], 0.0),
+        (SumsTask.encode_completion([2, 7]), 1.0),
+        (SumsTask.encode_completion([7, 2])[:-1], 0.0),
+    ):
         plain, paid = (DistillVectorEnv(1, "sums", "sums", task_reward=w, max_new_tokens=6) for w in (0.0, 5.0))
         for env in (plain, paid):
             env.reset(options={"prompts": [prompt]})
@@ -660,11 +662,11 @@ def test_a_masked_reset_leaves_the_other_rows_alone() -> None:
     actions = np.array([7, some.rewrite_action, 3])
     some.step(actions)
     before = none.step(actions)[0]
-    options = {"reset_mask": np.array([False, True, False]), "prompts": [encode_problem([1, 2])]}
+    options = {"reset_mask": np.array([False, True, False]), "prompts": [SumsTask.encode_problem(([1, 2], None))]}
     observation, info = some.reset(options=options)
     assert info["_teacher_log_probs"].tolist() == [False, True, False]
     np.testing.assert_array_equal(observation[[0, 2]], before[[0, 2]])
-    assert observation[1, :5].tolist() == [*encode_problem([1, 2]), PAD]
+    assert observation[1, :5].tolist() == [*SumsTask.encode_problem(([1, 2], None)), PAD]
     assert set(options) == {"reset_mask", "prompts"}
     after, expected = some.step(actions), none.step(actions)
     for one, other in zip(after[:4], expected[:4], strict=True):
@@ -724,7 +726,7 @@ def test_ansi_shows_who_wrote() -> None:
         env.step(np.array([action]))
     assert env.render() == ("\x1b[2m\x1b[0ma\x1b[31mbb\x1b[0ma",)
     single = gym.make("Distill/Sums-v0", render_mode="ansi")
-    single.reset(options={"prompts": [encode_problem([7, 2])]})
+    single.reset(options={"prompts": [SumsTask.encode_problem(([7, 2], None))]})
     for action in (7, 7, 12):
         single.step(action)
     assert single.render() == "\x1b[2m7+2=\x1b[0m77;"
@@ -822,85 +824,6 @@ def test_a_bad_step_is_refused_and_changes_nothing() -> None:
     assert_equal(env.step(np.array([[0, 1], [2, REWRITE]])), untouched.step(np.array([[0, 1], [2, REWRITE]])))
     with pytest.raises(ValueError, match="reset_mask: the first reset has to be of all rows"):
         DistillVectorEnv(2, **arguments_of("table")).reset(options={"reset_mask": np.array([True, False])})
-
-
-# ---------------------------------------------------------------------- sums
-
-
-def sums_prompt(*digits: int) -> Prompt:
-    return Prompt(encode_problem(digits), "+".join(map(str, digits)) + "=")
-
-
-def grade(prompt: Prompt, text: str, end: bool = True) -> Grade:
-    """Of Sums, without the final value, which is not about being right."""
-    result = SumsTask().grade(prompt, ["0123456789+=;".index(c) for c in text] + [EOS] * end)
-    return dataclasses.replace(result, final_value=None)
-
-
-def test_every_right_way_is_right_and_there_are_so_many() -> None:
-    """n! / prod(m_i!) orders; `7+2+9=` may be answered `77;29;98`."""
-    task = SumsTask()
-    assert task.decode(encode_problem([7, 2, 9])) == "7+2+9="
-    assert task.decode(encode_answer([7, 2, 9])) == "77;29;98"
-    assert grade(sums_prompt(7, 2, 9), "99;76;28") == Grade(1.0, True, True, "972")
-    ways = set()
-    for order in set(itertools.permutations([3, 3, 1, 3])):
-        result = task.grade(sums_prompt(3, 3, 1, 3), encode_answer(order))
-        assert result.chain_correct
-        ways.add(result.way)
-    assert len(ways) == number_of_ways([3, 3, 1, 3]) == 4
-
-
-@pytest.mark.parametrize(
-    ("text", "end", "correct", "why"),
-    [
-        ("77;28;98", True, True, "a wrong total on the way"),
-        ("77;29;97", True, False, "a wrong total at the end"),
-        ("77;29", True, False, "a missing digit"),
-        ("77;29;98;", True, False, "a step too many"),
-        ("77;29;29;98", True, True, "a duplicate digit"),
-        ("77;79;98", True, True, "one digit twice, another not at all"),
-        ("77;29;98", False, False, "no end"),
-        ("77;29;98+", True, False, "something after it"),
-        ("77;29+98", True, True, "a wrong separator"),
-        ("88", False, False, "the value twice, but no end"),
-        ("", True, False, "nothing"),
-        ("", False, False, "nothing at all"),
-        ("8", True, True, "the value alone"),
-    ],
-)
-def test_wrong_answers_are_wrong(text: str, end: bool, correct: bool, why: str) -> None:
-    """`correct` asks for the final value only, the score for the whole chain."""
-    assert grade(sums_prompt(7, 2, 9), text, end) == Grade(0.0, correct, False, None), why
-
-
-def test_each_digit_is_added_as_often_as_it_stands() -> None:
-    task, prompt = SumsTask(), sums_prompt(3, 3, 1)
-    assert task.grade(prompt, encode_answer([3, 1, 3])).chain_correct
-    for order in ([3, 1, 1], [3, 1], [3, 3, 1, 1]):
-        assert not task.grade(prompt, encode_answer(order)).chain_correct
-
-
-def test_no_permutation_of_a_problem_is_in_two_splits() -> None:
-    """Out of distribution are longer problems, whose multisets are none that the teacher was trained on either."""
-    task = SumsTask(prompts_per_length=60)
-    seen: dict[tuple[int, ...], str] = {}
-    for split in SPLITS:
-        prompts = task.prompts(split)
-        assert prompts == task.prompts(split)
-        assert len(set(prompts)) == len(prompts)
-        for prompt in prompts:
-            multiset = tuple(sorted(t for t in prompt.ids if t < 10))
-            assert seen.setdefault(multiset, split) == split
-            assert split_of(multiset) == ("test" if split == "ood" else split)
-            assert prompt.difficulty == len(multiset)
-            assert prompt.reference_completion is not None
-            assert task.grade(prompt, prompt.reference_completion).chain_correct
-    assert {p.difficulty for p in task.prompts("ood")} == {6, 7}
-    everything = [set(multisets(3, split)) for split in ("train", "validation", "test")]
-    assert sum(map(len, everything)) == len(set.union(*everything)) == 220
-    for digits in everything[0] | everything[2]:
-        assert len({split_of(order) for order in itertools.permutations(digits)}) == 1
 
 
 def test_the_shipped_teacher_writes_right_chains_through_the_environment() -> None:

@@ -22,7 +22,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import lru_cache
-from importlib.util import find_spec
 from pathlib import Path
 
 LONGEST_COMPLETION = 10_000  # characters; of a longer one the end is read
@@ -153,12 +152,6 @@ def _depth(text: str) -> int:
 def _last_formula(text: str) -> str | None:
     parts = text.rsplit("$", 2)
     return parts[1] if len(parts) == 3 else None
-
-
-def require_math_verify(task: str) -> None:
-    """Raise ValueError, with what to install, if math-verify is not there."""
-    if find_spec("math_verify") is None:
-        raise ValueError(f"task: {task!r} is graded by math-verify, which is missing; pip install 'distill_env[tasks]'")
 
 
 def verifier() -> Verifier:

@@ -7,46 +7,40 @@ import itertools
 import numpy as np
 import pytest
 
-from distill_env.tasks.coins import (
-    EOS,
-    GIVES,
-    SEMICOLON,
-    CoinsTask,
-    encode_answer,
-    problems,
-    problems_of,
-    right_ways,
-    text,
-)
+from distill_env.tasks.coins import EOS, GIVES, SEMICOLON, CoinsTask, correct_ways
 
 
-def test_right_ways_are_all_orders_of_coins_that_pay_by_brute_force() -> None:
+def test_correct_ways_are_all_orders_of_coins_that_pay_by_brute_force() -> None:
     for purse, amount in ((2, 5, 7), 9), ((1, 1, 2, 3), 4), ((3, 3, 3), 6), ((1, 2, 3, 4, 5), 9):
         tried = {
             tuple(purse[i] for i in order)
             for size in range(1, len(purse) + 1)
             for order in itertools.permutations(range(len(purse)), size)
         }
-        assert set(right_ways(purse, amount)) == {way for way in tried if sum(way) == amount}
+        assert set(correct_ways(purse, amount)) == {way for way in tried if sum(way) == amount}
 
 
 @pytest.mark.parametrize("length", [2, 3, 4])
-def test_the_grader_takes_right_ways_and_nothing_else(length: int) -> None:
+def test_the_grader_takes_correct_ways_and_nothing_else(length: int) -> None:
     task = CoinsTask(prompts_per_length=20)
     for prompt in task.prompts("test"):
         if prompt.difficulty != length:
             continue
         purse, amount = prompt.ids[: prompt.ids.index(GIVES)], prompt.ids[-1]
-        ways = right_ways(tuple(sorted(purse)), amount)
+        ways = correct_ways(tuple(sorted(purse)), amount)
         assert task.number_of_ways(prompt) == len(ways) > 0
         for way in ways:
-            grade = task.grade(prompt, encode_answer(way, amount))
+            grade = task.grade(prompt, CoinsTask.encode_completion(way, amount))
             assert grade.correct
             assert grade.chain_correct
             assert grade.way == " ".join(map(str, way))
         for way in itertools.product(range(1, 10), repeat=2):
             if way not in ways:
-                assert not task.grade(prompt, encode_answer(way, amount)).correct if sum(way) <= amount else True
+                assert (
+                    not task.grade(prompt, CoinsTask.encode_completion(way, amount)).correct
+                    if sum(way) <= amount
+                    else True
+                )
         assert prompt.reference_completion is not None
         assert task.grade(prompt, prompt.reference_completion).chain_correct
 
@@ -71,8 +65,8 @@ def test_a_wrong_amount_between_breaks_the_chain_only_and_an_answer_without_an_e
 
 def test_splits_share_no_problem_in_any_order_and_larger_purses_are_out_of_distribution() -> None:
     for length in (2, 3, 4, 5):
-        parts = [set(problems_of(length, split)) for split in ("train", "validation", "test")]
-        assert sum(map(len, parts)) == len(problems(length)) == len(set.union(*parts))
+        parts = [set(CoinsTask.problems_of(length, split)) for split in ("train", "validation", "test")]
+        assert sum(map(len, parts)) == len(list(CoinsTask.problems(length))) == len(set.union(*parts))
     task = CoinsTask()
     seen = {(tuple(sorted(p.ids[:-2])), p.ids[-1]) for p in task.prompts("train")}
     for split in ("validation", "test", "ood"):
@@ -84,15 +78,15 @@ def test_splits_share_no_problem_in_any_order_and_larger_purses_are_out_of_distr
 
 def test_drawn_problems_are_training_problems_with_right_answers() -> None:
     task, rng = CoinsTask(), np.random.default_rng(0)
-    train = {problem for length in (2, 3, 4, 5) for problem in problems_of(length, "train")}
+    train = {problem for length in (2, 3, 4, 5) for problem in CoinsTask.problems_of(length, "train")}
     for length in (2, 3, 4, 5):
         for _ in range(50):
             problem, answer = task.draw(rng, length)
             purse, amount = problem[: problem.index(GIVES)], problem[-1]
             assert (tuple(sorted(purse)), amount) in train
             way = answer[0::3]
-            assert way in right_ways(tuple(sorted(purse)), amount)
-            assert answer == encode_answer(way, amount)
-    answer = encode_answer((7, 2), 9)
-    assert text(answer) == "7 2 ; 2 0"
+            assert way in correct_ways(tuple(sorted(purse)), amount)
+            assert answer == CoinsTask.encode_completion(way, amount)
+    answer = CoinsTask.encode_completion((7, 2), 9)
+    assert task.decode(answer).strip() == "7 2 ; 2 0"
     assert "2 5 7 > 9" + task.decode(answer[:2]) + task.decode(answer[2:]) == "2 5 7 > 9 7 2 ; 2 0"
