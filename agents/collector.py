@@ -23,9 +23,9 @@ from distill_env.divergence import project, support
 from distill_env.env import DistillVectorEnv
 from distill_env.gate import Draft, Gate, GateState, gate
 from distill_env.models.base import TokenModel
+from distill_env.ragged import PAD, slice_rows
 from distill_env.randomness import Purpose, inverse_cdf, uniform
 from distill_env.tasks.base import Prompt
-from distill_env.teacher_scorer import PAD, cut
 
 
 def collect(
@@ -239,7 +239,7 @@ class Collector:
         unread = np.where(drafting, self.lengths - self.read, 0)
         if unread.any():
             committed = self.tokens[self.episode]
-            block = torch.from_numpy(cut(committed, self.read, self.read + unread, int(unread.max())))
+            block = torch.from_numpy(slice_rows(committed, self.read, self.read + unread))
             after = self.student.extend(block)[torch.arange(n), torch.from_numpy(np.maximum(unread - 1, 0))]
             self.current = torch.where(torch.from_numpy(unread > 0)[:, None], after, self.current)
             self.read = self.read + unread

@@ -52,9 +52,9 @@ from distill_env.divergence import entropy, finite, project, reverse_kl
 from distill_env.gate import Draft, GateState, follow_quantile, raw_score, read_and_decide
 from distill_env.models.base import TrainableModel
 from distill_env.models.load import build_model
+from distill_env.ragged import PAD
 from distill_env.randomness import episode_keys
 from distill_env.tasks.base import Prompt
-from distill_env.teacher_scorer import PAD
 
 
 class DistillAgent:

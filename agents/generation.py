@@ -12,7 +12,8 @@ import torch
 from agents import metrics as measures
 from agents.base import Agent
 from distill_env.divergence import entropy, reverse_kl
-from distill_env.env import PAD, DistillVectorEnv
+from distill_env.env import DistillVectorEnv
+from distill_env.ragged import PAD
 from distill_env.randomness import episode_keys
 from distill_env.tasks.base import Grade, Prompt
 

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from agents import metrics as measures
-from distill_env.env import PAD
 from distill_env.models.base import TrainableModel
+from distill_env.ragged import PAD
 from distill_env.tasks.base import Prompt
 
 HEAD_POSITIONS = 256  # positions of the vocabulary's logits in memory at a time

@@ -13,8 +13,8 @@ from agents.collector import check_top_k
 from agents.rollout import Rollout, RolloutCost
 from agents.teacher_buffer import TeacherBuffer
 from distill_env.divergence import project, support
+from distill_env.ragged import PAD
 from distill_env.tasks.base import Prompt
-from distill_env.teacher_scorer import PAD
 
 
 def read_references(

@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from distill_env.models.base import TrainableModel
+from distill_env.ragged import PAD
 from distill_env.randomness import Purpose, episode_keys, inverse_cdf, uniform
-from distill_env.teacher_scorer import PAD
 
 
 class StudentActor:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from distill_env.divergence import LOG_ZERO
-from distill_env.teacher_scorer import PAD
+from distill_env.ragged import PAD
 
 _BLOCK = 2**25  # numbers in a block; the system takes back the memory of a block that large as soon as it is freed
 

@@ -17,10 +17,11 @@ from torch import Tensor
 
 from distill_env.models.base import TokenModel
 from distill_env.models.load import load_model
+from distill_env.ragged import PAD, slice_rows
 from distill_env.randomness import Purpose, episode_keys, inverse_cdf, uniform
 from distill_env.tasks.base import SPLITS, Prompt, Split, Task
 from distill_env.tasks.registry import make_task
-from distill_env.teacher_scorer import PAD, TeacherScorer, TeacherUsage, cut
+from distill_env.teacher_scorer import TeacherScorer, TeacherUsage
 
 RewriteDraw = Literal["sample", "nucleus", "argmax"]
 RewriteSpan = Literal["token", "step"]
@@ -308,7 +309,7 @@ class DistillVectorEnv(VectorEnv):
         live = ~self._ended
         self._scorer.rewind(self._lengths, live)
         start, stop = self._prompt_lengths + self._scorer.read, self._prompt_lengths + self._lengths
-        unread = cut(self._observation, start, stop, max(0, int((stop - start).max())))  # what stands, [n, w]
+        unread = slice_rows(self._observation, start, stop)  # committed tokens, [n, w]
         return self._scorer.score(unread, tokens, live)
 
     def executed_log_probs(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], Tensor]]:

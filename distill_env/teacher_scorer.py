@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from distill_env.models.base import TokenModel
-
-PAD = -1
+from distill_env.ragged import PAD
 
 
 @dataclass
@@ -132,11 +131,3 @@ class TeacherScorer:
     def drop(self, ended: NDArray[np.bool_]) -> None:
         """Answers that have ended cost nothing from now on."""
         self.teacher.rewind(torch.from_numpy(np.where(ended, -1, self.read)))
-
-
-def cut(tokens: NDArray[np.int64], start: NDArray[np.int64], stop: NDArray[np.int64], width: int) -> NDArray[np.int64]:
-    """Row i's `tokens[i, start[i]:stop[i]]`, left-aligned and padded with -1: [n, T] -> [n, width]."""
-    block = np.full((len(tokens), width), PAD, np.int64)
-    rows, columns = np.nonzero(np.arange(width) < (stop - start)[:, None])
-    block[rows, columns] = tokens[rows, start[rows] + columns]
-    return block

@@ -15,10 +15,11 @@ from agents.base import Metrics
 from agents.config import SB3Config
 from agents.sb3 import SB3Agent, state_features
 from distill_env.divergence import reverse_kl
-from distill_env.env import PAD, DistillVectorEnv
+from distill_env.env import DistillVectorEnv
 from distill_env.models.causal_lm import CausalLM
 from distill_env.models.tabular import TabularModel, markov, suffix_automaton, uniform
 from distill_env.models.toy import small_teacher
+from distill_env.ragged import PAD
 from distill_env.tasks.categorical import CategoricalTask
 from distill_env.wrappers import RewriteImplausible
 

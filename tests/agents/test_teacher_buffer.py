@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from agents import teacher_buffer
 from agents.teacher_buffer import TeacherBuffer
 from distill_env.divergence import LOG_ZERO
-from distill_env.teacher_scorer import PAD
+from distill_env.ragged import PAD
 
 
 @given(st.integers(0, 2**32), st.sampled_from([1, 7, 12, 100, 2**25]), st.booleans())

@@ -23,11 +23,12 @@ from stable_baselines3.common.env_checker import check_env as sb3_check
 from torch import Tensor
 
 from distill_env import ENVIRONMENTS
-from distill_env.env import PAD, DistillEnv, DistillVectorEnv
+from distill_env.env import DistillEnv, DistillVectorEnv
 from distill_env.models.causal_lm import CausalLM
 from distill_env.models.load import load_model
 from distill_env.models.tabular import TabularModel, markov, suffix_automaton
 from distill_env.models.toy import small_teacher
+from distill_env.ragged import PAD
 from distill_env.randomness import episode_keys
 from distill_env.tasks.base import Prompt
 from distill_env.tasks.categorical import CategoricalTask

@@ -8,7 +8,8 @@ import torch
 
 from distill_env.env import DistillVectorEnv
 from distill_env.models.tabular import markov
-from distill_env.teacher_scorer import PAD, TeacherScorer
+from distill_env.ragged import PAD
+from distill_env.teacher_scorer import TeacherScorer
 
 
 @pytest.mark.parametrize(

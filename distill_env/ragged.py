@@ -1,0 +1,23 @@
+"""Ragged batches of token ids in rectangular arrays: each row is padded on the right with -1."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+PAD = -1
+
+
+def row_and_column(counts: NDArray[np.int64]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """The places of the first `counts[i]` columns of every row i, as two index arrays in row-major order."""
+    rows, columns = np.nonzero(np.arange(counts.max(initial=0)) < counts[:, None])
+    return rows, columns
+
+
+def slice_rows(tokens: NDArray[np.int64], start: NDArray[np.int64], stop: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Row i's `tokens[i, start[i]:stop[i]]`, left-aligned: [n, T] -> [n, w] with w the longest slice."""
+    counts = np.maximum(stop - start, 0)
+    block = np.full((len(tokens), counts.max(initial=0)), PAD, np.int64)
+    rows, columns = row_and_column(counts)
+    block[rows, columns] = tokens[rows, start[rows] + columns]
+    return block
