@@ -30,17 +30,13 @@ def test_the_grader_takes_correct_ways_and_nothing_else(length: int) -> None:
         ways = correct_ways(tuple(sorted(purse)), amount)
         assert task.number_of_ways(prompt) == len(ways) > 0
         for way in ways:
-            grade = task.grade(prompt, CoinsTask.encode_completion(way, amount))
+            grade = task.grade(prompt, task.encode_completion(way, amount))
             assert grade.correct
             assert grade.chain_correct
             assert grade.way == " ".join(map(str, way))
         for way in itertools.product(range(1, 10), repeat=2):
-            if way not in ways:
-                assert (
-                    not task.grade(prompt, CoinsTask.encode_completion(way, amount)).correct
-                    if sum(way) <= amount
-                    else True
-                )
+            if way not in ways and sum(way) <= amount:
+                assert not task.grade(prompt, task.encode_completion(way, amount)).correct
         assert prompt.reference_completion is not None
         assert task.grade(prompt, prompt.reference_completion).chain_correct
 
@@ -64,10 +60,10 @@ def test_a_wrong_amount_between_breaks_the_chain_only_and_an_answer_without_an_e
 
 
 def test_splits_share_no_problem_in_any_order_and_larger_purses_are_out_of_distribution() -> None:
-    for length in (2, 3, 4, 5):
-        parts = [set(CoinsTask.problems_of(length, split)) for split in ("train", "validation", "test")]
-        assert sum(map(len, parts)) == len(list(CoinsTask.problems(length))) == len(set.union(*parts))
     task = CoinsTask()
+    for length in (2, 3, 4, 5):
+        parts = [set(task.problems_of(length, split)) for split in ("train", "validation", "test")]
+        assert sum(map(len, parts)) == len(list(task.problems(length))) == len(set.union(*parts))
     seen = {(tuple(sorted(p.ids[:-2])), p.ids[-1]) for p in task.prompts("train")}
     for split in ("validation", "test", "ood"):
         prompts = task.prompts(split)  # type: ignore[arg-type]
@@ -78,7 +74,7 @@ def test_splits_share_no_problem_in_any_order_and_larger_purses_are_out_of_distr
 
 def test_drawn_problems_are_training_problems_with_right_answers() -> None:
     task, rng = CoinsTask(), np.random.default_rng(0)
-    train = {problem for length in (2, 3, 4, 5) for problem in CoinsTask.problems_of(length, "train")}
+    train = {problem for length in (2, 3, 4, 5) for problem in task.problems_of(length, "train")}
     for length in (2, 3, 4, 5):
         for _ in range(50):
             problem, answer = task.draw(rng, length)
@@ -86,7 +82,7 @@ def test_drawn_problems_are_training_problems_with_right_answers() -> None:
             assert (tuple(sorted(purse)), amount) in train
             way = answer[0::3]
             assert way in correct_ways(tuple(sorted(purse)), amount)
-            assert answer == CoinsTask.encode_completion(way, amount)
-    answer = CoinsTask.encode_completion((7, 2), 9)
+            assert answer == task.encode_completion(way, amount)
+    answer = task.encode_completion((7, 2), 9)
     assert task.decode(answer).strip() == "7 2 ; 2 0"
     assert "2 5 7 > 9" + task.decode(answer[:2]) + task.decode(answer[2:]) == "2 5 7 > 9 7 2 ; 2 0"
