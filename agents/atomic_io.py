@@ -1,18 +1,97 @@
-"""Files and folders on disk that are the old state or the new one at any moment, and who may write them."""
+"""Files and folders that are written aside, then renamed: a process that is killed leaves no half-written one."""
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 from safetensors import SafetensorError
 
 
-def sync(path: Path) -> None:
-    """Wait until a file or the entries of a folder are on the disk: a rename alone outlives a kill, not a power cut."""
+class NotWrittenError(OSError):
+    """A file or a folder could not be written; in one line."""
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, as `write_file` does."""
+    write_file(path, lambda aside: aside.write_text(text, newline=""))
+
+
+def write_file(path: Path, write: Callable[[Path], object], *, shared: bool = False) -> None:
+    """Write a file. A reader finds the old one or the new one, at any moment.
+
+    Args:
+        path: the file.
+        write: called with the path of a file beside it, which it creates.
+        shared: whether other processes may write the same file; the last one to finish wins.
+
+    Raises:
+        NotWrittenError: if writing fails. The old file stays as it was.
+    """
+
+    def write_and_rename(aside: Path) -> None:
+        write(aside)
+        _flush(aside)
+        os.replace(aside, path)
+
+    suffix = f".{os.getpid()}.new" if shared else ".new"
+    _write_aside(path.with_name(path.name + suffix), path, write_and_rename)
+
+
+def write_folder(path: str | Path, write: Callable[[Path], object]) -> None:
+    """Write a folder beside `path`, then rename it. A folder that is at `path` is deleted once the new one is complete.
+
+    Args:
+        path: the folder.
+        write: called with the path of an empty folder, which it fills.
+
+    Raises:
+        NotWrittenError: if writing fails, for example because the disk is full. The old folder stays as it was.
+    """
+    path = Path(path)
+    new = path.with_name(path.name + ".new")
+
+    def fill(aside: Path) -> None:
+        aside.mkdir(parents=True)
+        write(aside)
+        for entry in (*aside.rglob("*"), aside):
+            _flush(entry)
+
+    shutil.rmtree(new, ignore_errors=True)
+    _write_aside(new, path, fill)
+    if path.exists():
+        remove_folder(path)
+    os.replace(new, path)
+    _flush(path.parent)
+
+
+def remove_folder(path: Path) -> None:
+    """Rename a folder to `<path>.deleted` and delete it, so that no half-deleted folder is at `path`."""
+    deleted = path.with_name(path.name + ".deleted")
+    shutil.rmtree(deleted, ignore_errors=True)
+    os.replace(path, deleted)
+    shutil.rmtree(deleted, ignore_errors=True)
+
+
+def _write_aside(aside: Path, path: Path, write: Callable[[Path], None]) -> None:
+    """Call `write(aside)`; if it fails, delete what it wrote and name `path` in the error."""
+    try:
+        write(aside)
+    except BaseException as error:
+        if aside.is_dir():
+            shutil.rmtree(aside, ignore_errors=True)
+        else:
+            aside.unlink(missing_ok=True)
+        # safetensors raises an error of its own for an OSError
+        if isinstance(error, (OSError, SafetensorError)) and not isinstance(error, NotWrittenError):
+            raise NotWrittenError(f"{str(path)!r} could not be written ({error}); nothing was changed") from None
+        raise
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file or the entries of a folder are on the disk: a rename alone survives a kill, not a power cut."""
     if os.name == "nt" and path.is_dir():
         return  # Windows opens no folders
     descriptor = os.open(path, os.O_RDONLY)
@@ -20,118 +99,3 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file aside, then rename: a reader finds the old text or the new one.
-
-    Raises:
-        OSError: if writing fails; what was there stays.
-    """
-    aside = path.with_name(path.name + ".new")
-    try:
-        with aside.open("w", newline="") as file:
-            file.write(text)
-        sync(aside)
-        os.replace(aside, path)
-    except OSError as error:
-        raise _not_written(path, error) from None
-
-
-def write_shared_file(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a file beside `path`, then rename it. Several processes may write the same one: the last stays.
-
-    Raises:
-        OSError: if writing fails; what was there stays.
-    """
-    aside = path.with_name(f"{path.name}.{os.getpid()}.new")
-    try:
-        write(aside)
-        sync(aside)
-        os.replace(aside, path)
-    except SafetensorError as error:  # what its writer makes of an OSError
-        aside.unlink(missing_ok=True)
-        raise OSError(f"{str(path)!r} could not be written ({error})") from None
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise
-
-
-def write_folder(path: str | Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a folder beside `path`, then put it in its place. If writing fails, what was there stays.
-
-    The folder that was there is kept as `<path>.old` until the new one stands, and `existing_folder` falls back on it.
-
-    Raises:
-        OSError: if writing fails, for one because the disk is full.
-    """
-    path = Path(path)
-    new, old = path.with_name(path.name + ".new"), path.with_name(path.name + ".old")
-    shutil.rmtree(new, ignore_errors=True)
-    try:
-        new.mkdir(parents=True)
-        write(new)
-        for entry in (*new.rglob("*"), new):
-            sync(entry)
-    except (OSError, SafetensorError) as error:  # which is what its writer makes of an OSError
-        shutil.rmtree(new, ignore_errors=True)
-        raise _not_written(path, error) from None
-    except BaseException:
-        shutil.rmtree(new, ignore_errors=True)
-        raise
-    if path.exists():  # otherwise the old one may be the only one
-        shutil.rmtree(old, ignore_errors=True)
-        os.replace(path, old)
-    os.replace(new, path)
-    sync(path.parent)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-class NotWrittenError(OSError):
-    """In one line, what could not be written and why."""
-
-
-def _not_written(path: Path, error: Exception) -> OSError:
-    if isinstance(error, NotWrittenError):
-        return error  # told already, further down
-    return NotWrittenError(f"{str(path)!r} could not be written ({error}); what was saved before stands")
-
-
-def existing_folder(path: str | Path) -> Path:
-    """`path`, or `<path>.old` if an interruption fell between the two renames."""
-    path = Path(path)
-    old = path.with_name(path.name + ".old")
-    if not path.exists() and old.exists():
-        return old
-    if not path.is_dir():
-        raise ValueError(f"checkpoint: {str(path)!r} is not a folder")
-    return path
-
-
-def remove_folder(path: Path) -> None:
-    """Delete a folder so that nobody takes what is left of it for a whole one."""
-    unfinished = path.with_name(path.name + ".new")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    os.replace(path, unfinished)
-    shutil.rmtree(unfinished, ignore_errors=True)
-
-
-@contextmanager
-def lock(path: Path, *, wait: bool = False) -> Iterator[None]:
-    """Hold a lock file. It is the system's, so that a process that dies, however it dies, holds it no more.
-
-    Args:
-        path: the file, made if need be.
-        wait: until another process lets go of it.
-
-    Raises:
-        BlockingIOError: if another process holds it and `wait` is not set.
-    """
-    with path.open("w") as file:
-        try:
-            import fcntl
-        except ImportError:  # Windows has none
-            pass
-        else:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        yield

@@ -1,4 +1,4 @@
-"""What a checkpoint holds, and which ones stay: tensors as safetensors, the rest as JSON, never pickles."""
+"""Checkpoints of a run, one folder an iteration: tensors as safetensors, all else as JSON, no pickles."""
 
 from __future__ import annotations
 
@@ -16,59 +16,65 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from agents.atomic_io import existing_folder, remove_folder, write_folder
+from agents.atomic_io import remove_folder, write_folder
 from agents.distributed import shard_like
 
 
 def save_checkpoint(root: Path, iteration: int, save: Callable[[Path], None], keep: int) -> None:
-    """Write `root/<iteration>/`: what an agent's `save` writes, and the state of the global random generators.
+    """Write `root/<iteration>/` with an agent and the state of the global random generators; delete old checkpoints.
 
-    At any moment the newest checkpoint that was there is there, whole, or a newer one is; of older ones the last `keep`
-    stay.
+    A checkpoint that exists is never written again, so that a kill at any moment leaves the newest one complete.
+
+    Args:
+        root: the folder of the checkpoints.
+        iteration: iterations done.
+        save: an agent's `save`.
+        keep: how many checkpoints remain, the newest ones.
 
     Raises:
-        OSError: if writing fails; the checkpoints that were there stay.
+        OSError: if writing fails. Existing checkpoints stay.
     """
 
     def write(folder: Path) -> None:
         save(folder / "agent")
         save_state(folder, "random", *random_state())
 
-    write_folder(root / f"{iteration:06d}", write)
-    tidy(root, keep)
+    path = root / f"{iteration:06d}"
+    if not path.exists():
+        write_folder(path, write)
+    delete_old_checkpoints(root, keep)
 
 
-def tidy(root: Path, keep: int) -> None:
-    """Delete all but the last checkpoints, and what is left of those that were being written or deleted at a kill."""
+def delete_old_checkpoints(root: Path, keep: int) -> None:
+    """Delete all but the newest checkpoints, and folders that a killed process left half-written or half-deleted."""
     for path in checkpoints(root)[keep:]:
         remove_folder(path)
-    for unfinished in root.glob("*.new"):
-        shutil.rmtree(unfinished, ignore_errors=True)
+    for path in (*root.glob("*.new"), *root.glob("*.deleted")):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def checkpoints(root: Path) -> list[Path]:
-    """The checkpoints in a folder, the newest first."""
-    names = {path.name.removesuffix(".old") for path in root.glob("*")}
-    return [existing_folder(root / name) for name in sorted(filter(str.isdecimal, names), key=int, reverse=True)]
+    """The checkpoints in a folder, newest first."""
+    return sorted((p for p in root.glob("*") if p.name.isdecimal()), key=lambda p: int(p.name), reverse=True)
 
 
 def load_checkpoint(root: Path, load: Callable[[Path], Any]) -> tuple[Any, Path, dict[Path, str]]:
-    """The newest checkpoint that can be read; the global generators go on from it.
+    """Load the newest checkpoint that is not damaged, and restore the global random generators.
 
     Args:
         root: the folder of the checkpoints.
-        load: an agent's.
+        load: an agent's `load`.
 
     Returns:
-        The agent, the checkpoint's folder, and what is wrong with newer ones.
+        The agent, the checkpoint's folder, and the damaged newer checkpoints with their errors.
 
     Raises:
-        ValueError: in one line, if there is none that can be read.
+        ValueError: in one line, if there is no checkpoint, or all are damaged.
     """
     damaged: dict[Path, ValueError] = {}
     for path in checkpoints(root):
         try:
-            with reading(path):
+            with damage_as_value_error(path):
                 agent = load(path / "agent")
                 restore_random_state(*load_state(path, "random"))
         except ValueError as error:
@@ -80,15 +86,22 @@ def load_checkpoint(root: Path, load: Callable[[Path], Any]) -> tuple[Any, Path,
     raise next(iter(damaged.values()))
 
 
-def set_aside(path: Path) -> None:
-    """A damaged checkpoint stays for whoever wants to look at it, but counts no more."""
-    aside = path.with_name(path.name + ".damaged")
-    shutil.rmtree(aside, ignore_errors=True)
-    os.replace(path, aside)
+def rename_damaged(path: Path) -> None:
+    """Rename a damaged checkpoint to `<path>.damaged`, so that it is ignored but not lost."""
+    damaged = path.with_name(path.name + ".damaged")
+    shutil.rmtree(damaged, ignore_errors=True)
+    os.replace(path, damaged)
+
+
+def existing_folder(path: str | Path) -> Path:
+    """`path`, if it is a folder; else raises ValueError."""
+    if not Path(path).is_dir():
+        raise ValueError(f"checkpoint: {str(path)!r} is not a folder; expected one that `save` wrote")
+    return Path(path)
 
 
 def random_state() -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """The states of the global generators of torch, its GPUs, numpy and Python, as `save_state` takes them."""
+    """The states of the global random generators of torch, its GPUs, NumPy and Python, for `save_state`."""
     kind, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002
     version, words, gauss = random.getstate()
     tensors = {
@@ -102,7 +115,7 @@ def random_state() -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
 
 
 def restore_random_state(tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> None:
-    """Let the global generators go on from there."""
+    """Restore what `random_state` returned."""
     torch.set_rng_state(tensors["torch"])
     for i in range(torch.cuda.device_count()):
         if f"cuda.{i}" in tensors:
@@ -114,8 +127,8 @@ def restore_random_state(tensors: dict[str, torch.Tensor], state: dict[str, Any]
 
 
 @contextmanager
-def reading(path: Path) -> Iterator[None]:
-    """Whatever is wrong with the contents of a checkpoint is told in one line.
+def damage_as_value_error(path: Path) -> Iterator[None]:
+    """Turn any error that damaged files cause inside the block into a ValueError of one line.
 
     Raises:
         ValueError: if a file is missing or damaged.
@@ -133,11 +146,9 @@ def reading(path: Path) -> Iterator[None]:
         AttributeError,
     ) as error:
         if str(error).startswith("checkpoint: "):
-            raise  # told already, further down
+            raise  # from a block inside this one
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise ValueError(
-            f"checkpoint: {str(path)!r} is damaged ({reason}); restore it, or start again under another --name"
-        ) from None
+        raise ValueError(f"checkpoint: {str(path)!r} is damaged ({reason}); expected it as it was saved") from None
 
 
 def save_state(path: Path, name: str, tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> None:
@@ -150,18 +161,18 @@ def load_state(path: Path, name: str) -> tuple[dict[str, torch.Tensor], dict[str
     """Read what `save_state` wrote.
 
     Raises:
-        ValueError: in one line, if a file is missing or damaged.
+        ValueError: in one line, if a file is missing or damaged, or a tensor is not finite.
     """
-    with reading(path):
+    with damage_as_value_error(path):
         tensors = load_file(path / f"{name}.safetensors")
-        bad = [key for key, value in tensors.items() if not bool(value.isfinite().all())]
-        if bad:
-            raise ValueError(f"{bad[0]} of {name}.safetensors holds what is no number")
+        for key, value in tensors.items():
+            if not bool(value.isfinite().all()):
+                raise ValueError(f"{key} of {name}.safetensors has non-finite values")
         return tensors, json.loads((path / f"{name}.json").read_text())
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:
-    """An optimiser's state as flat tensors `<parameter>.<key>` and its parameter groups."""
+    """An optimiser's state as a flat dict of tensors `<parameter>.<key>`, and its parameter groups."""
     state = optimizer.state_dict()
     tensors = {f"{i}.{key}": torch.as_tensor(v) for i, entry in state["state"].items() for key, v in entry.items()}
     return tensors, state["param_groups"]
@@ -170,13 +181,17 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch
 def restore_optimizer(
     optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor], groups: list[dict[str, Any]]
 ) -> None:
-    """Raises ValueError or LookupError if that is not the state of this optimiser."""
+    """Restore what `optimizer_tensors` returned.
+
+    Raises:
+        ValueError, LookupError: if it is not the state of an optimiser of these parameters.
+    """
     state: dict[int, dict[str, torch.Tensor]] = {}
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for name, value in tensors.items():
         index, key = name.split(".", 1)
         parameter = parameters[int(index)]
         if value.dim() and value.shape != parameter.shape:
-            raise ValueError(f"the optimiser's {name} is {list(value.shape)}")
+            raise ValueError(f"{name} of the optimiser has shape {list(value.shape)}, not {list(parameter.shape)}")
         state.setdefault(int(index), {})[key] = shard_like(value, parameter) if value.dim() else value
     optimizer.load_state_dict({"state": state, "param_groups": groups})

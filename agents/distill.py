@@ -25,8 +25,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from agents.atomic_io import write_folder
 from agents.base import Callback, Metrics
-from agents.checkpoint import existing_folder, load_state, reading, save_state, write_folder
+from agents.checkpoint import damage_as_value_error, existing_folder, load_state, save_state
 from agents.collector import collect
 from agents.config import DistillConfig
 from agents.distributed import SINGLE_PROCESS, ProcessGroup
@@ -373,7 +374,7 @@ class DistillAgent:
         """
         folder = existing_folder(path)
         tensors, state = load_state(folder, "optimizer")
-        with reading(folder):
+        with damage_as_value_error(folder):
             config = DistillConfig(**{**state["config"], "method": Method(**state["config"]["method"])})
             ids = {key: state[key] for key in ("vocab_size", "eos_token_id")}  # the folder's head may have more rows
             student = build_model(folder / "student", **ids, dtype=state.get("dtype", "float32"), **options)

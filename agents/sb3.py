@@ -30,15 +30,15 @@ from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
+from agents.atomic_io import write_folder
 from agents.base import Callback, Metrics
 from agents.checkpoint import (
+    damage_as_value_error,
     existing_folder,
     load_state,
     optimizer_tensors,
-    reading,
     restore_optimizer,
     save_state,
-    write_folder,
 )
 from agents.config import SB3Config
 from agents.student_actor import StudentActor
@@ -227,7 +227,7 @@ class SB3Agent:
         """Read what `save` wrote; `options` say how the student is loaded, as `build_model` takes them."""
         folder = existing_folder(path)
         tensors, state = load_state(folder, "agent")
-        with reading(folder):
+        with damage_as_value_error(folder):
             ids = {key: state[key] for key in ("vocab_size", "eos_token_id")}  # the folder's head may have more rows
             agent = cls(build_model(folder / "student", **ids, **options), SB3Config(**state["config"]))
             parts: dict[str, dict[str, Tensor]] = {"heads": {}, "optimizer": {}}

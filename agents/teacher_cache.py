@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from agents.atomic_io import write_shared_file
+from agents.atomic_io import write_file
 from agents.methods import Method, check_cacheable
 from agents.rollout import Rollout, RolloutCost
 from distill_env.tasks.base import Prompt
@@ -148,7 +148,7 @@ def _save(path: Path, rollout: Rollout) -> None:
         large = ("teacher", "support")
         save_file({k: t if k in large else t.clone() for k, t in tensors.items()}, aside, metadata=about)
 
-    write_shared_file(path, write)
+    write_file(path, write, shared=True)
 
 
 def _read(path: Path, prompts: list[Prompt], core: Any) -> Rollout:

@@ -31,11 +31,11 @@ if not __package__:  # run as a script: import from the checkout, not from this 
 
 import numpy as np
 import tyro
+from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from agents.atomic_io import lock
 from experiments.answering.judges import Judge, LocalJudge, Question, Reply, ServedJudge, Verdict
 from experiments.comparing.statistics import Estimate, bootstrap
 from experiments.running.cli import exit_code, read_flags
@@ -240,9 +240,9 @@ def judge_pairs(command: Api | Local, console: Console) -> Summary:
 def locked(out: Path) -> Iterator[None]:
     """Two processes do not write into one file."""
     try:
-        with lock(out.with_name(out.name + ".lock")):
+        with FileLock(out.with_name(out.name + ".lock"), blocking=False):
             yield
-    except BlockingIOError:
+    except Timeout:
         raise ValueError(f"out: {str(out)!r} is being written by another process; accepted: another --out") from None
 
 

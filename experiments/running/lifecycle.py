@@ -14,12 +14,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from filelock import FileLock, Timeout
 from rich.console import Console, Group
 from rich.live import Live
 from rich.markup import escape
 from rich.text import Text
 
-from agents.atomic_io import lock, write_folder, write_text
+from agents.atomic_io import write_folder, write_text
 from agents.config import DistillConfig
 from agents.distributed import SINGLE_PROCESS, ProcessGroup, TrainingEnded, init_distributed
 from agents.methods import METHODS
@@ -174,10 +175,10 @@ def run_first(config: AnyRun, console: Console, processes: ProcessGroup) -> dict
             f"out: {str(folder)!r} cannot be made ({error.strerror}); accepted: a folder that can be written to"
         ) from None
     try:
-        with lock(folder / ".lock"):
+        with FileLock(folder / ".lock", blocking=False):
             refuse_taken(config, folder)
             return run_alone(config, student, env, folder, console, processes, cache)
-    except BlockingIOError:
+    except Timeout:
         raise ValueError(
             f"name: {str(folder)!r} is in use by another process; wait for it to end, or take another --name"
         ) from None
@@ -256,19 +257,19 @@ def begin(
 
 def go_on(config: AnyRun, folder: Path, console: Console, processes: ProcessGroup) -> tuple[Agent, dict[str, Any]]:
     """The agent of the newest checkpoint that can be read, and what was evaluated before."""
-    from agents.checkpoint import load_checkpoint, set_aside, tidy
+    from agents.checkpoint import delete_old_checkpoints, load_checkpoint, rename_damaged
 
     agent, path, damaged = load_checkpoint(folder / "checkpoints", agent_loader(config, processes))
     for bad, reason in damaged.items():
-        set_aside(bad)
+        rename_damaged(bad)
         console.print(f"[bold yellow]warning[/] {escape(reason)}: taking the one before", soft_wrap=True)
-    tidy(folder / "checkpoints", config.keep_checkpoints)
+    delete_old_checkpoints(folder / "checkpoints", config.keep_checkpoints)
     console.print(f"resuming {folder} after iteration {iteration_of(path)}")
     return agent, read_json(folder / "evaluation.json", {"before": dict, "seconds": int | float})
 
 
 def iteration_of(checkpoint: Path) -> int:
-    return int(checkpoint.name.removesuffix(".old"))
+    return int(checkpoint.name)
 
 
 # ---------------------------------------------------------------------- training

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock
 from rich.console import Console
 from rich.progress import track
 
-from agents.atomic_io import lock
 from agents.config import DistillConfig
 from agents.distill import DistillAgent
 from agents.evaluation import completion_metrics
@@ -84,7 +84,7 @@ def warm_start(config: AnyRun, console: Console) -> tuple[Any, Path]:
     key = json.dumps([*shape, config.warm_start, DATA_SET, DATA_SEED, *how])
     folder = config.out / "warm_start" / hashlib.sha256(key.encode()).hexdigest()[:12]
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with lock(folder.with_suffix(".lock"), wait=True):  # runs that need the same one wait for the first
+    with FileLock(folder.with_suffix(".lock")):  # runs that need the same one wait for the first
         if not (folder / "student").exists():
             _fine_tune(config, options, console).save(folder)
     return build_model(folder / "student", dtype=config.student_dtype), folder

@@ -1,4 +1,4 @@
-"""Folders on disk are the old state or the new one, whatever goes wrong while writing; damage is one clear line."""
+"""A folder on disk is the old one or the new one, whatever goes wrong while writing; damage is an error of one line."""
 
 from __future__ import annotations
 
@@ -17,18 +17,19 @@ import numpy as np
 import pytest
 import torch
 
-from agents.atomic_io import existing_folder, write_folder, write_text
+from agents.atomic_io import write_folder, write_text
 from agents.checkpoint import (
     checkpoints,
+    existing_folder,
     load_checkpoint,
     load_state,
     optimizer_tensors,
     random_state,
+    rename_damaged,
     restore_optimizer,
     restore_random_state,
     save_checkpoint,
     save_state,
-    set_aside,
 )
 from agents.config import DistillConfig, SB3Config
 from agents.distill import DistillAgent
@@ -60,7 +61,7 @@ def contents(path: Path) -> set[str]:
 
 @pytest.mark.parametrize("fail_after", [0, 1])
 def test_a_full_disk_leaves_the_old_state(tmp_path: Path, fail_after: int) -> None:
-    """The error is told, what was there stays whole, nothing half-written remains, and the next attempt succeeds."""
+    """It is an error; the old folder stays whole, nothing half-written remains, and the next attempt succeeds."""
     path = tmp_path / "checkpoint"
     with pytest.raises(OSError, match="No space left"):
         write_folder(path, writer("zero", fail_after))
@@ -75,7 +76,7 @@ def test_a_full_disk_leaves_the_old_state(tmp_path: Path, fail_after: int) -> No
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_what_is_left_of_a_killed_writer_is_no_obstacle(tmp_path: Path) -> None:
+def test_the_remains_of_a_killed_writer_are_no_obstacle(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint"
     write_folder(path, writer("old"))
     (tmp_path / "checkpoint.new").mkdir()
@@ -88,38 +89,6 @@ def test_what_is_left_of_a_killed_writer_is_no_obstacle(tmp_path: Path) -> None:
 
 class Killed(BaseException):
     pass
-
-
-@pytest.mark.parametrize("renames", range(3))
-@pytest.mark.parametrize("interrupted_before", [False, True])
-def test_a_whole_state_can_be_read_at_any_moment(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, renames: int, interrupted_before: bool
-) -> None:
-    """Killed after any number of its renames, also if an earlier run was killed between them: one state, whole."""
-    path = tmp_path / "checkpoint"
-    write_folder(path, writer("old"))
-    if interrupted_before:
-        path.rename(tmp_path / "checkpoint.old")
-    replace, done = os.replace, 0
-
-    def killing_replace(source: Any, target: Any) -> None:
-        nonlocal done
-        if done == renames:
-            raise Killed
-        replace(source, target)
-        done += 1
-
-    monkeypatch.setattr(os, "replace", killing_replace)
-    try:
-        write_folder(path, writer("new"))
-    except Killed:
-        assert contents(path) == {"old"}
-    else:
-        assert contents(path) == {"new"}
-    monkeypatch.undo()
-    write_folder(path, writer("newer"))
-    assert contents(path) == {"newer"}
-    assert list(tmp_path.iterdir()) == [path]
 
 
 class Faults:
@@ -157,11 +126,13 @@ def read_both(folder: Path) -> str:
 
 
 @pytest.mark.parametrize("keep", [1, 2])
-@pytest.mark.parametrize("iteration", [2, 4], ids=["over the last", "a new one"])
+@pytest.mark.parametrize("iteration", [2, 4], ids=["one that exists", "a new one"])
 def test_killed_at_any_call_a_checkpoint_remains(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: int, iteration: int
 ) -> None:
-    """The one from before or the new one, whole; and the next attempt leaves just those that should stay."""
+    """The newest is the one from before or the new one, whole; the next attempt leaves the newest ones and no others.
+
+    One that exists is not written again."""
     monkeypatch.setattr(os, "fsync", lambda _: None)  # many, and nothing here is about power cuts
     for die_at in itertools.count():
         root = tmp_path / str(die_at)
@@ -173,15 +144,48 @@ def test_killed_at_any_call_a_checkpoint_remains(
                 save_checkpoint(root, iteration, state_writer("new"), keep)
         read, path, damaged = load_checkpoint(root, read_both)
         assert read in ("old 2", "new")
-        assert int(path.name.removesuffix(".old")) == (iteration if read == "new" else 2)
+        assert int(path.name) == (4 if read == "new" else 2)
         assert damaged == {}
         save_checkpoint(root, iteration, state_writer("new"), keep)
         save_checkpoint(root, 6, state_writer("newer"), keep)
-        assert [p.name for p in checkpoints(root)] == ["000006", f"{iteration:06d}"][:keep]
+        names = ["000006", f"{iteration:06d}"][:keep]
+        assert [p.name for p in checkpoints(root)] == names
+        assert {p.name for p in root.iterdir()} == set(names)
         assert load_checkpoint(root, read_both)[0] == "newer"
         if faults.calls < die_at:
             break
-    assert die_at > 20
+    assert read == ("new" if iteration == 4 else "old 2")
+    assert iteration == 2 or die_at > 20
+
+
+@pytest.mark.parametrize("replaces", [False, True])
+def test_killed_at_any_call_a_folder_is_whole_or_absent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, replaces: bool
+) -> None:
+    """Between the deletion of the old folder and the renaming of the new one, the new one is whole beside it."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+    seen = set()
+    for die_at in itertools.count():
+        path = tmp_path / str(die_at) / "folder"
+        path.parent.mkdir()
+        if replaces:
+            write_folder(path, writer("old"))
+        with monkeypatch.context() as patch:
+            faults = Faults(patch, die_at)
+            with contextlib.suppress(Killed):
+                write_folder(path, writer("new"))
+        if path.exists():
+            assert contents(path) in ({"old"}, {"new"})
+            seen |= contents(path)
+        elif replaces:
+            assert contents(path.with_name("folder.new")) == {"new"}
+        write_folder(path, writer("newer"))
+        assert contents(path) == {"newer"}
+        assert {p.name for p in path.parent.iterdir()} <= {"folder", "folder.deleted"}
+        if faults.calls < die_at:
+            break
+    assert seen == ({"old", "new"} if replaces else {"new"})
+    assert die_at > 5
 
 
 def test_killed_at_any_call_a_file_is_the_old_or_the_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,7 +203,7 @@ def test_killed_at_any_call_a_file_is_the_old_or_the_new(tmp_path: Path, monkeyp
     assert die_at > 3
 
 
-def test_a_damaged_checkpoint_is_skipped_and_set_aside(tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_skipped_and_renamed(tmp_path: Path) -> None:
     for i in (1, 2, 3):
         save_checkpoint(tmp_path, i, state_writer(str(i)), 3)
     (tmp_path / "000003/random.json").write_text("{")
@@ -209,15 +213,15 @@ def test_a_damaged_checkpoint_is_skipped_and_set_aside(tmp_path: Path) -> None:
     assert [p.name for p in damaged] == ["000003", "000002"]
     assert all(reason.startswith("checkpoint: ") and "\n" not in reason for reason in damaged.values())
     for bad in damaged:
-        set_aside(bad)
+        rename_damaged(bad)
     assert load_checkpoint(tmp_path, read_both)[2] == {}
     save_checkpoint(tmp_path, 2, state_writer("again"), 2)
     assert [p.name for p in checkpoints(tmp_path)] == ["000002", "000001"]
-    with pytest.raises(ValueError, match="holds none"):
+    with pytest.raises(ValueError, match=r"^checkpoint: "):
         load_checkpoint(tmp_path / "nothing", read_both)
 
 
-def test_the_global_generators_go_on_where_they_were(tmp_path: Path) -> None:
+def test_the_global_generators_resume_where_they_were(tmp_path: Path) -> None:
     def draw() -> tuple[Any, ...]:
         return (*torch.randn(3).tolist(), *np.random.normal(size=3), random.gauss(0, 1))  # noqa: NPY002
 
@@ -229,10 +233,10 @@ def test_the_global_generators_go_on_where_they_were(tmp_path: Path) -> None:
     assert draw() == drawn
 
 
-def test_what_is_no_folder_is_said(tmp_path: Path) -> None:
+def test_a_path_that_is_no_folder_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for name in ("nothing", "file"):
-        with pytest.raises(ValueError, match=r"^checkpoint: .* is not a folder"):
+        with pytest.raises(ValueError, match=r"^checkpoint: "):
             existing_folder(tmp_path / name)
 
 
@@ -277,7 +281,7 @@ def test_the_systems_own_refusal_to_write_is_an_os_error(tmp_path: Path) -> None
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
     try:
-        with pytest.raises(OSError, match=r"checkpoint' could not be written .* what was saved before stands"):
+        with pytest.raises(OSError, match=r"checkpoint' could not be written .*File too large"):
             agent.save(tmp_path / "checkpoint")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from agents.atomic_io import write_shared_file
+from agents.atomic_io import write_file
 from agents.config import DistillConfig
 from agents.distill import DistillAgent
 from agents.methods import METHODS, Method
@@ -197,7 +197,7 @@ def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with pytest.raises(OSError, match="No space left"):
-        write_shared_file(tmp_path / "file", full)
+        write_file(tmp_path / "file", full, shared=True)
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match=r"^teacher_cache: .* cannot be made"):

@@ -772,7 +772,7 @@ def on_full_disk(work: Callable[[Path], int]) -> Callable[[Path], int]:
 
 
 OPTIMIZER, OPTIONS, TABLE = "agent/optimizer.safetensors", "agent/optimizer.json", "agent/student/table.safetensors"
-LOST = ("checkpoint: ", "is damaged", "restore it, or start again under another --name")
+LOST = ("checkpoint: ", "is damaged")
 BROKEN = ("run: ", "is damaged")
 
 DISK: dict[str, tuple[Any, ...]] = {
@@ -791,13 +791,13 @@ DISK: dict[str, tuple[Any, ...]] = {
         in_all(weights(OPTIMIZER, lambda t: next(v for v in t.values() if v.dim()).fill_(math.nan))),
         resume(),
         *LOST,
-        "no number",
+        "non-finite",
     ),
     "an optimiser of another student": (
         in_all(weights(OPTIMIZER, lambda t: t.update({"0.exp_avg": torch.ones(2, 2)}))),
         resume(),
         *LOST,
-        "0.exp_avg is [2, 2]",
+        "0.exp_avg",
     ),
     "a student of NaN": (in_all(weights(TABLE, lambda t: t["logits"].fill_(math.nan))), resume(), *LOST, "not numbers"),
     "a student of other ids": (in_all(another_table), again(), *LOST, "4 ids"),
@@ -855,7 +855,7 @@ DISK: dict[str, tuple[Any, ...]] = {
     "tokens below 0": (unharmed, again("--corpus", "x.txt", "--corpus-tokens", "-5"), "corpus_tokens: -5"),
     "evaluated into a folder": (unharmed, into_itself, "could not be written", "run'"),
     "an unknown flag": (unharmed, again("--samples", "3"), "--samples"),
-    "a full disk": (unharmed, on_full_disk(resume()), "could not be written", "File too large", "before stands"),
+    "a full disk": (unharmed, on_full_disk(resume()), "could not be written", "File too large"),
 }  # fmt: skip
 
 

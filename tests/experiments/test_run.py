@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
-from agents.atomic_io import lock
 from agents.checkpoint import checkpoints
 from agents.distill import DistillAgent
 from distill_env.models.toy import TEACHERS
@@ -171,7 +171,7 @@ def test_a_signal_before_training_ends_with_its_code(tmp_path: Path, monkeypatch
 def test_two_processes_do_not_share_a_folder(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The second is refused before it touches anything."""
     before = sorted((p, p.stat().st_mtime_ns) for p in finished.rglob("*") if p.name != ".lock")
-    with lock(finished / ".lock"):
+    with FileLock(finished / ".lock"):
         assert run("--resume", "--out", finished.parent, "--name", "whole", "--iterations", 9) == 1
     assert "in use by another process" in capsys.readouterr().err
     assert sorted((p, p.stat().st_mtime_ns) for p in finished.rglob("*") if p.name != ".lock") == before
