@@ -40,11 +40,9 @@ class Config:
     """How many of them the viewer shows at most, a run each."""
     answers: int = 4
     """Answers of each."""
-    draws: int = 2000
-    """Resamples of every bootstrap."""
 
     def __post_init__(self) -> None:
-        check_range(self, "contenders", "answers", "draws", least=1)
+        check_range(self, "contenders", "answers", least=1)
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -53,7 +51,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def write_report(config: Config, console: Console) -> None:
-    results = Results(load_results(config.runs), config.draws)
+    results = Results(load_results(config.runs))
     page = make_page(config, results, console)
     config.out.mkdir(parents=True, exist_ok=True)
     (config.out / "report.html").write_text(to_html(page), encoding="utf-8")

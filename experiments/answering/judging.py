@@ -22,7 +22,7 @@ from rich.table import Table
 
 from distill_env.checks import check_range
 from experiments.answering.judges import Judge, Question, Reply, Verdict
-from experiments.comparing.statistics import Estimate, bootstrap
+from experiments.comparing.statistics import Estimate, proportion
 from experiments.running.completions_file import FILE, Writer, read_lines, write_lines
 from experiments.running.tracking import cell, finite, progress_bar, write_json
 
@@ -244,7 +244,7 @@ def summarise(pairs: Sequence[Pair], verdicts: dict[str, Verdict]) -> Summary:
     if not scores:
         raise ValueError(f"pairs: none of {len(pairs)} has a verdict in both orders; see the replies in the verdicts")
     return Summary(
-        bootstrap([[float(np.mean(s)) for s in scores.values()]], np.mean),
+        proportion([float(np.mean(s)) for s in scores.values()]),
         outcomes["a"],
         outcomes["b"],
         outcomes["tie"],

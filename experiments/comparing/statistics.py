@@ -1,142 +1,149 @@
-"""What a handful of runs can tell: bootstrap intervals, probability of improvement, paired sign-flip tests, Holm.
+"""Estimates from a handful of runs: means with intervals, paired sign-flip tests, the chance of improvement, Holm.
 
-Pure functions of arrays. A stratum holds the runs of one setting (environment and warm start), a value a run.
+Pure functions of arrays of finite numbers, one number a run. All intervals are nominal 95 %. scipy is imported where it
+is used, so that the help of a command stays quick.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-EXACT_PAIRS = 16
-"""Up to this many pairs the sign-flip test enumerates all signs."""
+Z = 1.959964  # 97.5 % quantile of the normal distribution
+RESAMPLES = 9999  # a sign-flip test of up to 13 pairs enumerates all signs, a larger one draws this many
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value with its nominal 95 % interval; the bounds are nan where there is nothing to resample."""
+    """A value with its 95 % interval; both bounds are NaN where one number gives no interval."""
 
     value: float
-    low: float
-    high: float
+    low: float = math.nan
+    high: float = math.nan
+
+    def text(self, form: str = "{:.3f}") -> str:
+        """`value [low, high]`, each number in this format; the value alone where the interval has no width."""
+        value, low, high = (form.format(x) for x in (self.value, self.low, self.high))
+        return value if math.isnan(self.low) or low == high else f"{value} [{low}, {high}]"
+
+    def scaled(self, factor: float) -> Estimate:
+        """The estimate of `factor` times the quantity."""
+        low, high = sorted((self.low * factor, self.high * factor))
+        return Estimate(self.value * factor, low, high)
+
+    def clipped(self, least: float, most: float) -> Estimate:
+        """The same with an interval that does not leave [least, most]."""
+        return Estimate(self.value, *np.clip((self.low, self.high), least, most).tolist())
 
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """The mean of x - y over `n` pairs with its interval, and the two-sided p-value of the sign-flip test."""
+    """The mean of x - y over `n` pairs, and the two-sided p-value of the sign-flip test."""
 
     estimate: Estimate
     p_value: float
     n: int
 
 
-def interquartile_mean(values: ArrayLike) -> float:
-    """The mean without the lowest and the highest quarter, floor(n / 4) values each: Agarwal et al. 2021, 2108.13264.
+def mean(values: ArrayLike) -> Estimate:
+    """The mean with Student's t interval.
 
-    The 25 % trimmed mean of all values, whatever their shape; of up to three values the mean.
+    In 20,000 simulations of 3 to 20 normal values the interval contained the true mean in 94.9 to 95.1 %. It is too
+    narrow for skewed values: 88 % (n = 5) and 90 % (n = 10) for exponential ones, 82 and 83 % for lognormal ones with
+    sigma 1.
     """
-    ordered = np.sort(_finite("values", values))
-    cut = len(ordered) // 4
-    return float(ordered[cut : len(ordered) - cut].mean())
+    x = _finite("values", values)
+    return _t_interval(float(x.mean()), x, len(x))
 
 
-def bootstrap(
-    strata: Sequence[ArrayLike],
-    statistic: Callable[[NDArray[np.float64]], float] = interquartile_mean,
-    draws: int = 2000,
-    seed: int = 0,
-) -> Estimate:
-    """The statistic of all runs, with the stratified percentile bootstrap of Agarwal et al. 2021, 2108.13264.
+def interquartile_mean(values: ArrayLike) -> Estimate:
+    """The mean without the floor(n / 4) lowest and highest values (Agarwal et al. 2021, arXiv 2108.13264), with the
+    t interval of Tukey and McLaughlin (1963, Sankhya A 25) from the winsorised variance.
 
-    Too narrow with few runs: of 1,000 simulations of two normal strata with 3, 5, 8, 16 runs each, the interval of
-    the mean held the true mean in 81, 89, 91, 93 %, that of the interquartile mean in 86, 90, 93, 95 %.
-
-    Args:
-        strata: arrays [runs], of any lengths; runs are resampled within each.
-        statistic: of the runs of all strata, joined.
-        draws: resamples.
-        seed: of the resampling.
-
-    Returns:
-        The interval is nan if a stratum has a single run, whose spread nobody knows.
+    Up to three values give the mean and its t interval. Four values leave two, and a very wide interval. In 20,000
+    simulations of 4 to 20 normal values the interval contained the true value in 93.3 to 94.3 %; of exponential values
+    in 92 % (n = 5 and 10), of lognormal ones with sigma 1 in 92 and 93 % (the 25 % trimmed mean of the distribution).
     """
-    runs = _strata("strata", strata)
-    value = float(statistic(np.concatenate(runs)))
-    if min(map(len, runs)) < 2:
-        return Estimate(value, np.nan, np.nan)
-    rng = np.random.default_rng(seed)
-    resampled = np.concatenate([rng.choice(r, (draws, len(r))) for r in runs], 1)  # [draws, runs of all strata]
-    return _percentile(value, np.array([statistic(r) for r in resampled]))
+    from scipy import stats
+
+    x = np.sort(_finite("values", values))
+    cut = len(x) // 4
+    winsorised = np.clip(x, x[cut], x[len(x) - cut - 1])
+    return _t_interval(float(stats.trim_mean(x, 0.25)), winsorised, len(x) - 2 * cut)
 
 
 def proportion(values: ArrayLike) -> Estimate:
     """The mean of values in [0, 1], with Wilson's score interval (1927, JASA 22) for as many independent draws.
 
-    For shares of right answers to independent prompts. With means of several answers to a prompt as values it is too
-    wide rather than too narrow: their variance is at most p (1 - p), that of a single answer.
+    For shares of correct answers to independent prompts. It is too wide rather than too narrow if each value is a mean
+    over several answers to a prompt: the variance of such values is at most p (1 - p), that of a single answer.
     """
     shares = _finite("values", values)
     if shares.min() < 0 or shares.max() > 1:
-        raise ValueError(f"values: from {shares.min()} to {shares.max()}; accepted: in [0, 1]")
-    n, p, z = len(shares), float(shares.mean()), 1.959964
-    middle = (p + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z / (1 + z**2 / n) * float(np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2)))
+        raise ValueError(f"values: from {shares.min()} to {shares.max()}; expected numbers in [0, 1]")
+    n, p = len(shares), float(shares.mean())
+    middle = (p + Z**2 / (2 * n)) / (1 + Z**2 / n)
+    half = Z / (1 + Z**2 / n) * math.sqrt(p * (1 - p) / n + Z**2 / (4 * n**2))
     return Estimate(p, max(0.0, min(p, middle - half)), min(1.0, max(p, middle + half)))  # rounding at 0 and 1
 
 
-def probability_of_improvement(
-    x: Sequence[ArrayLike], y: Sequence[ArrayLike], draws: int = 2000, seed: int = 0
-) -> Estimate:
-    """P(X > Y) + P(X = Y) / 2 for a run of each, the mean over strata: Agarwal et al. 2021, 2108.13264.
+def probability_of_improvement(x: ArrayLike, y: ArrayLike) -> Estimate:
+    """P(X > Y) + P(X = Y) / 2 for a run of each, with method 5 of Newcombe (2006, Statistics in Medicine 25).
+
+    Each bound is the value theta whose distance to the estimate is 1.96 of its own standard errors, by the variance of
+    Hanley and McNeil (1982). In 1,500 simulations each of 5 and 10 pairs of normal runs with theta from 0.5 to 0.95 the
+    interval contained theta in 95 to 97 %; with 3 runs, in 90 to 96 %.
 
     Args:
-        x, y: arrays [runs] a stratum, in the same order of strata; the numbers of runs may differ.
-        draws: resamples, of x and y independently within each stratum.
-        seed: of the resampling.
-
-    Returns:
-        The interval is nan if a stratum of x or y has a single run.
+        x, y: arrays [runs], independent of each other; the numbers of runs may differ.
     """
-    xs, ys = _strata("x", x), _strata("y", y)
-    if len(xs) != len(ys):
-        raise ValueError(f"x, y: {len(xs)} and {len(ys)} strata; accepted: the same strata of both")
-    rng = np.random.default_rng(seed)
-    value, means = 0.0, np.zeros(draws)
-    for a, b in zip(xs, ys, strict=True):
-        wins = (np.sign(a[:, None] - b) + 1) / 2  # [runs of x, runs of y]
-        value += float(wins.mean()) / len(xs)
-        # how often each run is drawn: the same resamples without a [draws, runs of x, runs of y] array
-        times_a = rng.multinomial(len(a), np.full(len(a), 1 / len(a)), draws)
-        times_b = rng.multinomial(len(b), np.full(len(b), 1 / len(b)), draws)
-        means += (times_a @ wins * times_b).sum(1) / wins.size / len(xs)
-    if min(map(len, xs + ys)) < 2:
-        return Estimate(value, np.nan, np.nan)
-    return _percentile(value, means)
+    from scipy import optimize, stats
+
+    a, b = _finite("x", x), _finite("y", y)
+    pairs, others = len(a) * len(b), (len(a) + len(b)) / 2 - 1
+    value = float(stats.mannwhitneyu(a, b).statistic) / pairs
+    if min(len(a), len(b)) < 2:
+        return Estimate(value)
+
+    def distance(theta: float) -> float:
+        spread = theta * (1 - theta) * (1 + others * ((1 - theta) / (2 - theta) + theta / (1 + theta))) / pairs
+        return (value - theta) ** 2 - Z**2 * spread
+
+    inside = min(max(value, 1e-9), 1 - 1e-9)  # 0 and 1 are roots themselves
+    low = optimize.brentq(distance, 0, inside) if value > 0 else 0.0
+    high = optimize.brentq(distance, inside, 1) if value < 1 else 1.0
+    return Estimate(value, float(low), float(high))
 
 
-def paired_difference(x: ArrayLike, y: ArrayLike, draws: int = 2000, seed: int = 0) -> PairedDifference:
-    """The mean difference of runs that share a seed: percentile bootstrap over pairs, sign-flip test of symmetry at 0.
+def paired_difference(x: ArrayLike, y: ArrayLike) -> PairedDifference:
+    """The mean of x - y with its t interval (see `mean`), and the sign-flip test of symmetry about 0.
 
-    The randomisation test of Fisher (1935, The Design of Experiments): under the null hypothesis every difference
-    could as well have had the other sign. All 2^n signs for n up to 16, `draws` random ones beyond, where
-    p = (1 + as extreme) / (1 + draws). The smallest exact p is 2^(1 - n): 5 % needs six pairs.
+    Fisher's randomisation test (1935, The Design of Experiments): under the null hypothesis every difference could as
+    well have the other sign. The smallest exact p is 2^(1 - n): 5 % needs six pairs.
 
     Args:
-        x, y: arrays [pairs], position by position of the same seed.
-        draws: resamples, and random signs for more than 16 pairs.
-        seed: of both.
+        x, y: arrays [pairs]; the same position is the same seed.
 
     Returns:
-        The interval is nan for a single pair, whose p is 1.
+        No interval and p = 1 for a single pair.
     """
+    from scipy import stats
+
     a, b = _finite("x", x), _finite("y", y)
     if len(a) != len(b):
-        raise ValueError(f"x, y: {len(a)} and {len(b)} values; accepted: pairs")
-    difference = a - b
-    return PairedDifference(bootstrap([difference], np.mean, draws, seed), _sign_flip(difference, draws, seed), len(a))
+        raise ValueError(f"x, y: {len(a)} and {len(b)} values; expected pairs")
+    p = 1.0
+    if len(a) > 1:
+        test = stats.permutation_test(
+            (a - b,), np.mean, permutation_type="samples", n_resamples=RESAMPLES, vectorized=True,
+            rng=np.random.default_rng(0),
+        )  # fmt: skip
+        p = float(test.pvalue)
+    return PairedDifference(mean(a - b), p, len(a))
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
@@ -146,7 +153,7 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
     """
     for name, p in p_values.items():
         if not 0 <= p <= 1:
-            raise ValueError(f"p_values: {p} of {name!r}; accepted: numbers in [0, 1]")
+            raise ValueError(f"p_values: {p} of {name!r}; expected numbers in [0, 1]")
     adjusted, largest = {}, 0.0
     for i, name in enumerate(sorted(p_values, key=lambda n: p_values[n])):
         largest = max(largest, min(1.0, (len(p_values) - i) * p_values[name]))
@@ -154,36 +161,19 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
     return {name: adjusted[name] for name in p_values}
 
 
-def _sign_flip(difference: NDArray[np.float64], draws: int, seed: int) -> float:
-    """The two-sided p-value of the sum of differences [n] under random signs."""
-    sizes = np.abs(difference)
-    # sums that are equal on paper differ by rounding
-    bound = abs(difference.sum()) - 1e-9 * sizes.sum()
-    if len(sizes) > EXACT_PAIRS:
-        signs = np.random.default_rng(seed).choice([-1.0, 1.0], (draws, len(sizes)))
-        return float((1 + (np.abs(signs @ sizes) >= bound).sum()) / (1 + draws))
-    sums = np.zeros(1)
-    for size in sizes:
-        sums = np.concatenate([sums + size, sums - size])
-    return float((np.abs(sums) >= bound).mean())
+def _t_interval(value: float, x: NDArray[np.float64], n: int) -> Estimate:
+    """Student's interval about `value`, a mean of `n` numbers whose squared deviations are those of x."""
+    from scipy import stats
 
-
-def _percentile(value: float, resampled: NDArray[np.float64]) -> Estimate:
-    low, high = np.percentile(resampled, [2.5, 97.5])
-    return Estimate(value, float(low), float(high))
-
-
-def _strata(name: str, strata: Iterable[ArrayLike]) -> list[NDArray[np.float64]]:
-    runs = [_finite(name, r) for r in strata]
-    if not runs:
-        raise ValueError(f"{name}: no strata; accepted: at least one")
-    return runs
+    if n < 2:
+        return Estimate(value)
+    half = float(stats.t.ppf(0.975, n - 1)) * math.sqrt(((x - x.mean()) ** 2).sum() / (n * (n - 1)))
+    return Estimate(value, value - half, value + half)
 
 
 def _finite(name: str, values: ArrayLike) -> NDArray[np.float64]:
-    """The values as a flat array, refused unless there are some and all are finite."""
+    """The values as a flat array; refused unless there are some and all are finite."""
     flat = np.asarray(values, np.float64).ravel()
     if not len(flat) or not np.isfinite(flat).all():
-        wrong = flat[~np.isfinite(flat)]
-        raise ValueError(f"{name}: {f'contains {wrong[0]}' if len(wrong) else 'empty'}; accepted: finite numbers")
+        raise ValueError(f"{name}: {'not finite' if len(flat) else 'empty'}; expected finite numbers")
     return flat

@@ -16,10 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agents.methods import METHODS
-from experiments.ablate import CELLS
 from experiments.comparing.grid import Row, read_results
-from experiments.comparing.statistics import Estimate, PairedDifference, bootstrap, paired_difference
-from experiments.comparing.statistics import probability_of_improvement as improvement
+from experiments.comparing.statistics import (
+    Estimate,
+    PairedDifference,
+    interquartile_mean,
+    paired_difference,
+    probability_of_improvement,
+)
+from experiments.comparing.studies import CELLS
 from experiments.running.tracking import read_metrics
 
 ENDPOINT = "correct_chains"
@@ -167,11 +172,9 @@ class Results:
 
     Args:
         rows: as `load_results` gives them.
-        draws: resamples of every bootstrap.
     """
 
     rows: Sequence[Row]
-    draws: int = 2000
     _known: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     def settings(self, study: str = "main") -> list[Setting]:
@@ -219,14 +222,9 @@ class Results:
         return len({r["seed"] for r in mine if r["label"] == label})
 
     def estimate(self, setting: Setting, label: str, key: str, study: str = "main") -> Estimate | None:
-        """Interquartile mean over the runs with its bootstrap interval; None where nothing was measured."""
+        """Interquartile mean over the runs; None where nothing was measured."""
         values = list(self.by_seed(setting, label, key, study).values())
-        return self._once(("estimate", *values), lambda: bootstrap([values], draws=self.draws)) if values else None
-
-    def pooled(self, label: str, key: str) -> Estimate | None:
-        """Interquartile mean over the runs of all settings, stratified by setting; None unless each has some."""
-        strata = [list(self.by_seed(s, label, key).values()) for s in self.settings()]
-        return bootstrap(strata, draws=self.draws) if strata and all(strata) else None
+        return self._once(("estimate", *values), lambda: interquartile_mean(values)) if values else None
 
     def difference(
         self, setting: Setting, label: str, baseline: str, key: str, study: str = "main"
@@ -240,12 +238,12 @@ class Results:
         if not shared:
             return None
         a, b = [x[s] for s in shared], [y[s] for s in shared]
-        return self._once(("paired", *a, None, *b), lambda: paired_difference(a, b, draws=self.draws))
+        return self._once(("paired", *a, None, *b), lambda: paired_difference(a, b))
 
-    def improvement(self, label: str, baseline: str, key: str, settings: Sequence[Setting]) -> Estimate | None:
-        """The chance that a run of `label` has more of `key` than one of `baseline`, the mean over settings."""
-        x, y = ([list(self.by_seed(s, name, key).values()) for s in settings] for name in (label, baseline))
-        return improvement(x, y, draws=self.draws) if x and all(x) and all(y) else None
+    def improvement(self, setting: Setting, label: str, baseline: str, key: str) -> Estimate | None:
+        """The chance that a run of `label` has more of `key` than one of `baseline`."""
+        x, y = (list(self.by_seed(setting, name, key).values()) for name in (label, baseline))
+        return probability_of_improvement(x, y) if x and y else None
 
     def _once(self, key: Any, compute: Callable[[], Any]) -> Any:
         if key not in self._known:

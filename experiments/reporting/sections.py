@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
 
-from experiments.comparing.statistics import PairedDifference, bootstrap
+from experiments.comparing.statistics import PairedDifference, interquartile_mean
 from experiments.reporting import figures
 from experiments.reporting.cells import (
     EMPTY,
@@ -76,7 +76,7 @@ def expectations(results: Results) -> Section | None:
         *(f"`{OURS}` {MINUS} `{b}`" for b in PURE),
     ]
     caption = (
-        "Differences are paired over seeds, with 95 % bootstrap intervals. An expectation holds if every interval it "
+        "Differences are paired over seeds, with 95 % t intervals. An expectation holds if every interval it "
         "rests on lies on the expected side of 0, does not hold if one lies on the other side, and cannot be told "
         "otherwise, or with one seed. The losses of the methods are different divergences, so how much they oscillate "
         f"compares sizes that differ to begin with. {start_of(settings)}"
@@ -124,7 +124,7 @@ def crowded(results: Results) -> str:
     return " Of many contenders only the main methods and the most accurate others are named; the table has all."
 
 
-INTERVALS = "Interquartile means over seeds with 95 % bootstrap intervals."
+INTERVALS = "Interquartile means over seeds with 95 % t intervals."
 
 
 def cost(results: Results, style: Style) -> Section | None:
@@ -159,24 +159,7 @@ def contenders(results: Results) -> Section | None:
     caption = f"The student alone on the test split, and what its training cost. {INTERVALS} The best number is bold."
     names = 1 + len(setting_columns(settings))
     blocks: list[Block] = [Table("contenders-table", columns, rows, caption, names)]
-    blocks += pooled(results, settings)
     return Section("contenders", "All contenders", blocks)
-
-
-def pooled(results: Results, settings: Sequence[Setting]) -> Iterator[Table]:
-    """Over all settings at once, where there are several."""
-    if len(settings) < 2:
-        return
-    keys = [k for k in (ENDPOINT, f"ood/{ENDPOINT}", "distinct_ways") if any(k in r for r in results.rows)]
-    found = {(k, c): results.pooled(c, k) for k in keys for c in results.labels()}
-    labels = [c for c in results.labels() if any(found[k, c] for k in keys)]
-    rows = [[name_cell(c), *(number_cell(k, found[k, c], is_best(k, c, labels, found)) for k in keys)] for c in labels]
-    caption = (
-        f"All {len(settings)} settings together, for contenders that ran in each: interquartile means with bootstrap "
-        "intervals stratified by setting."
-    )
-    if rows:
-        yield Table("pooled", ["contender", *(measure(k).title for k in keys)], rows, caption)
 
 
 def differences(results: Results) -> Section | None:
@@ -200,7 +183,7 @@ def differences(results: Results) -> Section | None:
     most = max(d.n for b in BASELINES for *_, d, _ in secondary_comparisons(results, b))
     note = (
         f"The primary endpoint: correct chains in distribution. {start_of(settings)} Mean differences of runs that "
-        "share a seed, and so a warm start, with bootstrap intervals over pairs; two-sided exact sign-flip tests. With "
+        "share a seed, and so a warm start, with 95 % t intervals; two-sided exact sign-flip tests. With "
         f"{most} pair{'s' if most > 1 else ''} no p-value can be below {p_text(2.0 ** (1 - most))}."
     )
     return Section("differences", "Paired differences", [note, *blocks])
@@ -229,7 +212,7 @@ def difference_row(
         change_cell(MEASURES[ENDPOINT], difference.estimate),
         Cell(p_text(difference.p_value), value=difference.p_value),
         Cell(p_text(adjusted), value=adjusted, tone=tone),
-        number_cell("improvement", results.improvement(label, baseline, ENDPOINT, [setting])),
+        number_cell("improvement", results.improvement(setting, label, baseline, ENDPOINT)),
         Cell(str(difference.n), value=difference.n),
     ]
 
@@ -355,7 +338,7 @@ def two_by_two(results: Results) -> Section | None:
     for setting in settings:
         found = crossed(results, setting)
         if found is not None:
-            blocks += [crossed_table(results, found), effects_sentence(found)]
+            blocks += [crossed_table(found), effects_sentence(found)]
     if not blocks:
         return None
     note = (
@@ -365,9 +348,8 @@ def two_by_two(results: Results) -> Section | None:
     return Section("prefix-and-objective", "Prefix and objective", [note, *blocks])
 
 
-def crossed_table(results: Results, found: Crossed) -> Table:
-
-    estimates = {c: bootstrap([list(v.values())], draws=results.draws) for c, v in found.runs.items()}
+def crossed_table(found: Crossed) -> Table:
+    estimates = {c: interquartile_mean(list(v.values())) for c, v in found.runs.items()}
     values = [e.value for e in estimates.values()]
     low, high = min(values), max(values)
     rows = []
@@ -453,11 +435,10 @@ def how(results: Results) -> Section:
         [
             "What is measured is the student alone, on problems that were not trained on. Runs of one seed begin with "
             "the same student in each setting, so that contenders are compared run by run.",
-            "Estimates are interquartile means over runs with 95 % percentile-bootstrap intervals, runs resampled "
-            "within each setting (Agarwal et al. 2021, arXiv 2108.13264); up to three runs the interquartile mean is "
-            "the mean. Differences are means over pairs of runs that share a seed, with the bootstrap over pairs and "
-            f"exact sign-flip tests. The primary endpoint is correct chains in distribution{warm}; all else is "
-            "description.",
+            "Estimates are interquartile means over runs (Agarwal et al. 2021, arXiv 2108.13264; the mean of up to three "
+            "runs) with the t interval of Tukey and McLaughlin (1963) for trimmed means. Differences are means over pairs "
+            "of runs that share a seed, with Student's t interval and sign-flip tests. All intervals are 95 %. The primary "
+            f"endpoint is correct chains in distribution{warm}; everything else is description.",
             "The share kept is accuracy out of distribution over accuracy in distribution, of each run: who is bad at "
             "both drops little and keeps little.",
         ],

@@ -160,7 +160,7 @@ def test_a_judge_that_prefers_the_longer_completion(serve: Serve, pairs: Path) -
 def test_a_judge_that_prefers_a_position_decides_nothing(serve: Serve, pairs: Path) -> None:
     serve(prefer_first)
     result = summary(pairs)
-    assert result["win_rate"] == {"value": 0.5, "low": 0.5, "high": 0.5}
+    assert result["win_rate"]["value"] == 0.5
     assert (result["ties"], result["consistent"], result["first"]) == (6, 0, 1)
 
 

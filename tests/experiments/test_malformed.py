@@ -971,7 +971,6 @@ COMMANDS: dict[str, tuple[Any, ...]] = {
     "a word for a seed": (reported(GOOD + "main,sums,weak,x,one,c,1,3\n"), "results.csv' is damaged", "'one'"),
     "too many cells": (reported(GOOD + "main,sums,weak,x,1,c,1,3,4,5\n"), "results.csv' is damaged"),
     "results of bytes": (reported("\xff\xfe"), "results.csv' is damaged"),
-    "no draws": (reported(GOOD, "--draws", "0"), "draws: 0; accepted: at least 1"),
     "answers below 0": (reported(GOOD, "--answers", "-1"), "answers: -1; accepted: at least 1"),
     "a report into a file": (
         lambda _, f: reported(GOOD, "--out", str(file_in_place(f)))(_, f), "file'"

@@ -9,9 +9,10 @@ import pytest
 from rich.console import Console
 from safetensors.torch import load_file
 
-from experiments.ablate import studies
-from experiments.compare import Config, jobs_of, paired_table, summarise
+from experiments.compare import CompareConfig
 from experiments.comparing.grid import Contender, Job, check_jobs, load_results, read_results, run_jobs, write_results
+from experiments.comparing.studies import studies
+from experiments.comparing.tables import paired_table, write_summary
 from experiments.running.config import parse
 from experiments.running.lifecycle import run
 from tests.helpers.paths import HELPERS
@@ -111,11 +112,11 @@ def test_the_paired_table_compares_by_seed(tmp_path: Path) -> None:
         for seed, value in enumerate(numbers)
     ]
     (head, line) = paired_table(rows, ["rkl", "gated"], "rkl")
-    assert head[0] == "less rkl"
+    assert head[0] == "minus rkl"
     # always ten points better; three pairs have eight signs, of which two are as extreme; in six of nine pairs larger
     assert line == ["gated", "+10.0", "0.250", "0.250", line[4], "3"]
     assert line[4].startswith("0.72")  # 5 wins, one tie at 0.6, one tie at... see P(X > Y) + half of ties: 6.5 / 9
-    summarise(rows, ["rkl", "gated"], "rkl", tmp_path, QUIET)
+    write_summary(rows, ["rkl", "gated"], "rkl", tmp_path, QUIET)
     assert "| gated | +10.0 | 0.250 |" in (tmp_path / "summary-main.md").read_text()
 
 
@@ -125,7 +126,7 @@ def test_every_study_of_the_ablation_parses_and_has_names_of_its_own(tmp_path: P
 
 
 def test_seeds_come_first_so_that_partial_results_can_be_compared() -> None:
-    jobs = jobs_of(Config(agents=("rkl", "gated"), seeds=(3, 4), envs=("sums", "categorical")))
+    jobs = CompareConfig(agents=("rkl", "gated"), seeds=(3, 4), envs=("sums", "categorical")).grid()
     assert [j.seed for j in jobs] == [3] * 4 + [4] * 4
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from experiments import report
-from experiments.comparing.statistics import Estimate, bootstrap, holm, interquartile_mean, paired_difference
+from experiments.comparing.statistics import Estimate, holm, interquartile_mean, paired_difference
 from experiments.reporting import sections
 from experiments.reporting.figures import INK, Panel, Point, Style, scatter, svg
 from experiments.reporting.findings import (
@@ -37,7 +37,7 @@ HOSTILE = """</script><script>window.hacked = 1</script><img src=x onerror="wind
 
 
 def results_of(folder: Path, **kwargs: Any) -> Results:
-    return Results(load_results(write_comparison(folder, random_rows(**kwargs))), draws=200)
+    return Results(load_results(write_comparison(folder, random_rows(**kwargs))))
 
 
 def made_results(**levels: list[float]) -> Results:
@@ -47,7 +47,7 @@ def made_results(**levels: list[float]) -> Results:
         for label, values in levels.items()
         for seed, value in enumerate(values)
     ]
-    return Results(rows, draws=200)
+    return Results(rows)
 
 
 # ---------------------------------------------------------------------- numbers
@@ -57,20 +57,18 @@ def test_estimates_are_those_of_the_functions(tmp_path: Path) -> None:
     results = results_of(tmp_path, settings=[("sums", "weak"), ("coins", "weak")], seeds=5)
     rows = [r for r in results.rows if r["env"] == "sums" and r["label"] == "gated"]
     values = [r[ENDPOINT] for r in rows]
-    assert results.estimate(SUMS, "gated", ENDPOINT) == bootstrap([values], draws=200)
+    assert results.estimate(SUMS, "gated", ENDPOINT) == interquartile_mean(values)
     kept = [r["ood/correct_chains"] / r[ENDPOINT] for r in rows]
     estimate = results.estimate(SUMS, "gated", "retention")
     assert estimate is not None
-    assert estimate.value == pytest.approx(interquartile_mean(kept))
-    coins = [r[ENDPOINT] for r in results.rows if r["env"] == "coins" and r["label"] == "gated"]
-    assert results.pooled("gated", ENDPOINT) == bootstrap([values, coins], draws=200)
+    assert estimate.value == pytest.approx(interquartile_mean(kept).value)
 
 
 def test_seeds_are_paired_whatever_their_order_and_only_those_of_both() -> None:
     results = made_results(gated=[0.5, 0.7, 0.9], rkl=[0.4, 0.5, 0.6])
     results.rows = [r for r in reversed(results.rows) if (r["label"], r["seed"]) != ("rkl", 1)]
     difference = results.difference(SUMS, "gated", "rkl", ENDPOINT)
-    assert difference == paired_difference([0.5, 0.9], [0.4, 0.6], draws=200)
+    assert difference == paired_difference([0.5, 0.9], [0.4, 0.6])
 
 
 def test_holm_is_over_the_tasks_of_each_comparison(tmp_path: Path) -> None:
@@ -131,7 +129,6 @@ def test_what_was_expected_is_judged_by_its_direction() -> None:
                 for k, (e, o) in levels.items()
                 for s in range(4)
             ],
-            draws=200,
         )
 
     def verdicts(results: Results) -> dict[str, str]:
@@ -146,10 +143,10 @@ def test_what_was_expected_is_judged_by_its_direction() -> None:
 
 
 def test_the_answer_follows_the_numbers() -> None:
-    best, good, _ = answer(made_results(gated=[0.8, 0.81], rkl=[0.7, 0.72], fkl=[0.6, 0.61], soft=[0.9, 0.9]))
-    assert "by `soft` on sums (90.0 % [90.0, 90.0]; `gated` 80.5 %" in best
+    best, good, _ = answer(made_results(gated=[0.8, 0.81], rkl=[0.7, 0.72], fkl=[0.6, 0.61], soft=[0.9, 0.91]))
+    assert "by `soft` on sums (90.5 % [84.1, 96.9]; `gated` 80.5 %" in best
     assert good.startswith("`gated` is at least as good as both pure methods on sums")
-    _, worse, _ = answer(made_results(gated=[0.65, 0.66], rkl=[0.7, 0.72], fkl=[0.6, 0.61]))
+    _, worse, _ = answer(made_results(gated=[0.65, 0.66], rkl=[0.7, 0.711], fkl=[0.6, 0.61]))
     assert worse.startswith("`gated` is not at least as good as both pure methods on sums")
     _, unknown, _ = answer(made_results(gated=[0.8], rkl=[0.7], fkl=[0.6]))
     assert unknown.startswith("`gated` may or may not be")
@@ -167,7 +164,7 @@ def test_main_effects_of_an_additive_table() -> None:
          "label": f"{p} prefix, {o}", ENDPOINT: prefixes[p] + objectives[o] + seed / 50}
         for p in prefixes for o in objectives for seed in range(3)
     ]  # fmt: skip
-    found = crossed(Results(rows, draws=200), SUMS)
+    found = crossed(Results(rows), SUMS)
     assert found is not None
     assert (found.prefixes, found.objectives) == (("student", "gated"), ("reverse", "gated", "forward"))
     effects = {name: (e.estimate.value, e.estimate.low, e.estimate.high) for name, e in found.effects.items()}
@@ -234,7 +231,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = random_rows(settings) + random_rows(settings, cells, 3, "two_by_two")
     rows += random_rows(settings[:1], ("tau = 0.1", "tau = 1"), 2, "ablation:tau")
     write_comparison(folder / "runs", rows, curves=True)
-    arguments = ["--runs", str(folder / "runs"), "--out", str(folder / "out"), "--no-viewer", "--draws", "100"]
+    arguments = ["--runs", str(folder / "runs"), "--out", str(folder / "out"), "--no-viewer"]
     assert report.main(arguments) == 0
     return folder
 
@@ -260,7 +257,7 @@ def test_the_page_holds_everything_and_fetches_nothing(written: Path) -> None:
 
 def test_the_page_shows_the_functions_numbers(written: Path) -> None:
     page = (written / "out" / "report.html").read_text().replace("\u00a0", " ")
-    results = Results(load_results(written / "runs"), draws=100)
+    results = Results(load_results(written / "runs"))
     for setting in results.settings():
         for label in (*results.labels(setting), BEFORE):
             estimate = results.estimate(setting, label, ENDPOINT)
@@ -274,7 +271,7 @@ def test_the_page_shows_the_functions_numbers(written: Path) -> None:
 
 def test_markdown_has_the_same_and_its_pictures(written: Path) -> None:
     text = (written / "out" / "report.md").read_text()
-    results = Results(load_results(written / "runs"), draws=100)
+    results = Results(load_results(written / "runs"))
     for sentence in answer(results):
         assert plain(sentence) in text
     pictures = re.findall(r"\]\((images/\w+\.png)\)", text)
@@ -299,7 +296,7 @@ def test_markdown_has_the_same_and_its_pictures(written: Path) -> None:
 )
 def test_any_subset_makes_a_report(chosen: dict[str, Any], tmp_path: Path) -> None:
     write_comparison(tmp_path / "runs", random_rows(**chosen))
-    arguments = ["--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out"), "--draws", "50"]
+    arguments = ["--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]
     assert report.main(arguments) == 0  # the viewer finds no run, and says so
     page = (tmp_path / "out" / "report.html").read_text()
     assert "nan" not in re.sub(r"<svg.*?</svg>", "", page, flags=re.DOTALL).split("<main>")[1].split("</main>")[0]
@@ -309,7 +306,7 @@ def test_columns_may_be_missing(tmp_path: Path) -> None:
     kept = ("env", "warm", "label", "seed", ENDPOINT)
     rows = [{k: v for k, v in row.items() if k in kept} for row in random_rows()]
     write_comparison(tmp_path, rows)
-    assert report.main(["--runs", str(tmp_path), "--out", str(tmp_path / "out"), "--draws", "50"]) == 0
+    assert report.main(["--runs", str(tmp_path), "--out", str(tmp_path / "out")]) == 0
 
 
 @pytest.mark.parametrize("content", [None, "env,warm,label,seed\n", "agent,seed\ngated,0\n"])
@@ -347,7 +344,7 @@ def hostile_page() -> Page:
         "seed": 0,
     }
     style = Style((HOSTILE, "gated"))
-    results = Results(random_rows(labels=("gated", HOSTILE, "rkl"), seeds=2), draws=50)
+    results = Results(random_rows(labels=("gated", HOSTILE, "rkl"), seeds=2))
     viewer = sections.gate_viewer({HOSTILE: found, "gated": found}, style)
     made = [viewer, sections.contenders(results), sections.differences(results), sections.stability(results, style)]
     return Page(HOSTILE, HOSTILE, answer(results), [HOSTILE], [s for s in made if s is not None], style)

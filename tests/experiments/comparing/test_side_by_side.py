@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from experiments import side_by_side
+from experiments import side_by_side as command
+from experiments.comparing.side_by_side import side_by_side
 from experiments.running import completions_file as answers
 from experiments.running.config import parse
 from experiments.running.lifecycle import run
@@ -23,7 +24,7 @@ def test_every_column_is_its_runs_evaluation_and_hostile_answers_are_text(tmp_pa
         hostile = {"prompt": "p|q", "answer": f"<script>| **{agent}**\n# no", "writer": "student"}
         teacher = {"prompt": "p|q", "answer": "right", "writer": "teacher"}
         answers.write_lines(tmp_path / agent / answers.FILE, [hostile, teacher])
-    text = side_by_side.side_by_side(side_by_side.Config((tmp_path / "gated", tmp_path / "rkl")))
+    text = side_by_side((tmp_path / "gated", tmp_path / "rkl"), 10)
     head, _, *lines = (line.strip("| ").split(" | ") for line in text.split("\n\n")[0].splitlines())
     assert head[-2:] == ["gated", "rkl"]
     found = {line[0]: line[-2:] for line in lines}
@@ -36,6 +37,6 @@ def test_every_column_is_its_runs_evaluation_and_hostile_answers_are_text(tmp_pa
 
 
 def test_what_is_no_finished_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert side_by_side.main([str(tmp_path)]) == 1
+    assert command.main([str(tmp_path)]) == 1
     (line,) = capsys.readouterr().err.strip().splitlines()
-    assert "holds no run" in line
+    assert "run" in line

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from distill_env.models.tabular import markov
-from experiments.diagnose import Tempered, masses
+from experiments.comparing.diagnosis import Tempered, masses
 
 
 def test_wrong_and_missed_mass_by_hand() -> None:

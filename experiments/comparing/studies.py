@@ -1,0 +1,111 @@
+"""The studies of `ablate.py` as data: which methods, at which settings."""
+
+from __future__ import annotations
+
+from agents.methods import METHODS
+from experiments.comparing.grid import Contender
+
+# (who writes the prefix, which loss is minimised at its states): the agent and its flags
+CELLS = {
+    ("student", "reverse"): "rkl",
+    ("student", "gated"): "gate_only",
+    ("student", "forward"): "rkl --loss forward",
+    ("gated", "reverse"): "rewrite_only",
+    ("gated", "gated"): "gated",
+    ("gated", "forward"): "gated --loss forward",
+    ("random", "reverse"): "random_rewrite --loss reverse",
+    ("random", "gated"): "random_rewrite --weighting hard",
+}
+
+# the flag that each method needs a value for, and the three values tried on development seeds
+TUNED: dict[str, tuple[str, float, float, float]] = {
+    "gated": ("--tau", 0.25, 0.5, 1.0),
+    "soft": ("--tau", 0.25, 0.5, 1.0),
+    "rewrite_only": ("--tau", 0.25, 0.5, 1.0),
+    "gate_only": ("--tau", 0.25, 0.5, 1.0),
+    "budget": ("--budget", 0.05, 0.1, 0.2),
+    "cumulative": ("--tau", 0.5, 1.0, 2.0),
+    "step_sum": ("--tau", 0.25, 0.5, 1.0),
+    "skd": ("--tau", 2.0, 4.0, 6.0),
+    "adaswitch": ("--tau", 2.0, 3.0, 6.0),
+    "eopd": ("--tau", 0.4, 0.8, 1.2),
+    "minillm": ("--rate", 0.1, 0.2, 0.4),
+    "gkd": ("--rate", 0.25, 0.5, 0.75),
+    "dagger": ("--anneal-iterations", 25, 50, 75),
+}
+UNTUNED = ("skew_fkl", "skew_rkl", "akl", "todi", "negative")
+# the best of the three, from docs/results/tuning.md
+CHOSEN: dict[str, float] = {
+    "gated": 1.0,
+    "soft": 1.0,
+    "rewrite_only": 0.25,
+    "gate_only": 1.0,
+    "budget": 0.05,
+    "cumulative": 0.5,
+    "step_sum": 0.5,
+    "skd": 2.0,
+    "adaswitch": 2.0,
+    "eopd": 1.2,
+    "minillm": 0.2,
+    "gkd": 0.5,
+    "dagger": 75,
+}
+
+
+def two_by_two() -> list[Contender]:
+    """{student, gated} prefix x {reverse, gated, forward} loss. The control is a prefix in which the teacher rewrites
+    as many steps, but random ones. The gated loss is weighted by the hard gate on D_t, whoever wrote the prefix.
+    """
+    return [Contender.read(f"{prefix} prefix, {loss}={agent}") for (prefix, loss), agent in CELLS.items()]
+
+
+def values(label: str, flag: str, *settings: object, agent: str = "gated") -> list[Contender]:
+    """One flag at several values."""
+    return [Contender(f"{label} {setting}", agent, (flag, str(setting))) for setting in settings]
+
+
+def rivals() -> list[Contender]:
+    """The published methods, the new gates and the controls, each at its value in CHOSEN."""
+    contenders = []
+    for name in (*TUNED, *UNTUNED):
+        flag, value = TUNED[name][0] if name in TUNED else "", CHOSEN.get(name)
+        default = value is None or value == getattr(METHODS[name], flag[2:].replace("-", "_"))
+        contenders.append(Contender(name, name, () if default else (flag, str(value))))
+    return contenders
+
+
+def studies() -> dict[str, list[Contender]]:
+    """Every study by name. Each contains the default setting of `gated`."""
+    default = Contender("gated", "gated")
+    return {
+        "two_by_two": two_by_two(),
+        "tuning": [c for name, (flag, *settings) in TUNED.items() for c in values(name, flag, *settings, agent=name)],
+        "rivals": rivals(),
+        "tau": values("tau", "--tau", 0.05, 0.1, 0.25, 0.5, 1.0, 2.0),
+        "alpha": [default, *values("alpha", "--alpha", 1, 4, 16, 64, agent="soft")],
+        "gate": [
+            default,
+            Contender("soft", "soft"),
+            Contender("step mean", "gated", ("--over-step", "mean")),
+            Contender("step max", "gated", ("--over-step", "max")),
+            Contender("step sum", "gated", ("--over-step", "sum")),
+            Contender("teacher entropy", "gated", ("--score", "teacher_entropy")),
+            Contender("forward KL", "gated", ("--score", "forward_kl")),
+            Contender("budget", "budget"),
+            Contender("cumulative", "cumulative"),
+        ],
+        "equal_cost": [
+            Contender("token by token", "budget"),
+            *(Contender(f"step {how}", f"step_{how}", ("--budget", "0.1")) for how in ("mean", "max", "sum")),
+            Contender("cumulative", "cumulative", ("--budget", "0.1")),
+        ],
+        "draw": values("rewrite", "--rewrite", "sample", "nucleus", "argmax"),
+        "truncation": [default, *values("top-k", "--top-k", 2, 4, 8), *values("top-p", "--top-p", 0.9, 0.99)],
+        "score": [
+            default,
+            *values("score clip", "--score-clip", 1.0, 2.0),
+            *values("loss clip", "--loss-clip", 1.0, 3.0),
+            *values("smoothing", "--smoothing", 0.5, 0.9),
+        ],
+        "span": values("span", "--rewrite-span", "token", "step"),
+    }
