@@ -31,7 +31,7 @@ def test_text_of_an_estimate() -> None:
 
 
 def test_mean_by_hand() -> None:
-    """Of 1, 2, 3: variance 1, standard error 1 / sqrt(3), and 4.3027 is the quantile of t with two degrees of freedom."""
+    """Of 1, 2, 3: variance 1, standard error 1 / sqrt(3); the quantile of t with two degrees of freedom is 4.3027."""
     half = 4.302653 / math.sqrt(3)
     found = mean([1, 3, 2])
     assert (found.value, found.low, found.high) == pytest.approx((2, 2 - half, 2 + half))
@@ -41,8 +41,8 @@ def test_mean_by_hand() -> None:
 
 
 def test_interquartile_mean_by_hand() -> None:
-    """Without floor(n / 4) values at either end. Of -9, 1, 3, 4, 80 remain 1, 3, 4; winsorised 1, 1, 3, 4, 4 the squared
-    deviations from 2.6 sum to 9.2, so the standard error is sqrt(9.2 / (3 * 2)), with two degrees of freedom."""
+    """Without floor(n / 4) values at either end. Of -9, 1, 3, 4, 80 remain 1, 3, 4. The squared deviations of the
+    winsorised 1, 1, 3, 4, 4 from 2.6 sum to 9.2: a standard error of sqrt(9.2 / (3 * 2)), two degrees of freedom."""
     assert interquartile_mean([100, 2, 4, -50]).value == 3
     assert interquartile_mean([[8, 1, 2, 3], [4, 5, 6, 700]]).value == 4.5
     found, half = interquartile_mean([4, -9, 3, 80, 1]), 4.302653 * math.sqrt(9.2 / 6)
@@ -57,7 +57,7 @@ def test_interquartile_mean_by_hand() -> None:
 @pytest.mark.parametrize("n", [5, 10])
 @pytest.mark.parametrize("estimate", [mean, interquartile_mean])
 def test_intervals_cover(estimate: Callable[..., Estimate], n: int) -> None:
-    """95 % of intervals from normal runs contain the true mean, within 2 points; percentile bootstraps cover 83 and 90."""
+    """95 % of intervals from normal runs contain the true mean, within 2 points; of percentile bootstraps 83 and 90."""
     draws = np.random.default_rng(n).normal(1, 2, (1000, n))
     hits = [found.low <= 1 <= found.high for found in map(estimate, draws)]
     assert 0.93 <= np.mean(hits) <= 0.97
