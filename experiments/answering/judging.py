@@ -257,9 +257,7 @@ def summarise(pairs: Sequence[Pair], verdicts: dict[str, Verdict]) -> Summary:
 def summary_table(summary: Summary, title: str) -> Table:
     table = Table("", title=escape(title), title_justify="left")
     table.add_column("", justify="right")
-    rate = summary.win_rate
-    interval = f" [{rate.low:.1%}, {rate.high:.1%}]" if np.isfinite(rate.low) else ""
-    table.add_row("win rate of a (a tie counts half)", escape(f"{rate.value:.1%}{interval}"))
+    table.add_row("win rate of a (a tie counts half)", escape(summary.win_rate.text("{:.1%}")))
     table.add_row("wins of a, wins of b, ties", f"{summary.wins_a:,}, {summary.wins_b:,}, {summary.ties:,}")
     table.add_row("same verdict in both orders", cell("{:.1%}", summary.consistent))
     table.add_row("verdicts for the completion shown first", cell("{:.1%}", summary.first))

@@ -436,9 +436,10 @@ def how(results: Results) -> Section:
             "What is measured is the student alone, on problems that were not trained on. Runs of one seed begin with "
             "the same student in each setting, so that contenders are compared run by run.",
             "Estimates are interquartile means over runs (Agarwal et al. 2021, arXiv 2108.13264; the mean of up "
-            "to three runs) with the t interval of Tukey and McLaughlin (1963) for trimmed means. Differences are means over "
-            "pairs of runs that share a seed, with Student's t interval and sign-flip tests. All intervals are 95 %. "
-            f"The primary endpoint is correct chains in distribution{warm}; everything else is description.",
+            "to three runs) with the t interval of Tukey and McLaughlin (1963) for trimmed means. Differences are "
+            "means over pairs of runs that share a seed, with Student's t interval and sign-flip tests. "
+            f"All intervals are 95 %. The primary endpoint is correct chains in distribution{warm}; everything else "
+            "is description.",
             "The share kept is accuracy out of distribution over accuracy in distribution, of each run: who is bad at "
             "both drops little and keeps little.",
         ],
