@@ -12,79 +12,36 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from distill_env.models import inplace_grad
+from distill_env.models.adapters import is_adapted, save_adapter, save_merged
 from distill_env.models.batching import length_groups
-from distill_env.models.pretrained import (
-    is_adapted,
-    no_progress_bars,
-    read_pretrained,
-    save_adapter,
-    save_merged,
-    whole_state,
-)
+from distill_env.models.compatibility import check_forward_passes, decoder_config, longest_row
+from distill_env.models.hub import no_progress_bars
+from distill_env.models.kv_cache import SlotCache
+from distill_env.models.pretrained import read_pretrained, whole_state
 
-
-class _SlotCache(Cache):
-    """Keys and values in slots: the token at position p of a row always lies in slot p.
-
-    A token that is taken back needs no clearing: no query looks past its own slot, and its successor overwrites it.
-    So rows of any lengths share one rectangle, there are never holes to drop, and rewinding is free. `aim` says where
-    the next forward pass writes; its attention mask has to be slot-wise, [n, 1, K, width].
-    """
-
-    def __init__(self) -> None:
-        super().__init__(layers=[])
-        self.buffers: dict[int, list[Tensor]] = {}  # of each layer keys and values, [B, heads, capacity, d]
-
-    def aim(self, n_rows: int, rows: Tensor, slots: Tensor, width: int) -> None:
-        """The next pass computes `rows` [n] of the `n_rows` held, writes `slots` [n, K] and reads the first `width`."""
-        self.n_rows, self.rows, self.slots, self.width = n_rows, rows, slots, width
-
-    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any) -> Any:
-        states = (key_states, value_states)  # each [n, heads, K, d]
-        if layer_idx not in self.buffers:
-            self.buffers[layer_idx] = [x.new_zeros(self.n_rows, x.shape[1], 0, x.shape[3]) for x in states]
-        buffers = self.buffers[layer_idx]
-        rows, slots = self.rows.to(key_states.device), self.slots.to(key_states.device)  # layers may lie anywhere
-        for i, x in enumerate(states):
-            missing = self.width - buffers[i].shape[2]
-            if missing > 0:
-                # By half, so that growing is rare; by zeros, since a masked NaN would still spoil a row.
-                buffers[i] = F.pad(buffers[i], (0, 0, 0, missing + self.width // 2))
-            buffers[i].transpose(1, 2)[rows[:, None], slots] = x.transpose(1, 2)
-        if self.slots.shape[1] == self.width:  # nothing lies before these tokens
-            return states
-        if len(self.rows) == self.n_rows:
-            return tuple(buffer[:, :, : self.width] for buffer in buffers)
-        return tuple(buffer[rows, :, : self.width] for buffer in buffers)
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        return self.width - self.slots.shape[1]
-
-    def select(self, source: Tensor, width: int) -> None:
-        """Row i becomes a copy of row `source[i]`, in new memory for `width` slots."""
-        for buffers in self.buffers.values():
-            buffers[:] = [buffer[:, :, :width][source.to(buffer.device)] for buffer in buffers]
-
-
-_NUMBERS = 2**23  # log-probabilities that are computed at a time
-_FEW = 64  # states, up to which BLAS on a CPU multiplies faster with the large matrix on the left
+CHUNK_NUMBERS = 2**23  # log-probabilities that are computed at a time
+SMALL_BATCH = 64  # states, up to which BLAS on a CPU multiplies faster with the large matrix on the left
 
 
 class CausalLM:
     """A `TrainableModel` over a Transformers model; one object holds one batch of rows.
 
-    The module runs in evaluation mode, also under gradient: what is trained is exactly what has been rolled out, hence
-    no dropout. On construction the cache is compared with the model's own forward pass on two short rows, so that an
-    architecture that it cannot serve is refused rather than computed wrongly.
+    The module always runs in evaluation mode, also with gradients: without dropout, the student that is trained is the
+    one that wrote. The constructor compares the cached forward pass with the model's own on two short rows, and refuses
+    an architecture for which they differ.
 
     Args:
-        model: any decoder-only causal language model with attention "sdpa" or "eager".
-        vocab_size: only the first so many ids exist; logits are cut before the softmax (models of a family differ in
-            their number of padded rows). By default all rows of the model's head.
-        eos_token_id: the token that ends an answer. By default the one that the model's configuration names.
+        model: a decoder-only causal language model with attention "sdpa" or "eager".
+        vocab_size: the number of ids that exist; logits of higher ids are cut before the softmax (models of a family
+            differ in their number of padded rows). By default all rows of the model's head.
+        eos_token_id: the token that ends a completion. By default the one in the model's configuration.
+
+    Attributes:
+        max_length: the most tokens of a prompt and its completion; None if there is no limit.
+        pass_overhead: the cost of a forward pass of any size, in token positions.
+        cache_argument: the name under which the decoder takes its cache (renamed in Transformers 5.24).
 
     Raises:
         ValueError: for an argument out of range, or a model that is not supported.
@@ -93,42 +50,30 @@ class CausalLM:
     def __init__(
         self, model: PreTrainedModel, *, vocab_size: int | None = None, eos_token_id: int | None = None
     ) -> None:
-        name = type(model).__name__
-        if not isinstance(model, PreTrainedModel) or model.base_model is model or model.get_output_embeddings() is None:
-            raise ValueError(f"model: {name} is not a Transformers causal language model")
-        config: Any = model.config.get_text_config(decoder=True)
-        if config._attn_implementation not in ("sdpa", "eager"):
-            raise ValueError(f"model: its attention is {config._attn_implementation!r}; accepted: 'sdpa', 'eager'")
+        self._config = decoder_config(model)
         self.model: Any = model.eval()
-        self._decoder, self._head, self._config = self.model.base_model, self.model.get_output_embeddings(), config
+        self._decoder, self._head = self.model.base_model, self.model.get_output_embeddings()
         n_ids = self._head.weight.shape[0]
         self.vocab_size: int = n_ids if vocab_size is None else vocab_size
         if not 1 <= self.vocab_size <= n_ids:
-            raise ValueError(f"vocab_size: {vocab_size} is not from 1 to {n_ids}, the rows of the model's head")
-        eos = config.eos_token_id if eos_token_id is None else eos_token_id
+            raise ValueError(f"vocab_size: {vocab_size}; expected 1 to {n_ids}, the number of rows of the model's head")
+        eos = self._config.eos_token_id if eos_token_id is None else eos_token_id
         eos = eos[0] if isinstance(eos, list) and len(eos) == 1 else eos
         if not isinstance(eos, int) or not 0 <= eos < self.vocab_size:
-            raise ValueError(f"eos_token_id: {eos} is not one id from 0 to {self.vocab_size - 1}; pass such a one")
+            raise ValueError(f"eos_token_id: {eos}; expected one id from 0 to {self.vocab_size - 1}")
         self.eos_token_id: int = eos
-        self._context: int | None = getattr(config, "max_position_embeddings", None)
-        self.max_length = self._context  # tokens that a row may hold, prompt and answer; None if there is no limit
-        if "local" in getattr(config, "attention_layers", ()):
-            raise ValueError(f"model: {name} windows its attention by its own means, which cannot be served")
-        for layer in DynamicCache(config=config).layers:
-            if type(layer) is DynamicSlidingWindowLayer:  # up to its window it attends to everything
-                self.max_length = min(self.max_length or layer.sliding_window, layer.sliding_window)
-            elif type(layer) is not DynamicLayer:
-                raise ValueError(f"model: {name} remembers in a {type(layer).__name__}, not in keys and values alone")
-        # What a pass costs whatever it computes, in positions: it reads all weights (the GPU's number is a guess), and
-        # of a small model its calls take the time.
+        self._context: int | None = getattr(self._config, "max_position_embeddings", None)
+        self.max_length = longest_row(model, self._config)
+        # A pass reads all weights (the GPU's number is a guess); a small model's function calls take the time.
         positions = 64 if self.model.device.type == "cpu" else 512
         self.pass_overhead = max(positions, 2**30 // sum(p.numel() for p in self.model.parameters()))
-        # Transformers 5.24 renamed the argument.
-        takes = inspect.signature(self._decoder.forward).parameters
-        self._cache_name = "cache" if "cache" in takes else "past_key_values"
-        self._embedding = self.model.get_input_embeddings() if "inputs_embeds" in takes else None
+        decoder_arguments = inspect.signature(self._decoder.forward).parameters
+        self.cache_argument = "cache" if "cache" in decoder_arguments else "past_key_values"
+        self._embedding = self.model.get_input_embeddings() if "inputs_embeds" in decoder_arguments else None
         self._clear(0)
-        self._check()
+        if not check_forward_passes(self):
+            self._embedding = None
+        self._clear(0)
 
     @classmethod
     def load(
@@ -139,9 +84,17 @@ class CausalLM:
         eos_token_id: int | None = None,
         **options: Any,
     ) -> CausalLM:
-        """Load from a folder that `save_pretrained` wrote or by an id of the Hugging Face hub; `options` are those of
-        `pretrained.read_pretrained`: dtype, device, ... Raises ValueError and OSError as it does, and ValueError for a
-        model that is not supported."""
+        """Load a folder that `save_pretrained` wrote or an id of the Hugging Face hub.
+
+        Args:
+            name_or_path: folder or hub id.
+            vocab_size, eos_token_id: as in the constructor.
+            options: dtype, device and the other arguments of `pretrained.read_pretrained`.
+
+        Raises:
+            ValueError: for an argument out of range, or a model that is not supported.
+            OSError: if no model can be loaded.
+        """
         model = read_pretrained(name_or_path, **options)
         try:
             return cls(model, vocab_size=vocab_size, eos_token_id=eos_token_id)
@@ -159,12 +112,12 @@ class CausalLM:
         self._rows = torch.arange(0)  # logical number of each physical row, [B], ascending
         self._prompts = torch.zeros(n, dtype=torch.long)  # tokens of each prompt, [N]
         self._lengths = torch.zeros(n, dtype=torch.long)  # tokens of each row, prompt included, [N]
-        self._cache = _SlotCache()
+        self._cache = SlotCache()
 
     def _select(self, rows: Tensor) -> None:
-        """Hold these logical rows and no others; those that were not held are written before they are read."""
+        """Hold these logical rows and no others; new ones are written before they are read."""
         if len(rows) == 0 or len(self._rows) == 0:
-            self._cache = _SlotCache()
+            self._cache = SlotCache()
         elif not torch.equal(rows, self._rows):
             source = torch.searchsorted(self._rows, rows).clamp(max=len(self._rows) - 1)
             width = int(self._lengths[rows].max())
@@ -183,13 +136,13 @@ class CausalLM:
             mask = torch.zeros(mask.shape, dtype=dtype, device=device).masked_fill(~mask, torch.finfo(dtype).min)
         # Only padding can lie beyond the context; a learned position embedding has no row for it.
         positions = slots if self._context is None else slots.clamp(max=self._context - 1)
-        self._cache.aim(len(self._rows), rows, slots, width)
+        self._cache.set_write_slots(len(self._rows), rows, slots, width)
         hidden = self._run(
             input_ids=tokens.clamp(min=0).to(device),
             attention_mask=mask,
             position_ids=positions.to(device),
             use_cache=True,
-            **{self._cache_name: self._cache},
+            **{self.cache_argument: self._cache},
         )
         self._lengths[logical] += (tokens >= 0).sum(1)
         return hidden
@@ -205,7 +158,7 @@ class CausalLM:
         if rows is not None and (
             len(rows) != len(prompts) or len(set(rows)) != len(rows) or any(not 0 <= row < self._n for row in rows)
         ):
-            raise ValueError(f"rows: {list(rows)} are not {len(prompts)} distinct rows of a batch of {self._n}")
+            raise ValueError(f"rows: {list(rows)}; expected {len(prompts)} distinct rows of a batch of {self._n}")
         padded, lengths = self._pad(prompts)
         logical = torch.arange(len(prompts)) if rows is None else torch.as_tensor(rows, dtype=torch.long)
         self._fits(logical, lengths, torch.zeros_like(lengths))
@@ -218,7 +171,7 @@ class CausalLM:
         self._select(torch.cat([self._rows, logical]).unique())
         physical = torch.searchsorted(self._rows, logical)
         last = []
-        groups = [group[physical[group].argsort()] for group in self._groups(lengths)]
+        groups = [group[physical[group].argsort()] for group in self.groups_of_like_length(lengths)]
         for group in groups:
             hidden = self._forward(physical[group], padded[group, : int(lengths[group].max())])
             last.append(hidden[torch.arange(len(group)), lengths[group] - 1])
@@ -234,30 +187,30 @@ class CausalLM:
         """
         tokens = torch.as_tensor(tokens).cpu()
         if tokens.dim() != 2 or len(tokens) != self._n or tokens.is_floating_point():
-            raise ValueError(f"tokens: must be integers [{self._n}, K], not {tokens.dtype} {list(tokens.shape)}")
+            raise ValueError(f"tokens: {tokens.dtype} {list(tokens.shape)}; expected integers [{self._n}, K]")
         present = tokens >= 0  # [N, K]
         if (present[:, 1:] & ~present[:, :-1]).any():
-            raise ValueError("tokens: -1 may only stand on the right of a row's tokens")
+            raise ValueError("tokens: -1 before a token; expected -1 only on the right of a row's tokens")
         counts = present.sum(1)
         missing = counts > 0
         missing[self._rows] = False
         if missing.any():
-            raise ValueError(f"tokens: row {int(missing.nonzero()[0])} is not started; start it before extending it")
+            raise ValueError(f"tokens: row {int(missing.nonzero()[0])} is not started; expected -1 only")
         self._fits(torch.arange(self._n), self._prompts, self._lengths - self._prompts + counts)
         longest = int(counts.max()) if self._n else 0
         if longest == 0:
             return self._empty(*tokens.shape)
         busy = (counts[self._rows] > 0).nonzero()[:, 0]  # physical rows
-        if 2 * len(busy) > len(self._rows):  # gathering their keys and values would cost more than it saves
+        if 2 * len(busy) > len(self._rows):  # gathering their keys and values would cost more
             busy = torch.arange(len(self._rows))
         logical = self._rows[busy]
         hidden = self._forward(busy, tokens[logical, :longest])
-        if len(logical) == self._n and present.all() and tokens.numel() * self.vocab_size <= _NUMBERS:
+        if len(logical) == self._n and present.all() and tokens.numel() * self.vocab_size <= CHUNK_NUMBERS:
             return self.head(hidden).cpu()
         out = self._empty(tokens.numel())
         states = hidden[present[logical, :longest].to(hidden.device)]  # [m, d]
         places = present.flatten().nonzero()[:, 0]
-        size = max(64, _NUMBERS // self.vocab_size // 64 * 64)  # BLAS likes round numbers
+        size = max(64, CHUNK_NUMBERS // self.vocab_size // 64 * 64)  # round numbers are faster
         for part, place in zip(states.split(size), places.split(size), strict=True):
             out.index_copy_(0, place, self.head(part).cpu())
         return out.view(*tokens.shape, -1)
@@ -266,7 +219,7 @@ class CausalLM:
         """See `TokenModel.rewind`. Raises ValueError unless there is a length of at least -1 for every row."""
         keep = torch.as_tensor(lengths, dtype=torch.long).cpu()
         if keep.shape != (self._n,) or (keep < -1).any():
-            raise ValueError(f"lengths: must be {self._n} numbers, each at least -1, not {keep.tolist()}")
+            raise ValueError(f"lengths: {keep.tolist()}; expected {self._n} numbers, each at least -1")
         self._lengths = torch.minimum(self._lengths, self._prompts + keep)
         given_up = keep < 0
         self._lengths[given_up] = self._prompts[given_up] = 0
@@ -284,19 +237,19 @@ class CausalLM:
         tokens, mask = tokens.cpu(), mask.cpu()
         if tokens.dim() != 2 or tokens.shape != mask.shape or len(tokens) != len(prompts):
             raise ValueError(
-                f"tokens, mask: must be [{len(prompts)}, T] both, not {list(tokens.shape)}, {list(mask.shape)}"
+                f"tokens, mask: {list(tokens.shape)}, {list(mask.shape)}; expected [{len(prompts)}, T] both"
             )
         if (mask & (tokens < 0)).any():
-            raise ValueError("mask: is set on padding")
+            raise ValueError("mask: set on padding; expected it on tokens only")
         row, step = mask.nonzero(as_tuple=True)  # [m]
-        needed = torch.zeros_like(lengths).scatter_reduce(0, row, step, "amax")  # answer tokens that are read
+        needed = torch.zeros_like(lengths).scatter_reduce(0, row, step, "amax")  # tokens that are read
         self._fits(torch.arange(len(prompts)), lengths, needed)
         ids = F.pad(padded, (0, tokens.shape[1]), value=-1)  # [n, P + T]
         ids.scatter_(1, lengths[:, None] + torch.arange(tokens.shape[1]), tokens)
         parts, states = [], []
-        for group in self._groups(lengths + needed):
+        for group in self.groups_of_like_length(lengths + needed):
             block = ids[group, : int((lengths + needed)[group].max())].clamp(min=0).to(self.model.device)
-            # Padding on the right is never seen, so the mask may be all ones, which keeps the fast causal kernel.
+            # No token attends to padding on its right, so the mask may be all ones, which keeps the fast causal kernel.
             inputs = {"input_ids": block}
             if self._embedding is not None and inplace_grad.is_supported(self._embedding):
                 inputs = {"inputs_embeds": inplace_grad.embedding(self._embedding, block)}
@@ -308,9 +261,9 @@ class CausalLM:
 
     def head(self, features: Tensor) -> Tensor:
         """log p over the vocabulary, [..., d] -> [..., V], float32 (float64 for a float64 model)."""
-        logits = self._logits(features)[..., : self.vocab_size]
+        logits = self.logits(features)[..., : self.vocab_size]
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        # What Cohere, Granite and Gemma do to the logits, in their own forward passes; other habits `_check` refuses.
+        # Cohere, Granite and Gemma change the logits in their own forward passes; others are refused.
         if getattr(self._config, "logit_scale", None) is not None:
             logits = logits * self._config.logit_scale
         if self._config.model_type.startswith("granite"):
@@ -318,17 +271,17 @@ class CausalLM:
         cap = getattr(self._config, "final_logit_softcapping", None)
         if cap is not None:
             logits = torch.tanh(logits / cap) * cap
-        return F.log_softmax(logits, -1).to(self.model.device)  # the head may lie on another one
+        return F.log_softmax(logits, -1).to(self.model.device)  # the head may be on another one
 
-    def _logits(self, features: Tensor) -> Tensor:
-        """What the head computes, [..., d] -> [..., rows of the head]. Its product is the largest by far."""
+    def logits(self, features: Tensor) -> Tensor:
+        """The output of the model's head, [..., d] -> [..., rows of the head], in the faster of two orders."""
         head, states = self._head, features.flatten(0, -2)
         if inplace_grad.is_supported(head):
             if torch.is_grad_enabled():
                 return inplace_grad.linear(head, features)
             on_cpu = states.device.type == head.weight.device.type == "cpu"
-            if len(states) <= _FEW and on_cpu and states.dtype in (torch.float32, torch.float64):
-                return (head.weight @ states.T).T.unflatten(0, features.shape[:-1])  # half the time of the usual order
+            if len(states) <= SMALL_BATCH and on_cpu and states.dtype in (torch.float32, torch.float64):
+                return (head.weight @ states.T).T.unflatten(0, features.shape[:-1])  # takes half the time
         logits: Tensor = head(features)
         return logits
 
@@ -343,8 +296,8 @@ class CausalLM:
         return self.model.load_state_dict(state_dict)
 
     def save_pretrained(self, path: str | Path) -> None:
-        """Write a folder that `load` reads, exactly: the whole model, or of an adapted one the adapter and where its
-        base is. Its vocabulary is not cut."""
+        """Write a folder that `load` reads exactly: the model with all rows of its head, or its adapter and the name of
+        its base model."""
         if is_adapted(self.model):
             save_adapter(self.model, path)
         else:
@@ -352,15 +305,15 @@ class CausalLM:
                 self.model.save_pretrained(str(path), state_dict=self.state_dict())
 
     def export(self, path: str | Path) -> None:
-        """Write a folder that `AutoModelForCausalLM.from_pretrained` reads without more; an adapter is merged."""
+        """Write a folder that `AutoModelForCausalLM.from_pretrained` reads; an adapter is merged."""
         if is_adapted(self.model):
             save_merged(self.model, path)
         else:
             self.save_pretrained(path)
 
     def _run(self, **inputs: Any) -> Tensor:
-        """Hidden states of the model below its head."""
-        if self.model.training:  # whoever holds the module may have switched it
+        """The hidden states under the model's head."""
+        if self.model.training:  # another user of the module may have changed its mode
             self.model.eval()
         hidden: Tensor = self._decoder(**inputs)[0]
         return hidden
@@ -369,9 +322,9 @@ class CausalLM:
         dtype = torch.promote_types(self.model.dtype, torch.float32)
         return torch.zeros(*shape, self.vocab_size, dtype=dtype)
 
-    def _groups(self, lengths: Tensor) -> list[Tensor]:
-        """Rows of like lengths, to be computed together: ascending row numbers in each group, the longest rows first,
-        since what a cache holds for them the others need not grow again."""
+    def groups_of_like_length(self, lengths: Tensor) -> list[Tensor]:
+        """Rows that share a forward pass: ascending row numbers in each group, the group of the longest rows first, so
+        that the cache grows once."""
         return [torch.tensor(group) for group in length_groups(lengths.tolist(), self.pass_overhead)[::-1]]
 
     def _pad(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
@@ -379,9 +332,9 @@ class CausalLM:
         n_ids = self._head.weight.shape[0]
         for i, prompt in enumerate(prompts):
             if len(prompt) == 0:
-                raise ValueError(f"prompts: prompt {i} is empty; the first token is predicted by a prompt's last one")
+                raise ValueError(f"prompts: prompt {i} is empty; expected at least one token")
             if not 0 <= min(prompt) <= max(prompt) < n_ids:
-                raise ValueError(f"prompts: prompt {i} has an id that is not from 0 to {n_ids - 1}")
+                raise ValueError(f"prompts: prompt {i} has an unknown id; expected ids from 0 to {n_ids - 1}")
         lengths = torch.tensor([len(prompt) for prompt in prompts], dtype=torch.long)
         padded = torch.full((len(prompts), max(map(len, prompts), default=0)), -1)
         padded[torch.arange(padded.shape[1]) < lengths[:, None]] = torch.tensor(
@@ -390,48 +343,11 @@ class CausalLM:
         return padded, lengths
 
     def _fits(self, rows: Tensor, prompts: Tensor, tokens: Tensor) -> None:
-        """Raise unless the prompts and answers of these rows, by their lengths, fit into the context; all [n]."""
+        """Raise ValueError unless these rows fit into the context; numbers of tokens and rows, all [n]."""
         over = prompts + tokens > (self.max_length or torch.iinfo(torch.long).max)
         if over.any():
             i = int(over.nonzero()[0])
             raise ValueError(
-                f"row {int(rows[i])} does not fit: {int(prompts[i])} prompt tokens + {int(tokens[i])} answer tokens "
-                f"exceed the context of {self.max_length} tokens"
+                f"tokens: row {int(rows[i])} needs {int(prompts[i])} prompt tokens + {int(tokens[i])} completion tokens; "
+                f"expected at most {self.max_length} together"
             )
-
-    @torch.no_grad()
-    def _check(self) -> None:
-        """Raise unless the two-part, cached forward pass gives the model's own distribution on two ragged rows; and
-        find out whether the model computes the same from embeddings as from ids."""
-        a, b, c = (i % self.vocab_size for i in (1, 2, 3))
-        problem = f"model: {type(self.model).__name__} is not supported"
-        prompts, answers = [[a], [c, a]], torch.tensor([[b, -1], [b, a]])
-        try:
-            full = [self.model(input_ids=torch.tensor([x], device=self.model.device)) for x in ([a, b], [c, a, b, a])]
-            expected = torch.stack([x.logits[0, -1, : self.vocab_size] for x in full]).double().softmax(-1)
-            self.start(prompts)
-            after = self.extend(answers)[[0, 1], [0, 1]]
-        except (TypeError, ValueError, RuntimeError, IndexError) as error:
-            raise ValueError(f"{problem}: its forward pass fails ({error})") from error
-        if not bool(expected.isfinite().all()):
-            raise ValueError(f"model: the probabilities of {type(self.model).__name__} are not numbers")
-        self._clear(0)
-
-        def distance(log_probs: Tensor) -> float:
-            return float((log_probs.double().exp() - expected).abs().sum(-1).max()) / 2
-
-        exact = {} if getattr(self.model, "is_quantized", False) else {torch.float64: 1e-6, torch.float32: 1e-3}
-        limit = exact.get(self.model.dtype, 0.2)
-        if distance(after) > limit:
-            raise ValueError(
-                f"{problem}: with a cache its distribution is off by {distance(after):.2g} (total variation)"
-            )
-        if self._embedding is not None:
-            tokens = F.pad(answers.clamp(min=0), (0, 1))  # the states after the answers, whatever follows there
-            states = torch.tensor([[False, True, False], [False, False, True]])
-            try:
-                same = distance(self.head(self.features(prompts, tokens, states))) <= limit
-            except (TypeError, ValueError, RuntimeError, IndexError):
-                same = False
-            if not same:  # it scales what it looks up, or looks up more than one table
-                self._embedding = None

@@ -51,11 +51,11 @@ def floor(rollouts: Rollouts) -> Callable[[], None]:
     student: Any = rollouts.student
     teacher: Any = rollouts.env.teacher
     bodies = [m.model.base_model for m in (student, teacher)]
-    heads = [m._logits for m in (student, teacher)]  # whose products run the faster way round
-    groups = student._groups(lengths)
+    heads = [m.logits for m in (student, teacher)]  # whose products run the faster way round
+    groups = student.groups_of_like_length(lengths)
     with torch.no_grad():
         cache = DynamicCache(config=student.model.config)
-        bodies[0](input_ids=ids[:, :width], use_cache=True, **{student._cache_name: cache})
+        bodies[0](input_ids=ids[:, :width], use_cache=True, **{student.cache_argument: cache})
 
     def read(i: int, more: int) -> list[torch.Tensor]:
         """Logits of the student (0) or teacher from the prompts' last tokens on, `more` tokens after them; by group."""
@@ -70,7 +70,7 @@ def floor(rollouts: Rollouts) -> Callable[[], None]:
         with torch.no_grad():
             read(0, 0)
             for t in range(tokens - 1):
-                one = bodies[0](input_ids=ids[:, t : t + 1], use_cache=True, **{student._cache_name: cache})
+                one = bodies[0](input_ids=ids[:, t : t + 1], use_cache=True, **{student.cache_argument: cache})
                 heads[0](one.last_hidden_state)
             cache.crop(1 - tokens)
             read(1, tokens - 1)

@@ -154,7 +154,7 @@ def ends_of(name: str, **options: Any) -> frozenset[int]:
     """The ids that end an answer of a model, by its generation_config.json, or else its config.json."""
     from transformers import AutoConfig, GenerationConfig
 
-    from distill_env.models.pretrained import base_of
+    from distill_env.models.adapters import base_of
 
     name = base_of(name)
     ids = None

@@ -94,29 +94,25 @@ def test_mistakes_are_named_in_one_line(tmp_path: Path) -> None:
     student = adapted("Llama", tmp_path)
     student.save_pretrained(tmp_path / "adapter")
     cases: list[tuple[str, dict[str, Any], str]] = [
-        (
-            "base",
-            {"lora_rank": 2, "lora_targets": "nothing"},
-            "lora_targets: 'nothing' .* accepted: all-linear, .*q_proj",
-        ),
+        ("base", {"lora_rank": 2, "lora_targets": "nothing"}, "lora_targets: 'nothing' .* all-linear, .*q_proj"),
         ("base", {"lora_rank": -1}, "lora_rank, lora_alpha: -1"),
-        ("adapter", {"lora_rank": 2}, "lora_rank: 2, but .* is an adapter; accepted: 0"),
+        ("adapter", {"lora_rank": 2}, "lora_rank: 2"),
     ]
     if find_spec("bitsandbytes") is None:
-        cases.append(("base", {"quantize": "4bit"}, r"quantize: '4bit' needs bitsandbytes.*distill-env\[quantize\]"))
+        cases.append(("base", {"quantize": "4bit"}, r"quantize: '4bit' .*distill-env\[quantize\]"))
     if find_spec("gguf") is None:
-        cases.append(("base", {"gguf_file": "x.gguf"}, r"gguf_file: 'x.gguf' needs gguf.*distill-env\[gguf\]"))
-    for name, options, said in cases:
-        with pytest.raises(ValueError, match=said) as error:
+        cases.append(("base", {"gguf_file": "x.gguf"}, r"gguf_file: 'x.gguf' .*distill-env\[gguf\]"))
+    for name, options, message in cases:
+        with pytest.raises(ValueError, match=message) as error:
             CausalLM.load(tmp_path / name, **options)
         assert "\n" not in str(error.value)
     build("GPT2").save_pretrained(tmp_path / "base")
-    with pytest.raises(OSError, match="no causal language model can be loaded"):  # the adapter is a Llama's
+    with pytest.raises(OSError, match="name_or_path: "):  # the adapter is a Llama's
         CausalLM.load(tmp_path / "adapter")
     write_model(tmp_path / "cut")
     weights = tmp_path / "cut/model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
-    with pytest.raises(OSError, match="no causal language model can be loaded") as cut:
+    with pytest.raises(OSError, match="name_or_path: ") as cut:
         CausalLM.load(tmp_path / "cut")
     assert "\n" not in str(cut.value)
 

@@ -1,0 +1,133 @@
+"""LoRA adapters (Hu et al. 2021, 2106.09685), by peft itself: Transformers' own mixin refuses its present release."""
+
+from __future__ import annotations
+
+import copy
+import json
+import warnings
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from distill_env.models.hub import no_progress_bars, require
+
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # peft's names
+
+
+def is_adapter(path: str | Path) -> bool:
+    """Whether this is the folder of an adapter."""
+    return (Path(path) / ADAPTER_CONFIG).is_file()
+
+
+def base_of(name_or_path: str | Path) -> str:
+    """The name of an adapter's base model; any other name is returned as it is."""
+    if not is_adapter(name_or_path):
+        return str(name_or_path)
+    return str(json.loads((Path(name_or_path) / ADAPTER_CONFIG).read_text())["base_model_name_or_path"])
+
+
+def add_adapter(model: Any, rank: int, alpha: float, targets: str, seed: int) -> None:
+    """Add a new LoRA adapter, which changes no output yet, and freeze everything else.
+
+    Raises:
+        ValueError: if peft is not installed, or for a rank, a scale or targets that it does not take.
+    """
+    require("peft", f"lora_rank: {rank}", "peft")
+    from peft import LoraConfig
+
+    if rank < 1 or not alpha > 0:
+        raise ValueError(f"lora_rank, lora_alpha: {rank}, {alpha}; expected a rank of at least 1 and a positive scale")
+    folder = Path(model.name_or_path)
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,  # type: ignore[arg-type]
+        target_modules=targets if targets == "all-linear" else [name.strip() for name in targets.split(",")],
+        base_model_name_or_path=str(folder.resolve()) if folder.is_dir() else model.name_or_path,
+        task_type="CAUSAL_LM",
+    )
+    try:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            _inject(config, model)
+    except ValueError as error:
+        linear = sorted({n.rpartition(".")[2] for n, m in model.named_modules() if isinstance(m, nn.Linear)})
+        raise ValueError(
+            f"lora_targets: {targets!r} are no modules of the model; expected all-linear, or some of "
+            + ", ".join(linear)
+        ) from error
+
+
+def _inject(config: Any, model: Any) -> None:
+    from peft import inject_adapter_in_model
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "fan_in_fan_out")  # about GPT-2's layers, and corrected by peft itself
+        inject_adapter_in_model(config, model)
+
+
+def is_adapted(model: Any) -> bool:
+    """Whether the model has an adapter."""
+    return getattr(model, "peft_config", None) is not None
+
+
+def save_adapter(model: Any, path: str | Path) -> None:
+    """Write the adapter and the name of its base model, in peft's format."""
+    from peft import get_peft_model_state_dict
+
+    Path(path).mkdir(parents=True, exist_ok=True)
+    state = get_peft_model_state_dict(model, save_embedding_layers=False)
+    tensors = {f"base_model.model.{name}": tensor.detach().contiguous().cpu() for name, tensor in state.items()}
+    save_file(tensors, Path(path) / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+    (config,) = model.peft_config.values()
+    config.save_pretrained(str(path))
+
+
+def load_adapter(model: Any, path: Path) -> None:
+    """Put a saved adapter on its base model, trainable. Raises ValueError if it belongs to another model."""
+    from peft import PeftConfig, set_peft_model_state_dict
+
+    config = PeftConfig.from_pretrained(str(path))
+    config.inference_mode = False
+    _inject(config, model)
+    state = {n.removeprefix("base_model.model."): t for n, t in load_file(path / ADAPTER_WEIGHTS).items()}
+    loaded: Any = set_peft_model_state_dict(model, state)
+    missing = len(list(filter(_of_adapter, model.state_dict()))) - len(state)
+    if loaded.unexpected_keys or missing:
+        raise ValueError(f"adapter: {str(path)!r} does not belong to {model.name_or_path!r}")
+
+
+def _of_adapter(name: str) -> bool:
+    return ".lora_" in name
+
+
+def save_merged(model: Any, path: str | Path) -> None:
+    """Write a plain model with the adapter merged into its weights, and the adapter itself in the folder `adapter`."""
+    path = Path(path)
+    with torch.device("meta"):  # no memory: it takes the merged tensors as they are
+        plain = type(model)(copy.deepcopy(model.config))
+    plain.load_state_dict(merged_state(model), assign=True)
+    plain.tie_weights()
+    plain.generation_config = model.generation_config
+    with no_progress_bars():
+        plain.save_pretrained(str(path))
+    save_adapter(model, path / "adapter")
+
+
+@torch.no_grad()
+def merged_state(model: Any) -> dict[str, Tensor]:
+    """The weights with the adapter's change added, under the names of a plain model. The model does not change."""
+    from peft.tuners.lora import LoraLayer
+
+    state = {name: tensor for name, tensor in model.state_dict().items() if not _of_adapter(name)}
+    for name, layer in model.named_modules():
+        if isinstance(layer, LoraLayer):
+            for part in ("weight", "bias"):
+                if f"{name}.base_layer.{part}" in state:
+                    state[f"{name}.{part}"] = state.pop(f"{name}.base_layer.{part}")
+            for adapter in layer.active_adapters:
+                weight = state[f"{name}.weight"]
+                state[f"{name}.weight"] = weight + cast(Any, layer).get_delta_weight(adapter).to(weight.dtype)
+    return state
