@@ -1,0 +1,114 @@
+"""How metrics are shown: label, format, and which direction is better. Every table and figure reads it from here."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from experiments.comparing.statistics import Estimate
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric under its key in `evaluation.json` or `metrics.csv`. The label includes the unit."""
+
+    key: str
+    label: str
+    form: str = "{:.3f}"
+    better: Literal["more", "less", ""] = ""
+
+    @property
+    def scale(self) -> float:
+        """By which a value is multiplied where the title has the unit: 100 for shares."""
+        return 100.0 if self.form.endswith("%}") else 1.0
+
+    @property
+    def title(self) -> str:
+        """The label for an axis or a column of plain numbers."""
+        return f"{self.label}, %" if self.scale == 100 else self.label
+
+    def number(self, estimate: Estimate, sign: bool = False) -> str:
+        """`value [low, high]` in the unit of the title; with `sign` for a difference."""
+        form = self.form.replace("%}", "f}").replace("{:", "{:+") if sign else self.form.replace("%}", "f}")
+        return estimate.scaled(self.scale).text(form)
+
+
+EVALUATION: dict[str, tuple[Metric, ...]] = {
+    "correctness": (
+        Metric("accuracy", "accuracy of the final value", "{:.1%}", "more"),
+        Metric("undecided", "completions that could not be graded", "{:.1%}", "less"),
+        Metric("correct_chains", "correct chains", "{:.1%}", "more"),
+        Metric("pass@{k}", "pass@{k}", "{:.1%}", "more"),
+        Metric("majority@{k}", "majority@{k}", "{:.1%}", "more"),
+    ),
+    "distance to the teacher": (
+        Metric("perplexity", "perplexity of the teacher's completions", "{:.3f}", "less"),
+        Metric("reference_perplexity", "perplexity of the reference completions", "{:.3f}", "less"),
+        Metric("teacher_log_prob", "teacher's log-probability, nats per token", "{:.3f}", "more"),
+        Metric("divergence", "mean D_t, nats", "{:.3f}", "less"),
+        Metric("exposure_gap", "mean D_t minus that on the teacher's completions, nats", "{:.3f}", "less"),
+        Metric("high_divergence_share", "positions with D_t >= 0.5 nats", "{:.1%}", "less"),
+        Metric("hard_share", "positions that the run's gate finds hard", "{:.1%}"),
+        Metric("hard_share_quarter/1", "hard positions in the first quarter of a completion", "{:.1%}"),
+        Metric("hard_share_quarter/4", "hard positions in the last quarter of a completion", "{:.1%}"),
+    ),
+    "diversity": (
+        Metric("entropy", "entropy, nats per token"),
+        Metric("distinct_ways", "distinct correct ways per prompt", "{:.2f}", "more"),
+        Metric("distinct_answers", "distinct completions", "{:.1%}"),
+        Metric("collapse", "prompts with identical completions", "{:.1%}", "less"),
+        Metric("self_bleu", "self-BLEU", "{:.3f}"),
+        Metric("distinct_2", "distinct 2-grams", "{:.1%}"),
+    ),
+    "form": (
+        Metric("length", "tokens per completion", "{:.1f}"),
+        Metric("steps", "reasoning steps per completion", "{:.1f}"),
+        Metric("ended", "completions that end with the end token", "{:.1%}"),
+        Metric("repetition", "repeated 4-grams", "{:.1%}", "less"),
+    ),
+    "out of distribution": (
+        Metric("ood/accuracy", "accuracy of the final value, out of distribution", "{:.1%}", "more"),
+        Metric("ood/correct_chains", "correct chains, out of distribution", "{:.1%}", "more"),
+        Metric("ood/pass@{k}", "pass@{k}, out of distribution", "{:.1%}", "more"),
+    ),
+}
+"""Metrics of an evaluation, by topic. Keys with "ood/" come from the out-of-distribution split."""
+
+TRAINING: tuple[Metric, ...] = (
+    Metric("tokens", "training tokens", "{:,.0f}"),
+    Metric("student_tokens", "training tokens written by the student", "{:,.0f}"),
+    Metric("teacher_tokens", "training tokens written by the teacher", "{:,.0f}", "less"),
+    Metric("teacher_share", "training tokens written by the teacher", "{:.1%}", "less"),
+    Metric("teacher_tokens_per_student_token", "teacher tokens per student token", "{:.3f}", "less"),
+    Metric("teacher_positions", "positions scored by the teacher", "{:,.0f}", "less"),
+    Metric("teacher_passes", "teacher passes", "{:,.0f}", "less"),
+    Metric("rewritten_share_first", "rewritten positions, first tenth of training", "{:.1%}"),
+    Metric("rewritten_share_last", "rewritten positions, last tenth of training", "{:.1%}"),
+    Metric("hard_share_first", "hard positions, first tenth of training", "{:.1%}"),
+    Metric("hard_share_last", "hard positions, last tenth of training", "{:.1%}"),
+    Metric("loss_oscillation", "loss oscillation, nats", "{:.3f}", "less"),
+    Metric("grad_norm", "gradient norm", "{:.2f}", "less"),
+    Metric("seconds", "training time, seconds", "{:,.0f}"),
+)
+"""Metrics of a run's training, from `evaluation.json`."""
+
+METRICS = {m.key: m for group in (*EVALUATION.values(), TRAINING) for m in group}
+
+
+def metric(key: str) -> Metric:
+    """The display of a key, also of one at some k, difficulty, or out of distribution: `pass@8`, `ood/entropy/5`."""
+    if key in METRICS:
+        return METRICS[key]
+    if match := re.fullmatch(r"(.+@)(\d+)", key):
+        base = METRICS.get(f"{match[1]}{{k}}", Metric(key, key))
+        return replace(base, key=key, label=base.label.format(k=match[2]))
+    name, _, last = key.rpartition("/")
+    if name and last.isdigit():
+        base = metric(name)
+        return replace(base, key=key, label=f"{base.label}, difficulty {last}")
+    if key.startswith("ood/"):
+        base = metric(key.removeprefix("ood/"))
+        return replace(base, key=key, label=f"{base.label}, out of distribution")
+    return Metric(key, key)
