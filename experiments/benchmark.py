@@ -1,10 +1,10 @@
-"""What does the gate cost? Every row measured side by side in one run, with alternating repetitions.
+"""Measure what the gate costs: rollouts, iterations, memory, and the environment, in alternating repetitions.
 
     python experiments/benchmark.py
     python experiments/benchmark.py --teacher PATH_OR_ID --student PATH_OR_ID --task-path FILE --parts rollout peers
 
-Without a pair it takes that of Sums, with an untrained student. Writes tables (Markdown), all numbers (JSON), and the
-rollouts' speed-up over token-by-token gating beside that of the cost model (PNG).
+Without a pair of models it takes that of Sums, with an untrained student. Writes tables (.md), all numbers (.json), and
+a picture of the rollouts' speed-up over token-by-token gating beside that of the cost model (.png).
 """
 
 from __future__ import annotations
@@ -25,52 +25,51 @@ import torch
 from rich.console import Console
 
 from agents.atomic_io import write_text
-from experiments.benchmarking.cost_model import Config as CostModel
-from experiments.benchmarking.cost_model import draw
+from experiments.benchmarking.config import BenchmarkConfig, Part
+from experiments.benchmarking.cost_model import CostModelConfig, draw_cost_model
 from experiments.benchmarking.environment import measure_environment
 from experiments.benchmarking.iterations import measure_iterations, measure_memory, measure_peers
 from experiments.benchmarking.rollouts import measure_precision, measure_rollouts
-from experiments.benchmarking.tables import lines
-from experiments.benchmarking.timing import Config, Part
+from experiments.benchmarking.tables import benchmark_report
 from experiments.running.cli import command
 
+MEASURES: dict[Part, Callable[[BenchmarkConfig], Any]] = {
+    "iteration": measure_iterations,
+    "environment": measure_environment,
+    "precision": measure_precision,
+    "memory": measure_memory,
+    "peers": measure_peers,
+}
 
-def main(config: Config) -> None:
+
+def main(config: BenchmarkConfig) -> None:
+    if {"memory", "peers"} & set(config.parts) and not config.teacher:
+        raise ValueError("parts: memory and peers without models; expected --teacher, --student and --task-path")
     if config.threads:
         torch.set_num_threads(config.threads)
-    console = Console()
+    console = Console(highlight=False)
     results: dict[str, Any] = {
         "config": {k: str(v) for k, v in asdict(config).items()},
         "pair": f"{Path(config.teacher).parent.name}" if config.teacher else "Sums",
         "threads": torch.get_num_threads(),
         "machine": f"{platform.machine()}, torch {torch.__version__}",
     }
-    needs_pair = {"memory", "peers"} & set(config.parts)
-    if needs_pair and not config.teacher:
-        raise ValueError(f"parts: {', '.join(sorted(needs_pair))}: need --teacher, --student and --task-path")
-    measures: dict[Part, Callable[[], Any]] = {
-        "iteration": lambda: measure_iterations(config),
-        "environment": lambda: measure_environment(config),
-        "precision": lambda: measure_precision(config),
-        "memory": lambda: measure_memory(config),
-        "peers": lambda: measure_peers(config),
-    }
     config.out.parent.mkdir(parents=True, exist_ok=True)
     for part in config.parts:
-        for rows in config.rows if part == "rollout" else ("",):
-            console.print(f"measuring: {part} {rows}", highlight=False)
+        for rows in config.rows if part == "rollout" else (0,):
+            console.print(f"measuring: {part}{f', {rows} rows' if rows else ''}")
             started = time.perf_counter()
-            if part == "rollout":
-                results.setdefault(part, []).append(measure_rollouts(config, int(rows)))
+            if rows:
+                results.setdefault(part, []).append(measure_rollouts(config, rows))
             else:
-                results[part] = measures[part]()
-            console.print(f"  {time.perf_counter() - started:.0f} s", highlight=False)
+                results[part] = MEASURES[part](config)
+            console.print(f"  {time.perf_counter() - started:.0f} s")
             write_text(config.out.with_suffix(".json"), json.dumps(results, indent=1) + "\n")
-            write_text(config.out.with_suffix(".md"), "\n".join(lines(results)) + "\n")
+            write_text(config.out.with_suffix(".md"), benchmark_report(results))
     if "rollout" in results:
-        draw(CostModel(measured=config.out.with_suffix(".json"), out=config.out.with_suffix(".png")))
-    console.print(config.out.with_suffix(".md").read_text(), markup=False, highlight=False)
+        draw_cost_model(CostModelConfig(config.out.with_suffix(".json"), config.out.with_suffix(".png")))
+    print(benchmark_report(results))
 
 
 if __name__ == "__main__":
-    sys.exit(command(main, Config, __doc__))
+    sys.exit(command(main, BenchmarkConfig, __doc__))

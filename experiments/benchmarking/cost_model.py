@@ -1,10 +1,10 @@
-"""What a gated rollout costs, from the times of a student step and of a teacher block, and when drafting pays.
+"""The cost of a gated rollout, from the times of a student step and of a teacher block, and when drafting pays.
 
     python experiments/benchmarking/cost_model.py
 
-A block of draft length K is K student steps and one teacher pass over K positions, s K + t(K) seconds for the whole
-batch. A step is hard with probability h, so that a block commits (1 - (1 - h)^K) / h tokens on average, the rewrite
-among them. Rows advance raggedly, and a batch ends with its last row. Draws docs/images/cost_model.png.
+A block of draft length K is K student steps and one teacher pass over K positions: s K + t(K) seconds for the whole
+batch. If a position is hard with probability h, a block commits (1 - (1 - h)^K) / h tokens on average, the rewritten
+one included. Rows advance independently, and a batch ends with its last row. Draws docs/images/cost_model.png.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -26,20 +27,22 @@ from numpy.typing import NDArray
 
 from experiments.running.cli import command
 
+RATES = np.geomspace(0.005, 1, 60)  # hard rates of a curve
+
 
 def committed_per_block(hard_rate: float, length: int) -> float:
-    """The mean number of tokens that a block of K adds to a row: (1 - (1 - h)^K) / h; K without hard steps."""
+    """The mean number of tokens that a block of K adds to a row: (1 - (1 - h)^K) / h, or K if h is 0."""
     return length if hard_rate == 0 else (1 - (1 - hard_rate) ** length) / hard_rate
 
 
 def blocks(hard: NDArray[np.bool_], lengths: NDArray[np.int64], length: int) -> NDArray[np.int64]:
-    """The number of blocks in which drafts of K write answers whose hard steps are known.
+    """The number of blocks of draft length K that write completions whose hard positions are given.
 
-    A block ends after K tokens, or with a hard step, which the teacher writes.
+    A block ends after K tokens, or with a hard position, which the teacher writes.
 
     Args:
-        hard: [N, T], which steps are hard.
-        lengths: [N], tokens of each answer.
+        hard: [N, T], the hard positions.
+        lengths: [N], tokens of each completion.
         length: K.
 
     Returns:
@@ -48,7 +51,7 @@ def blocks(hard: NDArray[np.bool_], lengths: NDArray[np.int64], length: int) -> 
     n, tokens = hard.shape
     at, count = np.zeros(n, np.int64), np.zeros(n, np.int64)
     next_hard = np.where(hard, np.arange(tokens), tokens)
-    next_hard = np.minimum.accumulate(next_hard[:, ::-1], 1)[:, ::-1]  # at or after each step
+    next_hard = np.minimum.accumulate(next_hard[:, ::-1], 1)[:, ::-1]  # at or after each position
     while (at < lengths).any():
         writing = at < lengths
         first = next_hard[np.arange(n), np.minimum(at, tokens - 1)]
@@ -58,8 +61,12 @@ def blocks(hard: NDArray[np.bool_], lengths: NDArray[np.int64], length: int) -> 
 
 
 def blocks_in_turn(needed: NDArray[np.int64], rows: int) -> int:
-    """The number of blocks until the last of these answers is written, of which each needs so many, by rows that take
-    the next one when theirs ends."""
+    """The number of blocks until the last completion is written, if a row that ends one begins the next.
+
+    Args:
+        needed: [N], blocks of each completion.
+        rows: completions written at a time.
+    """
     ends = [0] * rows
     for count in needed.tolist():
         heapq.heapreplace(ends, ends[0] + count)
@@ -74,9 +81,9 @@ def blocks_per_rollout(
     draws: int = 400,
     seed: int = 0,
 ) -> float:
-    """The mean number of blocks in which `rows` rows write answers of these lengths [N] in turn, by simulation.
+    """The mean number of blocks in which `rows` rows write completions of these lengths [N] in turn, by simulation.
 
-    Every step is hard with probability h, or with that of its answer [N], independently.
+    Every position is hard independently, with probability h or with that of its completion [N].
     """
     generator = np.random.default_rng(seed)
     rates = np.broadcast_to(hard_rate, lengths.shape)[:, None]
@@ -86,7 +93,7 @@ def blocks_per_rollout(
 
 
 def best_length(hard_rate: float, longest: int, student_step: float, teacher_block: Callable[[int], float]) -> int:
-    """The draft length that commits the most tokens a second."""
+    """The draft length up to `longest` that commits the most tokens a second."""
     lengths = range(1, longest + 1)
     return max(lengths, key=lambda k: committed_per_block(hard_rate, k) / (k * student_step + teacher_block(k)))
 
@@ -98,20 +105,20 @@ def speed_up(hard_rate: float, length: int, student_step: float, teacher_block: 
 
 
 def interpolated(widths: Sequence[int], seconds: Sequence[float]) -> Callable[[int], float]:
-    """t(K) between measured block widths, by lines."""
+    """t(K), linear between the measured widths."""
     return lambda k: float(np.interp(k, widths, seconds))
 
 
 @dataclass(frozen=True)
 class Accelerator:
-    """What bounds decoding on a data-centre GPU; defaults as an H100 SXM is specified, at a usable share of it."""
+    """The limits of decoding on a data-centre GPU: an H100 SXM's specification, at a usable share of it."""
 
     bandwidth: float = 3.35e12 * 0.7
     """Bytes a second from memory."""
     flops: float = 989e12 * 0.5
     """Dense bfloat16 operations a second."""
     overhead: float = 2e-3
-    """Seconds a forward pass beyond both, for launching kernels."""
+    """Further seconds of a forward pass, for launching kernels."""
 
     def block(self, parameters: float, rows: int, length: int) -> float:
         """Seconds of a forward pass over `rows x length` positions: the larger of reading weights and computing."""
@@ -121,62 +128,42 @@ class Accelerator:
 
 
 @dataclass(frozen=True)
-class Config:
-    """Draw the cost model, with the points that the benchmark measured."""
+class CostModelConfig:
+    """Draw the cost model's prediction for GPUs, and its fit to what the benchmark measured."""
 
     measured: Path = Path("docs/results/benchmark.json")
-    """What `experiments/benchmark.py` wrote."""
+    """Results of `experiments/benchmark.py`."""
     out: Path = Path("docs/images/cost_model.png")
     """Picture to write."""
     student: float = 1.5e9
-    """Weights of the student in the prediction."""
+    """Parameters of the student in the prediction."""
     teacher: float = 32e9
-    """Weights of the teacher in the prediction."""
+    """Parameters of the teacher in the prediction."""
     rows: int = 64
-    """Answers at a time in the prediction."""
+    """Completions written at a time in the prediction."""
 
 
-def main(config: Config) -> None:
-    for line in draw(config):
-        print(line)
+def main(config: CostModelConfig) -> None:
+    print("\n".join(draw_cost_model(config)))
     print(f"wrote {config.out}")
 
 
-def draw(config: Config) -> list[str]:
-    """Write the picture; what is predicted, a line for each batch size and hard rate."""
+def draw_cost_model(config: CostModelConfig) -> list[str]:
+    """Write the picture, and return the predictions: a line for each batch size and hard rate."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    rates = np.geomspace(0.005, 1, 60)
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained", sharey=False)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
+    predictions = draw_predicted(right, config)
     if config.measured.exists():
-        draw_measured(left, rates, json.loads(config.measured.read_text()))
+        draw_measured(left, json.loads(config.measured.read_text()))
     else:
         left.set_visible(False)
-    gpu, told = Accelerator(), []
-    for rows, colour in ((1, "C2"), (config.rows, "C0"), (4 * config.rows, "C1")):
-        step = gpu.block(config.student, rows, 1)
-        ungated = 64 * step + gpu.block(config.teacher, rows, 64)  # 64 tokens, scored at the end
-        best, length = predicted(gpu, config, rates, rows)
-        right.plot(
-            rates, best, colour, label=f"{rows} answer{'s' * (rows > 1)} at a time (student step {1e3 * step:.1f} ms)"
-        )
-        for h in (0.01, 0.05, 0.2, 0.5):
-            i = int(np.abs(rates - h).argmin())
-            block = gpu.block(config.teacher, rows, length[i])
-            rate = rows * committed_per_block(h, length[i]) / (length[i] * step + block)
-            told.append(
-                f"predicted, {rows} answers, h = {h:.0%}: {best[i]:.1f} times at K = {length[i]}, "
-                f"{rate:,.0f} tokens a second, ungated {64 * rows / ungated:,.0f}"
-            )
-    right.set_title(
-        f"prediction: {config.teacher / 1e9:g}B teacher, {config.student / 1e9:g}B student, one H100 each", fontsize=10
-    )
     for axis in (left, right):
         axis.set_xscale("log")
-        axis.set_xlabel("share of hard steps h")
+        axis.set_xlabel("share of hard positions h")
         axis.set_ylabel("speed-up over gating token by token")
         axis.axhline(1, color="0.6", linewidth=0.8)
         axis.grid(alpha=0.25)
@@ -186,30 +173,39 @@ def draw(config: Config) -> list[str]:
     config.out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(config.out, dpi=130)
     plt.close(figure)
-    return told
+    return predictions
 
 
-def predicted(gpu: Accelerator, config: Config, rates: NDArray[np.float64], rows: int) -> tuple[list[float], list[int]]:
-    """The speed-up at the best draft length up to 64, and that length, for every hard rate."""
-    step = gpu.block(config.student, rows, 1)
+def draw_predicted(axis: Any, config: CostModelConfig) -> list[str]:
+    """Curves of three batch sizes on GPUs; the predictions at four hard rates."""
+    gpu, lines = Accelerator(), []
+    for rows, colour in ((1, "C2"), (config.rows, "C0"), (4 * config.rows, "C1")):
+        step, block = gpu.block(config.student, rows, 1), partial(gpu.block, config.teacher, rows)
+        ungated = 64 * step + block(64)  # 64 tokens, scored at the end
+        lengths, best = draw_model(
+            axis, 64, step, block, colour, f"{rows} completion{'s' * (rows > 1)} at a time (step {1e3 * step:.1f} ms)"
+        )
+        for h in (0.01, 0.05, 0.2, 0.5):
+            i = int(np.abs(RATES - h).argmin())
+            k = lengths[i]
+            rate = rows * committed_per_block(h, k) / (k * step + block(k))
+            lines.append(
+                f"{rows} rows, h = {h:.0%}: predicted speed-up {best[i]:.1f} at K = {k}, {rate:,.0f} tokens a second; "
+                f"ungated {64 * rows / ungated:,.0f}"
+            )
+    axis.set_title(
+        f"prediction: {config.teacher / 1e9:g}B teacher, {config.student / 1e9:g}B student, one H100 each", fontsize=10
+    )
+    return lines
 
-    def block(k: int) -> float:
-        return gpu.block(config.teacher, rows, k)
 
-    lengths = [best_length(h, 64, step, block) for h in rates]
-    return [speed_up(h, k, step, block) for h, k in zip(rates, lengths, strict=True)], lengths
-
-
-def draw_measured(axis: Any, rates: NDArray[np.float64], measured: dict[str, Any]) -> None:
+def draw_measured(axis: Any, measured: dict[str, Any]) -> None:
     """Model curves for the measured block times of each batch size, and the measured speed-ups."""
     for i, batch in enumerate(measured["rollout"]):
-        step, block = batch["student_step"], interpolated(batch["block_widths"], batch["block_seconds"])
-        lengths = [best_length(h, batch["draft_limit"], step, block) for h in rates]
-        curve = [speed_up(h, k, step, block) for h, k in zip(rates, lengths, strict=True)]
+        block, prompts = interpolated(batch["block_widths"], batch["block_seconds"]), batch["prompt_seconds"]
         label = f"{batch['rows']} rows, {batch['tokens']} tokens"
-        axis.plot(rates, curve, f"C{i}", label=f"model, {label}")
-        prompts = batch["prompt_seconds"]  # the same for both, and not in the curve
-        points = [
+        draw_model(axis, batch["draft_limit"], batch["student_step"], block, f"C{i}", f"model, {label}")
+        points = [  # without reading the prompts, which takes both the same time and is not in the model
             (p["hard_rate"], (median(p["fixed"]["1"]) - prompts) / (median(p["adaptive"]) - prompts))
             for p in batch["gated"]
         ]
@@ -217,5 +213,15 @@ def draw_measured(axis: Any, rates: NDArray[np.float64], measured: dict[str, Any
     axis.set_title(f"measured here: {measured['pair']}", fontsize=10)
 
 
+def draw_model(
+    axis: Any, longest: int, step: float, block: Callable[[int], float], colour: str, label: str
+) -> tuple[list[int], list[float]]:
+    """A curve of the speed-up at the best draft length; these lengths and speed-ups at all `RATES`."""
+    lengths = [best_length(h, longest, step, block) for h in RATES]
+    best = [speed_up(h, k, step, block) for h, k in zip(RATES, lengths, strict=True)]
+    axis.plot(RATES, best, colour, label=label)
+    return lengths, best
+
+
 if __name__ == "__main__":
-    sys.exit(command(main, Config, __doc__))
+    sys.exit(command(main, CostModelConfig, __doc__))

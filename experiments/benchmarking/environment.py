@@ -1,41 +1,40 @@
-"""The environment alone."""
+"""The speed of the environment alone."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from functools import partial
+from statistics import median
 from typing import Any
 
 import numpy as np
 
 from distill_env.env import DistillVectorEnv
-from experiments.benchmarking.timing import Config, alternate, median
+from experiments.benchmarking.config import BenchmarkConfig
+from experiments.benchmarking.timing import alternate
+
+STEPS = 200
 
 
-def measure_environment(config: Config) -> list[dict[str, float]]:
+def measure_environment(config: BenchmarkConfig) -> list[dict[str, float]]:
     """Steps a second of the toy environment and of CartPole, and the environment's share of PPO's time."""
     import gymnasium as gym
+
+    def run(env: Any, actions: Any) -> None:
+        for action in actions:
+            env.step(action)
 
     results = []
     for rows in (1, 64, 1024):
         toy: Any = gym.make_vec("Distill/Categorical-v0", num_envs=rows)
         pole: Any = gym.make_vec("CartPole-v1", num_envs=rows, vectorization_mode="vector_entry_point")
-        n = 200
-        toy_actions = np.random.default_rng(0).integers(0, 7, (n, rows))
-        pole_actions = np.random.default_rng(0).integers(0, 2, (n, rows))
-
-        def steps(env: Any, actions: Any) -> Callable[[], None]:
+        contenders = {}
+        for name, env, n_actions in (("toy", toy, 7), ("cartpole", pole, 2)):
             env.reset(seed=0)
-
-            def contender() -> None:
-                for action in actions:
-                    env.step(action)
-
-            return contender
-
-        contenders = {"toy": steps(toy, toy_actions), "cartpole": steps(pole, pole_actions)}
+            actions = np.random.default_rng(0).integers(0, n_actions, (STEPS, rows))
+            contenders[name] = partial(run, env, actions)
         times = alternate(contenders, config.repetitions)
-        results.append({"rows": rows, **{k: n * rows / median(v) for k, v in times.items()}})
+        results.append({"rows": rows, **{k: STEPS * rows / median(v) for k, v in times.items()}})
     results[0]["ppo_share"] = ppo_share()
     return results
 

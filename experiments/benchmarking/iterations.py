@@ -1,4 +1,4 @@
-"""Whole iterations and their floor; memory and peers, each in a process of its own."""
+"""Whole iterations against the matrix work that they need; memory and peers, each in a process of its own."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from typing import Any
 import torch
 
 from agents.distill import DistillAgent
+from experiments.benchmarking.config import BenchmarkConfig
 from experiments.benchmarking.rollouts import Rollouts, run_config
-from experiments.benchmarking.timing import Config, alternate
+from experiments.benchmarking.timing import alternate
 from experiments.running.config import make_env, make_student
 
 
-def measure_iterations(config: Config) -> dict[str, Any]:
-    """One whole iteration of gated (at 5 % hard steps) and of rkl, and the matrix work that rkl cannot avoid."""
+def measure_iterations(config: BenchmarkConfig) -> dict[str, Any]:
+    """One whole iteration of gated (at 5 % hard positions) and of rkl, and the matrix work that rkl needs."""
     rollouts = Rollouts(config, config.batch)
     tau = rollouts.tau_for(0.05)
     contenders: dict[str, Callable[[], None]] = {}
@@ -36,13 +37,13 @@ def measure_iterations(config: Config) -> dict[str, Any]:
 
 
 def with_tau(options: Any, tau: float) -> Any:
-    """The options with another threshold and a step size that leaves the student, and so the hard rate, as it is."""
+    """The options with another tau, and a learning rate so small that the student and the hard rate stay the same."""
     return replace(options, method=replace(options.method, tau=tau), learning_rate=1e-9)
 
 
 def floor(rollouts: Rollouts) -> Callable[[], None]:
-    """The bare matrix work of an rkl iteration: read the prompts, decode with a cache, one teacher pass, one student
-    pass and back. Rows of like lengths share a pass, as in the models, so that no padding to speak of is computed."""
+    """The bare matrix work of an rkl iteration: read the prompts, decode with a cache, one pass of the teacher, one of
+    the student and back. Rows of similar lengths share a pass, as in the models, which saves padding."""
     from transformers import DynamicCache
 
     lengths = torch.tensor([len(p.ids) for p in rollouts.prompts[: rollouts.rows]])
@@ -51,14 +52,14 @@ def floor(rollouts: Rollouts) -> Callable[[], None]:
     student: Any = rollouts.student
     teacher: Any = rollouts.env.teacher
     bodies = [m.model.base_model for m in (student, teacher)]
-    heads = [m.logits for m in (student, teacher)]  # whose products run the faster way round
+    heads = [m.logits for m in (student, teacher)]
     groups = student.groups_of_like_length(lengths)
     with torch.no_grad():
         cache = DynamicCache(config=student.model.config)
         bodies[0](input_ids=ids[:, :width], use_cache=True, **{student.cache_argument: cache})
 
     def read(i: int, more: int) -> list[torch.Tensor]:
-        """Logits of the student (0) or teacher from the prompts' last tokens on, `more` tokens after them; by group."""
+        """Logits of the student (0) or teacher (1) from the prompts' last tokens to `more` tokens later, by group."""
         logits = []
         for group in groups:
             longest = int(lengths[group].max())
@@ -81,8 +82,15 @@ def floor(rollouts: Rollouts) -> Callable[[], None]:
     return contender
 
 
-def child(config: Config, name: str, *arguments: object, **environment: str) -> dict[str, Any]:
-    """One measurement in a fresh process, whose peak memory is its own, with these environment variables besides."""
+def child(config: BenchmarkConfig, name: str, *arguments: object, **environment: str) -> dict[str, Any]:
+    """One measurement in a process of its own, whose peak memory is that of the measurement.
+
+    Args:
+        config: models, data and threads.
+        name: the contender.
+        arguments: further flags of `peers`.
+        environment: further environment variables.
+    """
     command = [sys.executable, "-m", "experiments.benchmarking.peers", name, "--teacher", config.teacher]
     command += ["--student", config.student, "--task-path", config.task_path]
     command += ["--threads", str(torch.get_num_threads()), *map(str, arguments)]
@@ -92,8 +100,8 @@ def child(config: Config, name: str, *arguments: object, **environment: str) -> 
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def measure_peers(config: Config) -> dict[str, list[dict[str, Any]]]:
-    """Iterations of ours and of TRL's trainers, taking turns; ours also with a micro-batch of two answers."""
+def measure_peers(config: BenchmarkConfig) -> dict[str, list[dict[str, Any]]]:
+    """Iterations of our agents, also with micro-batches of two completions, and of TRL's trainers, alternating."""
     small = ("--micro-batch", 2)
     contenders: dict[str, tuple[object, ...]] = {
         "gated": ("gated",),
@@ -111,11 +119,10 @@ def measure_peers(config: Config) -> dict[str, list[dict[str, Any]]]:
     return results
 
 
-def measure_memory(config: Config) -> list[dict[str, Any]]:
+def measure_memory(config: BenchmarkConfig) -> list[dict[str, Any]]:
     """Peak memory of one update, above that of the loaded model, by batch, length and chunk.
 
-    The C library is told to give every large block back at once (glibc reads these variables): otherwise the holes in
-    its heap, which differ from size to size, hide what is in use.
+    Two variables make glibc return every large block to the system at once: otherwise unused blocks are counted, too.
     """
     sizes = [(4, 64, 64), (8, 64, 64), (16, 64, 64), (32, 64, 64), (8, 32, 64), (16, 64, 128), (16, 64, 256)]
     threshold = str(2**20)

@@ -1,6 +1,6 @@
-"""One measurement in a process of its own: iterations of ours or of TRL's on-policy trainers, or a single update.
+"""One measurement in a process of its own: iterations of an agent or of a TRL trainer, or a single update.
 
-Called by `experiments/benchmark.py`; prints one line of JSON.
+`experiments/benchmark.py` starts it. It prints one line of JSON.
 """
 
 from __future__ import annotations
@@ -25,34 +25,40 @@ from agents.rollout import Rollout
 from distill_env.models.hub import load_tokenizer
 from distill_env.models.load import build_model
 from distill_env.tasks.instruct import InstructTask
+from experiments.benchmarking.config import BenchmarkConfig
 
 
 @dataclass(frozen=True)
-class Config:
+class PeerConfig:
     """Measure one contender."""
 
     name: tyro.conf.Positional[Literal["gated", "rkl", "DistillationTrainer", "GKDTrainer", "update"]]
-    """A method of ours, a trainer of TRL, or `update`: the backward pass and the optimiser's step alone."""
+    """An agent, a trainer of TRL, or `update`: the backward pass and the optimizer step alone."""
     teacher: str
+    """Folder or hub id of the teacher."""
     student: str
+    """Folder or hub id of the student."""
     task_path: str
+    """Instructions, as --task instruct of run.py reads them."""
     rows: int = 8
     """Batch size."""
     new_tokens: int = 64
-    """Tokens an answer."""
+    """Tokens per completion."""
     steps: int = 2
-    """Iterations that are timed, after one that is not."""
+    """Timed iterations, after one that is not timed."""
     chunk: int = 256
-    """Positions of the vocabulary's logits at a time, in `update`."""
+    """Positions whose logits are computed at a time in `update`."""
     micro_batch: int = 0
-    """Answers in one forward and backward pass of our update; 0: all."""
+    """Completions in one forward and backward pass of an agent's update; 0 for all."""
     threads: int = 2
-    """Torch threads."""
+    """Threads of torch."""
 
 
 def peak_mib() -> float:
-    """The largest resident memory of this process so far, MiB. (`getrusage` would tell that of the process that started
-    it, if it was larger.)"""
+    """The largest resident memory of this process so far, MiB.
+
+    On Linux `getrusage` is not used: it includes the memory of the parent process.
+    """
     status = Path("/proc/self/status")
     if status.exists():
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
@@ -60,14 +66,13 @@ def peak_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
-def ours(config: Config) -> dict[str, Any]:
-    """Iterations of gated, at a tau by which about 5 % of the steps are hard, or of rkl."""
+def ours(config: PeerConfig) -> dict[str, Any]:
+    """Iterations of rkl, or of gated at a tau that makes about 5 % of the positions hard."""
     from experiments.benchmarking.iterations import with_tau
     from experiments.benchmarking.rollouts import Rollouts, run_config
-    from experiments.benchmarking.timing import Config as Benchmark
     from experiments.running.config import make_env, make_student
 
-    benchmark = Benchmark(config.teacher, config.student, config.task_path, new_tokens=config.new_tokens)
+    benchmark = BenchmarkConfig(config.teacher, config.student, config.task_path, new_tokens=config.new_tokens)
     tau = Rollouts(benchmark, config.rows).tau_for(0.05) if config.name == "gated" else 1.0
     run = run_config(benchmark, config.rows, config.name)
     env = make_env(run, "train", config.rows, purpose="train")
@@ -84,8 +89,8 @@ def ours(config: Config) -> dict[str, Any]:
     return {"seconds": seconds[1:], "tokens": sum(tokens[1:])}
 
 
-def update(config: Config) -> dict[str, Any]:
-    """One update on answers of random tokens, four of them a pass, with the teacher's full distributions kept."""
+def update(config: PeerConfig) -> dict[str, Any]:
+    """One update on completions of random tokens, four a pass, with the teacher's full distributions."""
     student = build_model(config.student)
     vocabulary = student.vocab_size
     task = InstructTask(config.task_path, config.teacher, max_prompt_tokens=128)
@@ -112,9 +117,11 @@ def update(config: Config) -> dict[str, Any]:
     }
 
 
-def trl(config: Config) -> dict[str, Any]:
-    """Iterations of a TRL trainer: the same models, prompts, batch, tokens and precision, its cache on and gradient
-    checkpointing off (its defaults are far slower on a CPU)."""
+def trl(config: PeerConfig) -> dict[str, Any]:
+    """Iterations of a TRL trainer with the same models, prompts, batch size, tokens and precision.
+
+    The cache is on and gradient checkpointing off: TRL's defaults are much slower on a CPU.
+    """
     os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     from datasets import Dataset
@@ -141,29 +148,25 @@ def trl(config: Config) -> dict[str, Any]:
         "beta": 1.0,
     }
     user = [[{"role": "user", "content": text}] for text in texts]
+    arguments: Any
+    make: Any
     if config.name == "DistillationTrainer":
         from trl import DistillationConfig, DistillationTrainer
 
-        arguments: Any = DistillationConfig(**shared, max_completion_length=config.new_tokens)
-        trainer: Any = DistillationTrainer(
-            model=student,
-            teacher_model=teacher,
-            args=arguments,
-            train_dataset=Dataset.from_dict({"prompt": user}),
-            processing_class=tokenizer,
-        )
+        make, data = DistillationTrainer, {"prompt": user}
+        arguments = DistillationConfig(**shared, max_completion_length=config.new_tokens)
     else:
         from trl.experimental.gkd import GKDConfig, GKDTrainer
 
-        dummy = [[*u, {"role": "assistant", "content": "ok"}] for u in user]
+        make, data = GKDTrainer, {"messages": [[*u, {"role": "assistant", "content": "ok"}] for u in user]}
         arguments = GKDConfig(**shared, lmbda=1.0, max_new_tokens=config.new_tokens, max_length=512)
-        trainer = GKDTrainer(
-            model=student,
-            teacher_model=teacher,
-            args=arguments,
-            train_dataset=Dataset.from_dict({"messages": dummy}),
-            processing_class=tokenizer,
-        )
+    trainer = make(
+        model=student,
+        teacher_model=teacher,
+        args=arguments,
+        train_dataset=Dataset.from_dict(data),
+        processing_class=tokenizer,
+    )
     seconds: list[float] = []
 
     class Clock(TrainerCallback):
@@ -192,17 +195,12 @@ def trl(config: Config) -> dict[str, Any]:
     return {"seconds": seconds[1:], "tokens": sum(generated[1:])}
 
 
-def main(config: Config) -> None:
+def main(config: PeerConfig) -> None:
     torch.set_num_threads(config.threads)
     torch.manual_seed(0)
-    if config.name == "update":
-        result = update(config)
-    elif config.name in ("gated", "rkl"):
-        result = ours(config)
-    else:
-        result = trl(config)
-    print(json.dumps(result | {"name": config.name, "peak_mib": peak_mib()}))
+    measure = {"update": update, "gated": ours, "rkl": ours}.get(config.name, trl)
+    print(json.dumps(measure(config) | {"name": config.name, "peak_mib": peak_mib()}))
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config))
+    main(tyro.cli(PeerConfig))

@@ -1,9 +1,10 @@
-"""Rollouts, gated and ungated, against the cost model; and by how much rounding parts them."""
+"""The speed of rollouts, gated and ungated, against the cost model; and how often rounding changes a completion."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from statistics import median
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -15,12 +16,14 @@ from distill_env.env import DistillVectorEnv
 from distill_env.gate import NEVER, Gate
 from distill_env.models.base import TrainableModel
 from distill_env.randomness import episode_keys
+from experiments.benchmarking.config import BenchmarkConfig, Dtype
 from experiments.benchmarking.cost_model import best_length, blocks, blocks_in_turn, blocks_per_rollout, interpolated
-from experiments.benchmarking.timing import Config, Dtype, alternate, median
+from experiments.benchmarking.timing import alternate
 from experiments.running.config import AnyRun, make_env, make_student, parse
 
 
-def run_config(config: Config, rows: int, agent: str = "gated", dtype: Dtype = "float32") -> AnyRun:
+def run_config(config: BenchmarkConfig, rows: int, agent: str = "gated", dtype: Dtype = "float32") -> AnyRun:
+    """A run on the benchmark's pair of models."""
     flags = ["--dtype", dtype, "--agent", agent, "--batch-size", str(rows), "--rows", str(rows), "--seed", "0"]
     if config.teacher:
         flags += ["--env", "lm", "--teacher", config.teacher, "--student", config.student]
@@ -36,9 +39,9 @@ def rewritten_share(rollout: Rollout) -> float:
 
 
 class Rollouts:
-    """A pair of models, a batch of prompts, and the ways to write answers to them."""
+    """A pair of models, prompts, and the ways to write completions of them, as functions to be timed."""
 
-    def __init__(self, config: Config, rows: int, dtype: Dtype = "float32") -> None:
+    def __init__(self, config: BenchmarkConfig, rows: int, dtype: Dtype = "float32") -> None:
         self.run = run_config(config, rows, dtype=dtype)
         self.env: DistillVectorEnv = make_env(self.run, "train", rows, purpose="train")
         student: Any = make_student(self.run, self.env)
@@ -47,34 +50,34 @@ class Rollouts:
         self.rows, self.tokens = rows, self.env.max_new_tokens
         stride = max(1, len(self.env.prompts) // (4 * rows))
         self.prompts = list(self.env.prompts[::stride])[: 4 * rows]
-        self.used: dict[str, Rollout] = {}
+        self.last: dict[str, Rollout] = {}
 
-    def write(self, name: str, writer: Gate, length: DraftLength | int, answers: int = 0) -> Callable[[], None]:
-        """A contender; what it wrote last is kept under its name."""
-        n = answers or self.rows
+    def write(self, name: str, writer: Gate, length: DraftLength | int, batches: int = 1) -> Callable[[], None]:
+        """A rollout of `batches` batches with refilling, which is left in `last[name]`."""
+        n = batches * self.rows
         keys = episode_keys(7, np.arange(n))
         student: TrainableModel = self.student.fork()
 
         def contender() -> None:
-            self.used[name] = collect(self.env, student, self.prompts[:n], keys, writer, length)
+            self.last[name] = collect(self.env, student, self.prompts[:n], keys, writer, length)
 
         return contender
 
     def tau_for(self, hard_rate: float) -> float:
-        """A threshold at which about this share of the steps is hard: the nearest of six gated rollouts.
+        """A tau at which about this share of the positions is hard: the best of six gated rollouts.
 
-        Gating changes which states are met, so that the quantile of D_t on ungated answers is only where to begin; the
-        rest is bisection.
+        Gating changes which states are visited, so the quantile of D_t in an ungated rollout is only the first guess;
+        bisection follows.
         """
         self.write("tau", Gate("divergence", 1e9), self.env.chunk)()
-        ungated = self.used["tau"]
+        ungated = self.last["tau"]
         score = ungated.score[ungated.mask].numpy()
-        low, high = 0.0, float(score.max())  # everything is hard, nothing is
+        low, high = 0.0, float(score.max())  # all positions are hard, none is
         tau = float(np.quantile(score, 1 - hard_rate))
-        tried: dict[float, float] = {}  # threshold to share
+        tried: dict[float, float] = {}  # tau to share
         for _ in range(6):
             self.write("tau", Gate("divergence", tau), 4)()
-            tried[tau] = rewritten_share(self.used["tau"])
+            tried[tau] = rewritten_share(self.last["tau"])
             if abs(tried[tau] / hard_rate - 1) < 0.2:
                 break
             low, high = (tau, high) if tried[tau] > hard_rate else (low, tau)
@@ -106,13 +109,13 @@ class Rollouts:
         return contender
 
     def prompt_seconds(self, repetitions: int) -> float:
-        """Seconds in which both models read the prompts, which no rollout can do without; the median."""
+        """Median seconds in which both models read the prompts, which every rollout has to."""
         ids = [p.ids for p in self.prompts[: self.rows]]
         models = self.env.teacher.fork(), self.student.fork()  # type: ignore[attr-defined]
         return median(alternate({"prompts": lambda: [m.start(ids) for m in models]}, repetitions)["prompts"])
 
     def block_times(self, widths: list[int], repetitions: int) -> tuple[float, list[float]]:
-        """Seconds of a student step, and of a teacher block of each width, at half of an answer; medians."""
+        """Median seconds of a student step, and of a teacher block of each width, in the middle of a completion."""
         ids = [p.ids for p in self.prompts[: self.rows]]
         half = self.tokens // 2
         filler = torch.randint(0, self.env.vocab_size, (self.rows, self.tokens))
@@ -133,12 +136,12 @@ class Rollouts:
         return median(seconds["student"]), [median(seconds[str(w)]) for w in widths]
 
 
-def lengths_for(hard_rate: float, config: Config) -> list[int]:
-    """The fixed draft lengths that may be the best at this hard rate: a draft meets one hard step at the most."""
+def fixed_lengths(hard_rate: float, config: BenchmarkConfig) -> list[int]:
+    """The fixed draft lengths that may be the best at this hard rate: at most one hard position on average."""
     return [1, *(k for k in config.lengths if k * hard_rate <= 1)]
 
 
-def measure_rollouts(config: Config, rows: int) -> dict[str, Any]:
+def measure_rollouts(config: BenchmarkConfig, rows: int) -> dict[str, Any]:
     """Ungated, generated, and gated rollouts at several hard rates, against the cost model."""
     rollouts = Rollouts(config, rows)
     tokens = rollouts.tokens
@@ -146,56 +149,54 @@ def measure_rollouts(config: Config, rows: int) -> dict[str, Any]:
     step, seconds = rollouts.block_times(widths, config.repetitions)
     block = interpolated(widths, seconds)
     prompts = rollouts.prompt_seconds(config.repetitions)
-    taus = {h: rollouts.tau_for(h) for h in config.hard_rates}
+    gates = {h: Gate("divergence", rollouts.tau_for(h)) for h in config.hard_rates}
+    middle = min(gates, key=lambda h: abs(h - 0.05))
+    lengths = {name: DraftLength(tokens) for name in (*(f"adaptive {h}" for h in gates), "refilled")}
     contenders: dict[str, Callable[[], None]] = {
         "ungated": rollouts.write("ungated", NEVER, tokens),
         "generate": rollouts.generate(),
     }
-    lengths: dict[float, DraftLength] = {}
-    for h, tau in taus.items():
-        gate = Gate("divergence", tau)
-        lengths[h] = DraftLength(tokens)
-        contenders[f"adaptive {h}"] = rollouts.write(f"adaptive {h}", gate, lengths[h])
-        for k in lengths_for(h, config):
+    for h, gate in gates.items():
+        contenders[f"adaptive {h}"] = rollouts.write(f"adaptive {h}", gate, lengths[f"adaptive {h}"])
+        for k in fixed_lengths(h, config):
             contenders[f"{k} {h}"] = rollouts.write(f"{k} {h}", gate, k)
-    refilled = DraftLength(tokens)
-    middle = min(config.hard_rates, key=lambda h: abs(h - 0.05))
-    contenders["refilled"] = rollouts.write("refilled", Gate("divergence", taus[middle]), refilled, 4 * rows)
-    contenders["ungated refilled"] = rollouts.write("ungated refilled", NEVER, tokens, 4 * rows)
+    contenders["refilled"] = rollouts.write("refilled", gates[middle], lengths["refilled"], 4)
+    contenders["ungated refilled"] = rollouts.write("ungated refilled", NEVER, tokens, 4)
     times = alternate(contenders, config.repetitions)
 
-    def model(name: str, length: int) -> dict[str, float]:
-        """Seconds of this rollout by the cost model: by the share of hard steps of all answers, by that of each answer,
-        and by the steps that were hard."""
-        used = rollouts.used[name]
-        hard, answers = used.rewritten.numpy(), used.mask.sum(1).numpy()
+    def adaptive(name: str) -> dict[str, Any]:
+        """An adaptive rollout, and its seconds by the cost model: from the mean hard rate, from that of each
+        completion, and from the positions that were hard."""
+        rollout, chosen = rollouts.last[name], lengths[name].choose(rows)
+        hard, answers = rollout.rewritten.numpy(), rollout.mask.sum(1).numpy()
         counts = {
-            "model": blocks_per_rollout(rewritten_share(used), length, answers, rows),
-            "model_by_answer": blocks_per_rollout(hard.sum(1) / answers, length, answers, rows),
-            "replayed": blocks_in_turn(blocks(hard, answers, length), rows),
+            "model": blocks_per_rollout(rewritten_share(rollout), chosen, answers, rows),
+            "model_by_answer": blocks_per_rollout(hard.sum(1) / answers, chosen, answers, rows),
+            "replayed": blocks_in_turn(blocks(hard, answers, chosen), rows),
         }
-        reading, each = prompts * len(answers) / rows, length * step + block(length)
-        return {key: reading + each * count for key, count in counts.items()}
+        reading, each = prompts * len(answers) / rows, chosen * step + block(chosen)
+        return {
+            "hard_rate": rewritten_share(rollout),
+            "tokens": int(rollout.mask.sum()),
+            "chosen_length": chosen,
+            **{key: reading + each * count for key, count in counts.items()},
+        }
 
     gated = []
-    for h, tau in taus.items():
-        used = rollouts.used[f"adaptive {h}"]
-        chosen = lengths[h].choose(rows)
+    for h, gate in gates.items():
+        row, ledger = adaptive(f"adaptive {h}"), rollouts.last[f"adaptive {h}"].ledger
         gated.append(
             {
-                "hard_rate": rewritten_share(used),
-                "tau": tau,
-                "chosen_length": chosen,
-                "model_length": best_length(rewritten_share(used), tokens, step, block),
+                **row,
+                "tau": gate.threshold,
+                "model_length": best_length(row["hard_rate"], tokens, step, block),
                 "adaptive": times[f"adaptive {h}"],
-                "fixed": {k: times[f"{k} {h}"] for k in lengths_for(h, config)},
-                **model(f"adaptive {h}", chosen),
-                "tokens": int(used.mask.sum()),
-                "passes": used.ledger.teacher_passes,
-                "passes_one_by_one": rollouts.used[f"1 {h}"].ledger.teacher_passes,
-                "wasted": used.ledger.wasted,
-                "student_seconds": used.ledger.student_seconds,
-                "teacher_seconds": used.ledger.teacher_seconds,
+                "fixed": {k: times[f"{k} {h}"] for k in fixed_lengths(h, config)},
+                "passes": ledger.teacher_passes,
+                "passes_one_by_one": rollouts.last[f"1 {h}"].ledger.teacher_passes,
+                "wasted": ledger.wasted,
+                "student_seconds": ledger.student_seconds,
+                "teacher_seconds": ledger.teacher_seconds,
             }
         )
     return {
@@ -207,39 +208,32 @@ def measure_rollouts(config: Config, rows: int) -> dict[str, Any]:
         "block_widths": widths,
         "block_seconds": seconds,
         "ungated": times["ungated"],
-        "ungated_tokens": int(rollouts.used["ungated"].mask.sum()),
+        "ungated_tokens": int(rollouts.last["ungated"].mask.sum()),
         "generate": times["generate"],
         "gated": gated,
         "refilled": {
-            "hard_rate": rewritten_share(rollouts.used["refilled"]),
+            **adaptive("refilled"),
             "seconds": times["refilled"],
             "ungated": times["ungated refilled"],
             "answers": 4 * rows,
-            "tokens": int(rollouts.used["refilled"].mask.sum()),
-            "chosen_length": refilled.choose(rows),
-            **model("refilled", refilled.choose(rows)),
         },
     }
 
 
-def measure_precision(config: Config) -> list[dict[str, Any]]:
-    """How often drafts of eight and token-by-token gating part by rounding alone, and how far the teacher's
-    distributions at the states that they share are apart."""
+def measure_precision(config: BenchmarkConfig) -> list[dict[str, Any]]:
+    """How often drafts of eight differ from gating token by token, by rounding alone, in two number formats."""
     results = []
-    dtypes: tuple[Dtype, ...] = ("float32", "bfloat16")
-    for dtype in dtypes:
+    for dtype in get_args(Dtype):
         rollouts = Rollouts(config, config.batch, dtype)
         gate = Gate("divergence", rollouts.tau_for(0.05))
         for k in (1, 8):
-            rollouts.write(str(k), gate, k, 4 * config.batch)()
-        results.append({"dtype": dtype, **difference(rollouts.used["1"], rollouts.used["8"])})
+            rollouts.write(str(k), gate, k, 4)()
+        results.append({"dtype": dtype, **difference(rollouts.last["1"], rollouts.last["8"])})
     return results
 
 
 def difference(a: Rollout, b: Rollout) -> dict[str, float]:
-    """Answers that part, tokens up to there, and the teacher's total variation at the states before."""
-    assert a.teacher is not None
-    assert b.teacher is not None
+    """Completions that differ, tokens up to the first difference, and the teacher's total variation up to there."""
     parted, compared, variations = 0, 0, []
     at = [torch.cat([torch.zeros(1, dtype=torch.long), r.mask.sum(1).cumsum(0)]) for r in (a, b)]
     width = min(a.tokens.shape[1], b.tokens.shape[1])
@@ -248,12 +242,11 @@ def difference(a: Rollout, b: Rollout) -> dict[str, float]:
         first = int(differs[i].int().argmax()) if differs[i].any() else int(a.mask[i].sum()) - 1
         parted += bool(differs[i].any())
         compared += first + 1
-        rows = [
-            r.teacher[o[i] : o[i] + first + 1].double()
+        p, q = (
+            r.teacher[o[i] : o[i] + first + 1].double().exp()  # type: ignore[index]
             for r, o in zip((a, b), at, strict=True)
-            if r.teacher is not None
-        ]
-        variations.append(0.5 * (rows[0].exp() - rows[1].exp()).abs().sum(-1))
+        )
+        variations.append(0.5 * (p - q).abs().sum(-1))
     variation = torch.cat(variations)
     return {
         "answers": len(a.prompts),
