@@ -28,8 +28,10 @@ from distill_env.tasks.base import Split
 from experiments.answering.assisted import Decoded, Row, curve_row, decode, short_labels, write_curve
 from experiments.reporting.results import measure
 from experiments.reporting.viewer import load_student, spread
+from experiments.running.build import make_env, task_arguments
 from experiments.running.cli import exit_code, read_flags
-from experiments.running.config import DRAFT_LENGTH, AnyRun, load_config, make_env, task_arguments
+from experiments.running.config import DRAFT_LENGTH, RunConfig
+from experiments.running.config_file import flag_values, load_config
 from experiments.running.lifecycle import EVALUATION_ROWS
 from experiments.running.teacher_marks import mark_teacher
 from experiments.running.tracking import progress_bar
@@ -144,15 +146,15 @@ def draw_curve(config: Config, console: Console) -> None:
     opened = [load_config(folder) for folder in config.runs]
     for run in opened[1:]:
         for field in SAME:
-            if getattr(run, field) != getattr(opened[0], field) and not (field == "rewrite" and config.rewrite):
+            if flag_values(run)[field] != flag_values(opened[0])[field] and not (field == "rewrite" and config.rewrite):
                 raise ValueError(
                     f"runs: {run.name!r} and {opened[0].name!r} differ in {field}; accepted: runs on one task with one "
                     "teacher"
                 )
-    seeds = [run.options.seed for run in opened]
+    seeds = [run.agent_options.seed for run in opened]
     labels = short_labels([run.name for run in opened], seeds)
     taus = sorted({*(config.tau or GRID), math.inf}, reverse=True)
-    env, prompts = open_task(config, opened[0], opened[0].eval_prompts)
+    env, prompts = open_task(config, opened[0], opened[0].evaluation.prompts)
     rows: list[Row] = []
     teacher: Decoded | None = None
     with progress_bar(console) as progress:
@@ -170,15 +172,21 @@ def draw_curve(config: Config, console: Console) -> None:
     console.print(f"\nwrote {config.out}/curve.csv, curve.png, curve.md", soft_wrap=True, highlight=False)
 
 
-def open_run(config: Config, folder: Path) -> tuple[AnyRun, TrainableModel, Method]:
+def open_run(config: Config, folder: Path) -> tuple[RunConfig, TrainableModel, Method]:
     run = load_config(folder)
     student, method = load_student(folder, run)
-    return (replace(run, rewrite=config.rewrite) if config.rewrite else run), student, method
+    return with_rewrite(run, config), student, method
 
 
-def open_task(config: Config, run: AnyRun, count: int) -> tuple[DistillVectorEnv, list[Prompt]]:
+def with_rewrite(run: RunConfig, config: Config) -> RunConfig:
+    """The run with the way of rewriting that was asked for, if any."""
+    rewrite = config.rewrite or run.environment.rewrite
+    return replace(run, environment=replace(run.environment, rewrite=rewrite))
+
+
+def open_task(config: Config, run: RunConfig, count: int) -> tuple[DistillVectorEnv, list[Prompt]]:
     """An environment for whole drafts, and the prompts."""
-    run = replace(run, rewrite=config.rewrite or run.rewrite)
+    run = with_rewrite(run, config)
     own: Any = OwnPrompts(run, config.prompt) if config.prompt else None
     prompts = list(make_env(run, config.split, 1, purpose="decode", task=own).prompts)
     if own is None:
@@ -192,10 +200,10 @@ class OwnPrompts:
 
     graded = False
 
-    def __init__(self, run: AnyRun, texts: Sequence[str]) -> None:
+    def __init__(self, run: RunConfig, texts: Sequence[str]) -> None:
         from distill_env.tasks.registry import make_task
 
-        self._task = cast("LanguageTask", make_task(run.task, **task_arguments(run)))
+        self._task = cast("LanguageTask", make_task(run.data.task, **task_arguments(run)))
         self._prompts = tuple(self._task.ask(texts))
 
     def prompts(self, split: Split) -> tuple[Prompt, ...]:
@@ -207,7 +215,7 @@ class OwnPrompts:
 
 def write(
     config: Config,
-    run: AnyRun,
+    run: RunConfig,
     env: DistillVectorEnv,
     student: TrainableModel,
     method: Method,

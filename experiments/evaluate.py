@@ -25,8 +25,10 @@ from rich.table import Table
 
 from agents.base import Metrics
 from distill_env.checks import check_range
+from experiments.running.build import agent_loader
 from experiments.running.cli import exit_code, read_flags
-from experiments.running.config import AnyRun, agent_loader, load_config
+from experiments.running.config import EvaluationConfig, RunConfig
+from experiments.running.config_file import load_config
 from experiments.running.lifecycle import evaluate_all
 from experiments.running.lm_arguments import shared_ids, student_arguments, teacher_arguments, teacher_tokenizer
 from experiments.running.tracking import add_metrics, finite, progress_bar, write_json
@@ -68,8 +70,10 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def evaluate_again(config: Config, console: Console) -> None:
     run = load_config(config.folder)
-    wanted = {key: getattr(config, key) for key in ("eval_prompts", "eval_samples")}
-    run = replace(run, **{key: value for key, value in wanted.items() if value is not None})
+    evaluation = EvaluationConfig(
+        config.eval_prompts or run.evaluation.prompts, config.eval_samples or run.evaluation.samples
+    )
+    run = replace(run, evaluation=evaluation)
     from agents.checkpoint import load_checkpoint
 
     agent, _, damaged = load_checkpoint(config.folder / "checkpoints", agent_loader(run))
@@ -88,13 +92,13 @@ def evaluate_again(config: Config, console: Console) -> None:
     else:
         table.add_column("student alone, test split")
         table.add_column("now", justify="right")
-        add_metrics(table, run.eval_samples, [dict(metrics)])
+        add_metrics(table, run.evaluation.samples, [dict(metrics)])
     console.print(table)
     if config.out:
         write_json(config.out, finite(metrics))
 
 
-def corpus_perplexities(config: Config, run: AnyRun, agent: Any, console: Console) -> Metrics:
+def corpus_perplexities(config: Config, run: RunConfig, agent: Any, console: Console) -> Metrics:
     """`before`, `after` and `teacher`, in the tokens of their common tokenizer, and the number of `tokens`.
 
     Raises:
@@ -113,13 +117,13 @@ def corpus_perplexities(config: Config, run: AnyRun, agent: Any, console: Consol
     ids = ids[: config.corpus_tokens or None]
     models = {
         "before": lambda: build_model(
-            run.student, **shared_ids(run), **student_arguments(run), dtype=run.student_dtype
+            run.student.model, **shared_ids(run), **student_arguments(run), dtype=run.student.dtype
         ),
         "after": lambda: agent.student,
-        "teacher": lambda: load_model(run.teacher, **teacher_arguments(run)),
+        "teacher": lambda: load_model(run.teacher.model, **teacher_arguments(run)),
     }
     metrics: Metrics = {"tokens": float(len(ids))}
-    if is_served(run.teacher):
+    if is_served(run.teacher.model):
         del models["teacher"]
         metrics["teacher"] = math.nan
     with progress_bar(console) as progress:

@@ -16,7 +16,7 @@ from agents.distill import DistillAgent
 from experiments.benchmarking.config import BenchmarkConfig
 from experiments.benchmarking.rollouts import Rollouts, run_config
 from experiments.benchmarking.timing import alternate
-from experiments.running.config import make_env, make_student
+from experiments.running.build import make_env, make_student
 
 
 def measure_iterations(config: BenchmarkConfig) -> dict[str, Any]:
@@ -26,7 +26,7 @@ def measure_iterations(config: BenchmarkConfig) -> dict[str, Any]:
     contenders: dict[str, Callable[[], None]] = {}
     for name in ("gated", "rkl"):
         run = run_config(config, config.batch, name)
-        options = run.options
+        options = run.agent_options
         env = make_env(run, "train", config.batch, purpose="train")
         agent = DistillAgent(make_student(run, env), with_tau(options, tau))
         contenders[name] = lambda agent=agent, env=env: agent.learn(env, 1)  # type: ignore[misc]

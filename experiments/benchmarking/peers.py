@@ -70,13 +70,13 @@ def ours(config: PeerConfig) -> dict[str, Any]:
     """Iterations of rkl, or of gated at a tau that makes about 5 % of the positions hard."""
     from experiments.benchmarking.iterations import with_tau
     from experiments.benchmarking.rollouts import Rollouts, run_config
-    from experiments.running.config import make_env, make_student
+    from experiments.running.build import make_env, make_student
 
     benchmark = BenchmarkConfig(config.teacher, config.student, config.task_path, new_tokens=config.new_tokens)
     tau = Rollouts(benchmark, config.rows).tau_for(0.05) if config.name == "gated" else 1.0
     run = run_config(benchmark, config.rows, config.name)
     env = make_env(run, "train", config.rows, purpose="train")
-    options = replace(with_tau(run.options, tau), micro_batch=config.micro_batch)
+    options = replace(with_tau(run.agent_options, tau), micro_batch=config.micro_batch)
     agent = DistillAgent(make_student(run, env), options)
     seconds: list[float] = []
     tokens: list[float] = []

@@ -19,10 +19,12 @@ from distill_env.randomness import episode_keys
 from experiments.benchmarking.config import BenchmarkConfig, Dtype
 from experiments.benchmarking.cost_model import best_length, blocks, blocks_in_turn, blocks_per_rollout, interpolated
 from experiments.benchmarking.timing import alternate
-from experiments.running.config import AnyRun, make_env, make_student, parse
+from experiments.running.build import make_env, make_student
+from experiments.running.config import RunConfig
+from experiments.running.flags import parse
 
 
-def run_config(config: BenchmarkConfig, rows: int, agent: str = "gated", dtype: Dtype = "float32") -> AnyRun:
+def run_config(config: BenchmarkConfig, rows: int, agent: str = "gated", dtype: Dtype = "float32") -> RunConfig:
     """A run on the benchmark's pair of models."""
     flags = ["--dtype", dtype, "--agent", agent, "--batch-size", str(rows), "--rows", str(rows), "--seed", "0"]
     if config.teacher:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from experiments.running.config import load_config, make_env
+from experiments.running.build import make_env
+from experiments.running.config_file import load_config
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -21,7 +21,9 @@ from rich.markup import escape
 
 from agents.atomic_io import write_text
 from experiments.comparing.pool import FanOut, for_each
-from experiments.running.config import load_config, make_agent, make_env, make_student, parse, to_dict
+from experiments.running.build import make_agent, make_env, make_student
+from experiments.running.config_file import flag_values, load_config
+from experiments.running.flags import parse
 from experiments.running.tracking import read_json
 
 WARM = {"none": 0.0, "weak": 1 / 3, "strong": 2 / 3}  # share of the teacher's correct chains at which a warm start ends
@@ -88,11 +90,11 @@ def check_jobs(jobs: Sequence[Job], out: Path, flags: Sequence[str]) -> None:
         if labels_of.setdefault((job.contender.label, job.env, job.warm, job.seed), job) != job:
             raise ValueError(f"agents: two contenders of the name {job.contender.label!r}; give one another LABEL=")
         try:
-            wanted = to_dict(parse(job.arguments(out, flags)))
+            wanted = flag_values(parse(job.arguments(out, flags)))
         except ValueError as error:
             raise ValueError(f"{job.contender.label}: {error}") from None
         if (out / job.name / "config.json").exists():
-            found = to_dict(load_config(out / job.name))
+            found = flag_values(load_config(out / job.name))
             differing = [k for k in wanted if k not in NOT_COMPARED and wanted[k] != found.get(k)]
             if differing:
                 raise ValueError(
@@ -181,12 +183,12 @@ def forecast(jobs: Sequence[Job], out: Path, flags: Sequence[str]) -> str:
 def probe(job: Job, out: Path, flags: Sequence[str]) -> float:
     """Seconds that all iterations of a run would take, from three on a fresh student. Leaves nothing behind."""
     config = parse(job.arguments(out, flags))
-    env = make_env(config, "train", config.rows or config.options.batch_size, purpose="train")
+    env = make_env(config, "train", config.rollout.rows or config.agent_options.batch_size, purpose="train")
     agent = make_agent(config, make_student(config, env), env)
     agent.learn(env, 1)  # what is done once
     started = time.perf_counter()
     agent.learn(env, 3)
-    return (time.perf_counter() - started) / 3 * config.iterations
+    return (time.perf_counter() - started) / 3 * config.training.iterations
 
 
 def is_finished(folder: Path) -> bool:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.running import completions_file
-from experiments.running.config import load_config
+from experiments.running.config_file import load_config
 from experiments.running.tracking import cell, markdown_table, read_json, table_rows
 
 TRAINING = (
@@ -27,7 +27,7 @@ def side_by_side(runs: Sequence[Path], prompts: int) -> str:
     Raises:
         ValueError: for a folder without a finished run.
     """
-    samples = load_config(runs[0]).eval_samples  # raises for a folder that is not a run
+    samples = load_config(runs[0]).evaluation.samples  # raises for a folder that is not a run
     evaluations = [read_json(folder / "evaluation.json") for folder in runs]
     for folder, evaluation in zip(runs, evaluations, strict=True):
         if "after" not in evaluation:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from distill_env.env import DistillVectorEnv
     from distill_env.models.base import TrainableModel
     from distill_env.tasks.base import Prompt, Task
-    from experiments.running.config import AnyRun
+    from experiments.running.config import RunConfig
 
 
 def see_run(folder: Path, prompts: int = 4, positions_from: int = 100, top: int = 5) -> dict[str, Any]:
@@ -40,7 +40,8 @@ def see_run(folder: Path, prompts: int = 4, positions_from: int = 100, top: int 
     Raises:
         ValueError: if the folder holds no run, or no student.
     """
-    from experiments.running.config import load_config, make_env
+    from experiments.running.build import make_env
+    from experiments.running.config_file import load_config
 
     config = load_config(folder)
     student, method = load_student(folder, config)
@@ -61,7 +62,7 @@ def see_run(folder: Path, prompts: int = 4, positions_from: int = 100, top: int 
     }
 
 
-def load_student(folder: Path, config: AnyRun) -> tuple[TrainableModel, Method]:
+def load_student(folder: Path, config: RunConfig) -> tuple[TrainableModel, Method]:
     """The trained student, and the method with the tau in force at the end; of agents without one, our gate's.
 
     Raises:
@@ -69,10 +70,10 @@ def load_student(folder: Path, config: AnyRun) -> tuple[TrainableModel, Method]:
     """
     from agents.checkpoint import checkpoints, load_checkpoint
     from distill_env.models.load import build_model
-    from experiments.running.config import agent_loader, tau_of
+    from experiments.running.build import agent_loader
     from experiments.running.lm_arguments import shared_ids, student_arguments
 
-    if isinstance(config.options, DistillConfig) and checkpoints(folder / "checkpoints"):
+    if isinstance(config.agent_options, DistillConfig) and checkpoints(folder / "checkpoints"):
         agent, _, _ = load_checkpoint(folder / "checkpoints", agent_loader(config))
         return agent.student, agent.method
     if not (folder / "student").is_dir():
@@ -80,8 +81,7 @@ def load_student(folder: Path, config: AnyRun) -> tuple[TrainableModel, Method]:
     student = build_model(
         folder / "student", **({**shared_ids(config), **student_arguments(config)} if config.env == "lm" else {})
     )
-    method = config.options.method if isinstance(config.options, DistillConfig) else replace(GATED, tau=tau_of(config))
-    return student, method
+    return student, config.method or GATED
 
 
 def spread(prompts: Sequence[Prompt], count: int) -> list[Prompt]:

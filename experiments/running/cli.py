@@ -42,7 +42,7 @@ def errors_in_one_line() -> Iterator[None]:
             raise ValueError(
                 re.sub(
                     r"^(Value error|Parsing error|Invalid choice|Unrecognized options(?= Unrec)) "
-                    r"|Error parsing (options|\w+Run|\w*Config)[.\w]*: ",
+                    r"|Error parsing [.\w]+: ",
                     "",
                     " ".join(text.split()),
                 )

@@ -27,19 +27,11 @@ from agents.methods import METHODS
 from distill_env.models.base import ServerLostError
 from experiments.running import completions_file as answers
 from experiments.running.alarms import Alarm, AlarmLog
+from experiments.running.build import agent_loader, make_agent, make_env, make_student, plugin
 from experiments.running.cli import exit_code
-from experiments.running.config import (
-    SMALL_TASKS,
-    AnyRun,
-    agent_loader,
-    make_agent,
-    make_env,
-    make_student,
-    parse,
-    plugin,
-    tau_of,
-    to_dict,
-)
+from experiments.running.config import SMALL_TASKS, RunConfig, tau_of
+from experiments.running.config_file import to_dict
+from experiments.running.flags import parse
 from experiments.running.model_card import model_card, push
 from experiments.running.signals import signals_raise, signals_wait
 from experiments.running.summary import report, summarise_training
@@ -89,7 +81,7 @@ def main(args: Sequence[str] | None = None) -> int:
         return getattr(stop, "exit_code", 130)
 
 
-def follow(config: AnyRun, processes: ProcessGroup) -> None:
+def follow(config: RunConfig, processes: ProcessGroup) -> None:
     """What every process but the first does: its part of each batch, and nothing on disk."""
     import torch
 
@@ -97,8 +89,8 @@ def follow(config: AnyRun, processes: ProcessGroup) -> None:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # the first ends the training in order
-    if config.threads:
-        torch.set_num_threads(config.threads)
+    if config.training.threads:
+        torch.set_num_threads(config.training.threads)
     try:
         name = processes.broadcast_str("")  # an automatic name is the first one's to choose
         processes.continue_or_stop()  # the first has saved a checkpoint
@@ -111,25 +103,25 @@ def follow(config: AnyRun, processes: ProcessGroup) -> None:
         return
 
 
-def training_rows(config: AnyRun, processes: ProcessGroup) -> int:
+def training_rows(config: RunConfig, processes: ProcessGroup) -> int:
     """Rows of the training environment: at most this process's part of a batch."""
     if processes.world_size == 1:
-        return config.rows or config.options.batch_size
-    part = len(range(config.options.batch_size)[processes.local_slice(config.options.batch_size)])
-    return max(1, min(config.rows or part, part))
+        return config.rollout.rows or config.agent_options.batch_size
+    part = len(range(config.agent_options.batch_size)[processes.local_slice(config.agent_options.batch_size)])
+    return max(1, min(config.rollout.rows or part, part))
 
 
-def teacher_cache(config: AnyRun, console: Console) -> TeacherCache | None:
+def teacher_cache(config: RunConfig, console: Console) -> TeacherCache | None:
     from agents.teacher_cache import TeacherCache
 
-    if not config.teacher_cache:
+    if not config.teacher.cache:
         return None
     return TeacherCache(
-        config.teacher_cache, lambda text: console.print(f"[bold yellow]warning[/] {escape(text)}", soft_wrap=True)
+        config.teacher.cache, lambda text: console.print(f"[bold yellow]warning[/] {escape(text)}", soft_wrap=True)
     )
 
 
-def run(config: AnyRun, console: Console, processes: ProcessGroup = SINGLE_PROCESS) -> dict[str, Any]:
+def run(config: RunConfig, console: Console, processes: ProcessGroup = SINGLE_PROCESS) -> dict[str, Any]:
     """The whole job, of the first process if there are several. Returns what is in `evaluation.json`."""
     try:
         processes.broadcast_str(config.name)
@@ -138,23 +130,23 @@ def run(config: AnyRun, console: Console, processes: ProcessGroup = SINGLE_PROCE
         processes.continue_or_stop(False)
 
 
-def run_first(config: AnyRun, console: Console, processes: ProcessGroup) -> dict[str, Any]:
+def run_first(config: RunConfig, console: Console, processes: ProcessGroup) -> dict[str, Any]:
     import torch
 
     from agents.checkpoint import checkpoints
 
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    check_track(config.track)
+    if config.training.threads:
+        torch.set_num_threads(config.training.threads)
+    check_track(config.logging.track)
     folder = config.out / config.name
     refuse_taken(config, folder)
     cache = teacher_cache(config, console)
-    if processes.world_size > 1 and not isinstance(config.options, DistillConfig):
+    if processes.world_size > 1 and not isinstance(config.agent_options, DistillConfig):
         raise ValueError(
             f"agent: {config.agent!r} with {processes.world_size} processes; accepted: {', '.join(METHODS)}"
         )
-    if processes.mesh is not None and (config.env == "categorical" or config.lora_rank):
-        told = f"env: {config.env}" if config.env == "categorical" else f"lora_rank: {config.lora_rank}"
+    if processes.mesh is not None and (config.env == "categorical" or config.student.lora_rank):
+        told = f"env: {config.env}" if config.env == "categorical" else f"lora_rank: {config.student.lora_rank}"
         raise ValueError(f"{told} with --use_fsdp; accepted: a student that is a language model, all of it trained")
     begun = bool(checkpoints(folder / "checkpoints"))
     student: TrainableModel | None = None
@@ -167,7 +159,7 @@ def run_first(config: AnyRun, console: Console, processes: ProcessGroup) -> dict
         student = None if begun else make_student(config, env)
     dropped = getattr(env.task, "dropped", 0)
     if dropped:
-        console.print(f"{dropped:,} prompts have more than {config.max_prompt_tokens} tokens and are left out")
+        console.print(f"{dropped:,} prompts have more than {config.data.max_prompt_tokens} tokens and are left out")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -189,13 +181,13 @@ def run_first(config: AnyRun, console: Console, processes: ProcessGroup) -> dict
         raise
 
 
-def refuse_taken(config: AnyRun, folder: Path) -> None:
+def refuse_taken(config: RunConfig, folder: Path) -> None:
     if not config.resume and (folder / "config.json").exists():
         raise ValueError(f"name: {str(folder)!r} exists; --resume goes on with it, another --name starts another")
 
 
 def run_alone(
-    config: AnyRun,
+    config: RunConfig,
     student: TrainableModel | None,
     env: DistillVectorEnv,
     folder: Path,
@@ -212,7 +204,7 @@ def run_alone(
         if config.resume:
             console.print(f"{folder} has no checkpoint yet: it starts over")
         agent, evaluation = begin(config, student, env, folder, console)
-    if isinstance(config.options, DistillConfig):
+    if isinstance(config.agent_options, DistillConfig):
         distiller = cast(Any, agent)
         distiller.cache = cache
         processes.continue_or_stop()
@@ -224,38 +216,38 @@ def run_alone(
     evaluation["training"] = summarise_training(read_metrics(folder))
     evaluation["seconds"] += time.perf_counter() - started
     save_student(config, agent, env, evaluation, folder)
-    draw_curves(folder, f"{config.agent} on {config.env}, seed {config.options.seed}")
+    draw_curves(folder, f"{config.agent} on {config.env}, seed {config.agent_options.seed}")
     report(config, evaluation, console)
-    if isinstance(config.options, DistillConfig):
+    if isinstance(config.agent_options, DistillConfig):
         show_samples(config, agent, folder, console)
     write_json(folder / "evaluation.json", finite(evaluation))
     for line in alarms:
         console.print(f"[bold yellow]alarm[/] {escape(line)}", highlight=False)
     console.print(f"\n{folder}/: metrics.csv, curves.png, evaluation.json, samples.txt, student/, checkpoints/")
-    if config.push_to_hub:
-        console.print(f"pushed to {push(folder / 'student', config.push_to_hub)}")
+    if config.logging.push_to_hub:
+        console.print(f"pushed to {push(folder / 'student', config.logging.push_to_hub)}")
     return evaluation
 
 
 def begin(
-    config: AnyRun, student: TrainableModel, env: DistillVectorEnv, folder: Path, console: Console
+    config: RunConfig, student: TrainableModel, env: DistillVectorEnv, folder: Path, console: Console
 ) -> tuple[Agent, dict[str, Any]]:
     """The agent before its first iteration, evaluated and saved, and the evaluation."""
     from agents.checkpoint import save_checkpoint
 
     warm_folder = None
-    if config.warm_start and env.task.graded and not config.student:
+    if config.training.warm_start and env.task.graded and not config.student.model:
         from experiments.running.warm_start import warm_start
 
         student, warm_folder = warm_start(config, console)
     agent = make_agent(config, student, env)
     evaluation = {"before": evaluate_before(config, agent, warm_folder, console), "seconds": 0.0}
     write_json(folder / "evaluation.json", finite(evaluation))
-    save_checkpoint(folder / "checkpoints", 0, agent.save, config.keep_checkpoints)
+    save_checkpoint(folder / "checkpoints", 0, agent.save, config.training.keep_checkpoints)
     return agent, evaluation
 
 
-def go_on(config: AnyRun, folder: Path, console: Console, processes: ProcessGroup) -> tuple[Agent, dict[str, Any]]:
+def go_on(config: RunConfig, folder: Path, console: Console, processes: ProcessGroup) -> tuple[Agent, dict[str, Any]]:
     """The agent of the newest checkpoint that can be read, and what was evaluated before."""
     from agents.checkpoint import delete_old_checkpoints, load_checkpoint, rename_damaged
 
@@ -263,7 +255,7 @@ def go_on(config: AnyRun, folder: Path, console: Console, processes: ProcessGrou
     for bad, reason in damaged.items():
         rename_damaged(bad)
         console.print(f"[bold yellow]warning[/] {escape(reason)}: taking the one before", soft_wrap=True)
-    delete_old_checkpoints(folder / "checkpoints", config.keep_checkpoints)
+    delete_old_checkpoints(folder / "checkpoints", config.training.keep_checkpoints)
     console.print(f"resuming {folder} after iteration {iteration_of(path)}")
     return agent, read_json(folder / "evaluation.json", {"before": dict, "seconds": int | float})
 
@@ -275,7 +267,7 @@ def iteration_of(checkpoint: Path) -> int:
 # ---------------------------------------------------------------------- training
 
 
-def train(config: AnyRun, agent: Agent, env: DistillVectorEnv, folder: Path, console: Console) -> list[str]:
+def train(config: RunConfig, agent: Agent, env: DistillVectorEnv, folder: Path, console: Console) -> list[str]:
     """Learn with a live view, validations, checkpoints and alarms, whose lines it returns.
 
     An agent learns from checkpoint to checkpoint, so that one that begins every call of `learn` with fresh episodes
@@ -287,15 +279,15 @@ def train(config: AnyRun, agent: Agent, env: DistillVectorEnv, folder: Path, con
 
     root = folder / "checkpoints"
     done = getattr(agent, "iteration", 0)
-    tracker = Tracker(folder, done, config.track, to_dict(config))
+    tracker = Tracker(folder, done, config.logging.track, to_dict(config))
     log = AlarmLog(folder / "alarms.log", tracker.rows, env.max_new_tokens, gated=is_gated(config))
     validation = make_env(config, "validation", 100 if config.env != "lm" else 8, purpose="evaluate")
     prompts = validation.prompts[:: max(1, len(validation.prompts) // validation.num_envs)][: validation.num_envs]
     progress = progress_bar(console)
-    bar = progress.add_task(f"{config.agent} on {config.env}", total=config.iterations, completed=done)
+    bar = progress.add_task(f"{config.agent} on {config.env}", total=config.training.iterations, completed=done)
     live: dict[str, float] = {}
     clock, written = time.perf_counter(), env.teacher_usage.tokens
-    spent = sum(used(row, config.limit_of) for row in tracker.rows)
+    spent = sum(used(row, config.training.limit_of) for row in tracker.rows)
 
     def callback(iteration: int, metrics: Metrics) -> None:
         nonlocal clock, written, spent
@@ -303,10 +295,10 @@ def train(config: AnyRun, agent: Agent, env: DistillVectorEnv, folder: Path, con
         metrics.setdefault("time/seconds", time.perf_counter() - clock)
         metrics.setdefault("cost/teacher_tokens", env.teacher_usage.tokens - written)
         clock, written = time.perf_counter(), env.teacher_usage.tokens
-        spent += used(metrics, config.limit_of)
-        broke = 0 < config.limit <= spent
-        last = iteration >= config.iterations or broke
-        if iteration == 1 or iteration % config.validate_every == 0 or last:
+        spent += used(metrics, config.training.limit_of)
+        broke = 0 < config.training.limit <= spent
+        last = iteration >= config.training.iterations or broke
+        if iteration == 1 or iteration % config.training.validate_every == 0 or last:
             measured = completion_metrics(generate(agent, validation, prompts, EVALUATION_SEED), tau_of(config))
             wanted = ("accuracy", "correct_chains", "divergence", "entropy", "hard_share")
             metrics |= {f"validation/{k}": measured[k] for k in wanted if k in measured}
@@ -319,24 +311,26 @@ def train(config: AnyRun, agent: Agent, env: DistillVectorEnv, folder: Path, con
         progress.update(bar, completed=iteration)
         ringing = [Text(f"{alarm.kind}: {alarm.seen}", style="bold yellow") for alarm in log.ringing]
         view.update(Group(progress, live_line(live), *ringing))
-        if iteration % config.checkpoint_every == 0 or last or request.number:
+        if iteration % config.training.checkpoint_every == 0 or last or request.number:
             refuse_damaged(agent, iteration)
-            save_checkpoint(root, iteration, agent.save, config.keep_checkpoints)
+            save_checkpoint(root, iteration, agent.save, config.training.keep_checkpoints)
         request.obey()
         if broke:
             raise LimitReached
 
     with signals_wait() as request, Live(progress, console=console, refresh_per_second=4, transient=False) as view:
         try:
-            while done < config.iterations and not 0 < config.limit <= spent:
-                stop = (done // config.checkpoint_every + 1) * config.checkpoint_every
+            while done < config.training.iterations and not 0 < config.training.limit <= spent:
+                stop = (done // config.training.checkpoint_every + 1) * config.training.checkpoint_every
                 if not hasattr(agent, "iteration"):  # it would count from 1 in every part
-                    stop = config.iterations
-                agent.learn(env, min(stop, config.iterations) - done, callback)
-                done = min(stop, config.iterations)
+                    stop = config.training.iterations
+                agent.learn(env, min(stop, config.training.iterations) - done, callback)
+                done = min(stop, config.training.iterations)
             request.obey()
         except LimitReached:
-            console.print(f"ended after iteration {getattr(agent, 'iteration', '?')}: {spent:,.0f} {config.limit_of}")
+            console.print(
+                f"ended after iteration {getattr(agent, 'iteration', '?')}: {spent:,.0f} {config.training.limit_of}"
+            )
         except FloatingPointError as error:
             if not any(alarm.fatal for alarm in log.ringing):  # the agent itself stopped
                 log.add(getattr(agent, "iteration", done) + 1, Alarm("not a number", str(error), "", fatal=True))
@@ -346,8 +340,8 @@ def train(config: AnyRun, agent: Agent, env: DistillVectorEnv, folder: Path, con
             ) from None
         except ServerLostError:
             # whose state is whole until an update, unless the others would have to help
-            if isinstance(config.options, DistillConfig) and agent.processes.mesh is None:  # type: ignore[attr-defined]
-                save_checkpoint(root, agent.iteration, agent.save, config.keep_checkpoints)  # type: ignore[attr-defined]
+            if isinstance(config.agent_options, DistillConfig) and agent.processes.mesh is None:  # type: ignore[attr-defined]
+                save_checkpoint(root, agent.iteration, agent.save, config.training.keep_checkpoints)  # type: ignore[attr-defined]
             raise
         finally:
             tracker.close()
@@ -359,11 +353,11 @@ def used(metrics: Metrics, limit_of: str) -> float:
     return metrics.get(LIMITS[limit_of], 0.0) + metrics.get(f"cost/cached_{limit_of}", 0.0)
 
 
-def is_gated(config: AnyRun) -> bool:
+def is_gated(config: RunConfig) -> bool:
     """Whether how much the teacher writes or weighs is left to what it thinks of the student's steps."""
-    if not isinstance(config.options, DistillConfig):
+    if not isinstance(config.agent_options, DistillConfig):
         return True
-    method = config.options.method
+    method = config.agent_options.method
     return method.writer in ("hard", "soft", "matched") or method.weighting_gate() is not None
 
 
@@ -399,11 +393,11 @@ def live_line(metrics: dict[str, float]) -> Text:
 # ---------------------------------------------------------------------- after training
 
 
-def evaluate_before(config: AnyRun, agent: Agent, warm_folder: Path | None, console: Console) -> dict[str, float]:
+def evaluate_before(config: RunConfig, agent: Agent, warm_folder: Path | None, console: Console) -> dict[str, float]:
     """Of the student that a run begins with; runs that share a warm start share this, too."""
     if warm_folder is None:
         return evaluate_all(config, agent, console, "before training")
-    settings = [config.eval_prompts, config.eval_samples, f"{tau_of(config):g}"]
+    settings = [config.evaluation.prompts, config.evaluation.samples, f"{tau_of(config):g}"]
     path = warm_folder.with_name("-".join(map(str, [f"{warm_folder.name}-evaluation", *settings])) + ".json")
     if not path.exists():
         write_json(path, finite(evaluate_all(config, agent, console, "before training")))
@@ -411,7 +405,7 @@ def evaluate_before(config: AnyRun, agent: Agent, warm_folder: Path | None, cons
 
 
 def evaluate_all(
-    config: AnyRun, agent: Agent, console: Console, when: str, keep: Path | None = None
+    config: RunConfig, agent: Agent, console: Console, when: str, keep: Path | None = None
 ) -> dict[str, float]:
     """Metrics on the test split, and under `ood/` on the out-of-distribution one if the task has it; the answers go
     into the file `keep`."""
@@ -425,19 +419,19 @@ def evaluate_all(
                 prompts = list(make_env(config, split, 1, purpose="evaluate").prompts)  # type: ignore[arg-type]
             except ValueError:
                 continue  # a task without such a split
-            stride = max(1, -(-len(prompts) // config.eval_prompts))
+            stride = max(1, -(-len(prompts) // config.evaluation.prompts))
             prompts = prompts[::stride]
             if config.env == "categorical" and prefix:
                 continue  # all its splits are the same
             most = EVALUATION_ROWS if config.env != "lm" else 16
-            rows = min(most, len(prompts) * config.eval_samples)
+            rows = min(most, len(prompts) * config.evaluation.samples)
             env = make_env(config, split, rows, purpose="evaluate")  # type: ignore[arg-type]
-            bar = progress.add_task(f"evaluating {when}, {split}", total=len(prompts) * (config.eval_samples + 1))
+            bar = progress.add_task(f"evaluating {when}, {split}", total=len(prompts) * (config.evaluation.samples + 1))
             measured, own, teachers = evaluate(
                 agent,
                 env,
                 prompts,
-                config.eval_samples,
+                config.evaluation.samples,
                 tau_of(config),
                 EVALUATION_SEED,
                 progress=lambda n, bar=bar: progress.advance(bar, n),  # type: ignore[misc]
@@ -452,7 +446,9 @@ def evaluate_all(
     return metrics
 
 
-def save_student(config: AnyRun, agent: Any, env: DistillVectorEnv, evaluation: dict[str, Any], folder: Path) -> None:
+def save_student(
+    config: RunConfig, agent: Any, env: DistillVectorEnv, evaluation: dict[str, Any], folder: Path
+) -> None:
     """`student/`: weights and tokenizer, for `from_pretrained`, and the model card."""
     if not hasattr(agent, "student"):
         return
@@ -470,7 +466,7 @@ def save_student(config: AnyRun, agent: Any, env: DistillVectorEnv, evaluation: 
     write_folder(folder / "student", write)
 
 
-def show_samples(config: AnyRun, agent: Any, folder: Path, console: Console) -> None:
+def show_samples(config: RunConfig, agent: Any, folder: Path, console: Console) -> None:
     """Three answers to test prompts written with the teacher on call, rewritten tokens in red, and samples.txt."""
     import numpy as np
 

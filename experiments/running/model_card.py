@@ -11,7 +11,8 @@ from typing import Any
 
 import distill_env
 from agents.config import DistillConfig, SB3Config
-from experiments.running.config import ENV_DEFAULTS, RUN_CLASSES, SMALL_TASKS, AnyRun, default_options, to_dict
+from experiments.running.config import SMALL_TASKS, RunConfig
+from experiments.running.config_file import default_config, flag_values
 from experiments.running.tracking import cell, markdown_table, table_rows
 
 GATE_ROWS = (
@@ -40,7 +41,7 @@ tokenizer = AutoTokenizer.from_pretrained("PATH")
 ```"""
 
 
-def model_card(config: AnyRun, evaluation: dict[str, Any]) -> str:
+def model_card(config: RunConfig, evaluation: dict[str, Any]) -> str:
     """`README.md` of a student: front matter, method, data, numbers before and after, and what the gate did.
 
     Args:
@@ -48,14 +49,14 @@ def model_card(config: AnyRun, evaluation: dict[str, Any]) -> str:
         evaluation: its `before`, `after` and `training`.
     """
     before, after, training = evaluation["before"], evaluation["after"], evaluation["training"]
-    numbers = table_rows(config.eval_samples, [before, after])
+    numbers = table_rows(config.evaluation.samples, [before, after])
     gate = [(name, " -> ".join(cell(form, training.get(key)) for key in keys)) for name, form, keys in GATE_ROWS]
-    fields = changed_fields(config)
-    where = config.push_to_hub or str(config.out / config.name / "student")
+    fields, options = changed_fields(config), config.agent_options
+    where = config.logging.push_to_hub or str(config.out / config.name / "student")
     parts = [
         front_matter(config),
         f"# {config.name}",
-        f"A student of {teacher_of(config)}, distilled by `{config.agent}` of distill_env, seed {config.options.seed}.",
+        f"A student of {teacher_of(config)}, distilled by `{config.agent}` of distill_env, seed {options.seed}.",
         (LOAD_TABLE if config.env == "categorical" else LOAD_LM).replace("PATH", where),
         "## Method",
         f"{method_of(config)} What differs from its defaults: " + (", ".join(fields) if fields else "nothing") + ".",
@@ -63,8 +64,9 @@ def model_card(config: AnyRun, evaluation: dict[str, Any]) -> str:
         "## Data",
         data_of(config),
         "## Numbers",
-        f"The student alone at temperature 1, {config.eval_samples} answers to each of up to {config.eval_prompts} "
-        "prompts of the test split. One seed: a difference to another method needs several.",
+        f"The student alone at temperature 1, {config.evaluation.samples} completions of each of up to "
+        f"{config.evaluation.prompts} prompts of the test split. "
+        "One seed: a difference to another method needs several.",
         markdown_table([["", "before", "after"], *([label, *cells] for label, cells in numbers)]),
         "## What the gate did",
         markdown_table([["", f"in {training['iterations']} iterations"], *gate]),
@@ -74,7 +76,7 @@ def model_card(config: AnyRun, evaluation: dict[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def front_matter(config: AnyRun) -> str:
+def front_matter(config: RunConfig) -> str:
     """YAML between dashes. A licence or a base model that is not known is left out; the hub refuses a wrong one."""
     lines = []
     licence = licence_of(config)
@@ -82,17 +84,17 @@ def front_matter(config: AnyRun) -> str:
         lines.append(f"license: {licence}")
     if config.env != "categorical":
         lines += ["library_name: transformers", "pipeline_tag: text-generation"]
-    if config.student and not Path(config.student).exists():
-        lines.append(f"base_model: {json.dumps(config.student)}")
+    if config.student.model and not Path(config.student.model).exists():
+        lines.append(f"base_model: {json.dumps(config.student.model)}")
     lines += ["tags:", "- distill-env", "- distillation", f"- {json.dumps(config.agent)}"]
     return "\n".join(["---", *lines, "---"])
 
 
-def licence_of(config: AnyRun) -> str | None:
+def licence_of(config: RunConfig) -> str | None:
     """That of the weights it began with: the project's, or what the card beside them says."""
-    if not config.student:
+    if not config.student.model:
         return "apache-2.0"
-    card = Path(config.student) / "README.md"
+    card = Path(config.student.model) / "README.md"
     found = (
         re.search(r"\A---\n.*?^license: *([\w.-]+) *$.*?^---$", card.read_text(), re.M | re.S)
         if card.is_file()
@@ -101,30 +103,30 @@ def licence_of(config: AnyRun) -> str | None:
     return found[1] if found else None
 
 
-def teacher_of(config: AnyRun) -> str:
+def teacher_of(config: RunConfig) -> str:
     if config.env == "lm":
-        return f"`{config.teacher}`"
+        return f"`{config.teacher.model}`"
     if config.env in SMALL_TASKS:
         return f"the teacher of {config.env.capitalize()} that ships with distill_env"
     return "a Markov table"
 
 
-def data_of(config: AnyRun) -> str:
+def data_of(config: RunConfig) -> str:
     if config.env == "lm":
-        where = f" (`{config.task_path}`)" if config.task_path else ""
-        return f"The prompts of {config.task}{where}; answers are written in training, by student and teacher."
+        where = f" (`{config.data.path}`)" if config.data.path else ""
+        return f"The prompts of {config.data.task}{where}; answers are written in training, by student and teacher."
     if config.env in SMALL_TASKS:
-        warm = f", after a warm start by sft up to {config.warm_start:.0%} of its correct chains"
+        warm = f", after a warm start by sft up to {config.training.warm_start:.0%} of its correct chains"
         return (
             f"Problems of {config.env.capitalize()}, answered in training by student and teacher"
-            + (warm if config.warm_start else "")
+            + (warm if config.training.warm_start else "")
             + "."
         )
     return "None: the empty prompt."
 
 
-def method_of(config: AnyRun) -> str:
-    options = config.options
+def method_of(config: RunConfig) -> str:
+    options = config.agent_options
     if isinstance(options, DistillConfig):
         m = options.method
         return (
@@ -136,32 +138,20 @@ def method_of(config: AnyRun) -> str:
     return f"The agent `{config.agent}`."
 
 
-def changed_fields(config: AnyRun) -> list[str]:
+def changed_fields(config: RunConfig) -> list[str]:
     """Options of the agent that are not its defaults in this environment, as `name value`."""
-    flags = changed_flags(config)
-    own = dict(flatten(to_dict(config)["options"]))
-    return [f"`{name}` {value}" for name, value in flags.items() if name in own]
+    own = flag_values(config.agent_options)
+    return [f"`{name}` {value}" for name, value in changed_flags(config).items() if name in own]
 
 
-def changed_flags(config: AnyRun) -> dict[str, Any]:
+def changed_flags(config: RunConfig) -> dict[str, Any]:
     """All flags that are not at their defaults, but for those that say only where and how long."""
-    options = default_options(config.agent, config.env)
-    default = RUN_CLASSES[type(options)](
-        agent=config.agent, env=config.env, options=options, **ENV_DEFAULTS[config.env]
-    )
-    standard, skipped = dict(flatten(to_dict(default))), {"agent", "env", "out", "resume", "push_to_hub"}
-    return {k: v for k, v in flatten(to_dict(config)) if v != standard[k] and k not in skipped}
+    default = flag_values(default_config(config.agent, config.env))
+    skipped = {"agent", "env", "out", "resume", "push_to_hub"}
+    return {k: v for k, v in flag_values(config).items() if v != default[k] and k not in skipped}
 
 
-def flatten(fields: dict[str, Any]) -> list[tuple[str, Any]]:
-    """Nested fields as flags name them."""
-    pairs = []
-    for name, value in fields.items():
-        pairs += flatten(value) if isinstance(value, dict) else [(name, value)]
-    return pairs
-
-
-def command_of(config: AnyRun) -> list[str]:
+def command_of(config: RunConfig) -> list[str]:
     """The command that repeats the run."""
     command = ["python", "-m", "experiments.run", "--agent", config.agent, "--env", config.env]
     for name, value in changed_flags(config).items():
@@ -173,9 +163,9 @@ def command_of(config: AnyRun) -> list[str]:
     return command
 
 
-def versions(config: AnyRun) -> dict[str, str]:
+def versions(config: RunConfig) -> dict[str, str]:
     """Of what the weights depend on."""
-    packages = ["torch", "transformers"] + ["stable_baselines3"] * isinstance(config.options, SB3Config)
+    packages = ["torch", "transformers"] + ["stable_baselines3"] * isinstance(config.agent_options, SB3Config)
     found = {"distill_env": distill_env.__version__, "Python": platform.python_version()}
     return found | {name: metadata.version(name) for name in packages}
 

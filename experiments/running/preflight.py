@@ -19,8 +19,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from distill_env.models.load import is_served
+from experiments.running.build import make_env, make_student, require_models
 from experiments.running.cli import exit_code
-from experiments.running.config import AnyRun, make_env, make_student, parse, tau_of
+from experiments.running.config import RunConfig, tau_of
+from experiments.running.flags import parse
 from experiments.running.lm_arguments import differing_entries, student_tokenizer, teacher_tokenizer
 from experiments.running.memory_estimate import estimate, free_bytes, in_words
 
@@ -289,17 +291,17 @@ def divergence_row(student: Tensor, teacher: Tensor, tau: float) -> Row:
 # ---------------------------------------------------------------------- the flight check
 
 
-def file_rows(config: AnyRun) -> list[Row]:
+def file_rows(config: RunConfig) -> list[Row]:
     """What can be said before the weights are read."""
     from distill_env.models.hub import load_tokenizer
 
     teacher, student = load_tokenizer(teacher_tokenizer(config)), load_tokenizer(student_tokenizer(config))
-    used = config.task != "text" and config.chat != "no" and teacher.chat_template is not None
-    remote = {"trust_remote_code": config.trust_remote_code}
-    gguf = {"gguf_file": config.gguf_file} if config.gguf_file else {}
-    ends = {"student": ends_of(config.student, **remote)}
-    if not is_served(config.teacher):
-        ends["teacher"] = ends_of(config.teacher, **remote, **gguf)
+    used = config.data.task != "text" and config.data.chat != "no" and teacher.chat_template is not None
+    remote = {"trust_remote_code": config.loading.trust_remote_code}
+    gguf = {"gguf_file": config.teacher.gguf_file} if config.teacher.gguf_file else {}
+    ends = {"student": ends_of(config.student.model, **remote)}
+    if not is_served(config.teacher.model):
+        ends["teacher"] = ends_of(config.teacher.model, **remote, **gguf)
     return [
         tokenizer_row(teacher, student),
         special_tokens_row(teacher, student),
@@ -308,7 +310,7 @@ def file_rows(config: AnyRun) -> list[Row]:
     ]
 
 
-def model_rows(config: AnyRun, env: DistillVectorEnv, student: Any, shards: int = 1) -> list[Row]:
+def model_rows(config: RunConfig, env: DistillVectorEnv, student: Any, shards: int = 1) -> list[Row]:
     """What only the models themselves and the task can tell."""
     from agents.prompts import PromptStream
 
@@ -316,29 +318,29 @@ def model_rows(config: AnyRun, env: DistillVectorEnv, student: Any, shards: int 
     lengths = {"teacher": teacher.max_length, "student": student.max_length}
     longest = env.max_prompt_length + env.max_new_tokens
     models = {"student": student.model}
-    if not is_served(config.teacher):
+    if not is_served(config.teacher.model):
         models["teacher"] = teacher.model
     rows = [
         weights_row(models),
-        context_row(longest, config.max_prompt_tokens + env.max_new_tokens, lengths),
+        context_row(longest, config.data.max_prompt_tokens + env.max_new_tokens, lengths),
     ]
     if "teacher" in models:  # a server's memory is its own affair, and the estimate is of both
         shape = shape_of(config, env) | {"shards": shards}
-        needs = estimate(teacher.model, student.model, shape, config.gradient_checkpointing)
+        needs = estimate(teacher.model, student.model, shape, config.student.gradient_checkpointing)
         loaded = needs["teacher"] + needs["student"]
         rows.append(memory_row(needs, loaded, free_bytes(student.model.device)))
     if any(row.status == "error" for row in rows[:2]):
         return rows
-    seed, size = config.options.seed, min(PROBED_ANSWERS, config.options.batch_size)
+    seed, size = config.agent_options.seed, min(PROBED_ANSWERS, config.agent_options.batch_size)
     prompts = PromptStream(env.prompts, seed).take(0, size)
     length = min(PROBED_TOKENS, env.max_new_tokens)
     own, theirs, exists = probe(teacher.fork(), student.fork(), prompts, length, seed)
     return [*rows, teacher_row(theirs[exists]), divergence_row(own[exists], theirs[exists], tau_of(config))]
 
 
-def shape_of(config: AnyRun, env: DistillVectorEnv) -> dict[str, int]:
+def shape_of(config: RunConfig, env: DistillVectorEnv) -> dict[str, int]:
     """The numbers that memory depends on, see `memory.estimate`."""
-    options: Any = config.options
+    options: Any = config.agent_options
     top_k = getattr(getattr(options, "method", None), "top_k", 0)
     chunk = getattr(options, "positions_at_a_time", None)  # of our agent
     return {
@@ -348,7 +350,7 @@ def shape_of(config: AnyRun, env: DistillVectorEnv) -> dict[str, int]:
         "prompt": env.max_prompt_length,
         "answer": env.max_new_tokens,
         "draft": env.chunk,
-        "chunk": chunk(env.vocab_size, config.device != "cpu") if chunk else 1024,
+        "chunk": chunk(env.vocab_size, config.loading.device != "cpu") if chunk else 1024,
         "ids": env.vocab_size,
         "kept": 3 * top_k + 1 if top_k else env.vocab_size,  # an id is as long as two numbers
     }
@@ -382,7 +384,7 @@ def refuse_errors(rows: Iterable[Row]) -> None:
     raise ValueError(f"preflight: {first.name}: {first.found}; {first.change}{accepting}{others}")
 
 
-def checked(config: AnyRun, console: Console, rows: int, shards: int = 1) -> tuple[DistillVectorEnv, TrainableModel]:
+def checked(config: RunConfig, console: Console, rows: int, shards: int = 1) -> tuple[DistillVectorEnv, TrainableModel]:
     """The training environment and the student of a run of --env lm, once all is well; prints the table.
 
     Args:
@@ -394,17 +396,15 @@ def checked(config: AnyRun, console: Console, rows: int, shards: int = 1) -> tup
     Raises:
         ValueError: in one line, for the first error that is not accepted.
     """
-    for flag in ("teacher", "student"):
-        if not getattr(config, flag):
-            raise ValueError(f"{flag}: --env lm needs --{flag}")
-    found = judge(file_rows(config), config.accept)
+    require_models(config)
+    found = judge(file_rows(config), config.loading.accept)
     try:
         refuse_errors(found)
         env = make_env(config, "train", rows, purpose="train")
         student = make_student(config, env)
-        found += judge(model_rows(config, env, student, shards), config.accept)
+        found += judge(model_rows(config, env, student, shards), config.loading.accept)
     finally:
-        console.print(table_of(found, f"teacher {config.teacher}, student {config.student}"))
+        console.print(table_of(found, f"teacher {config.teacher.model}, student {config.student.model}"))
     refuse_errors(found)
     return env, student
 
@@ -415,6 +415,6 @@ def main(args: Sequence[str] | None = None) -> int:
 
     def work() -> None:
         config = parse([*([] if "--env" in args else ["--env", "lm"]), *args], description=__doc__)
-        checked(config, Console(), config.rows or config.options.batch_size)
+        checked(config, Console(), config.rollout.rows or config.agent_options.batch_size)
 
     return exit_code(work)

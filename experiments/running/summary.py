@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from experiments.running.config import AnyRun
+from experiments.running.config import RunConfig
 from experiments.running.tracking import add_metrics, cell
 
 
@@ -60,14 +60,14 @@ def ledger(rows: list[dict[str, float]]) -> dict[str, float]:
     return {"drafted": drafted, "committed": drafted - wasted, "wasted": wasted, **seconds, "other_seconds": other}
 
 
-def report(config: AnyRun, evaluation: dict[str, Any], console: Console) -> None:
+def report(config: RunConfig, evaluation: dict[str, Any], console: Console) -> None:
     """The table before/after, what it cost, and a sentence on what the gate did."""
     before, after, training = evaluation["before"], evaluation["after"], evaluation["training"]
-    table = Table(title=f"{config.agent} on {config.env}, seed {config.options.seed}", title_justify="left")
+    table = Table(title=f"{config.agent} on {config.env}, seed {config.agent_options.seed}", title_justify="left")
     table.add_column("student alone, test split")
     table.add_column("before", justify="right")
     table.add_column("after", justify="right")
-    add_metrics(table, config.eval_samples, [before, after])
+    add_metrics(table, config.evaluation.samples, [before, after])
     for label, form, keys in (
         (
             "rewritten steps in training, first -> last tenth",
@@ -92,7 +92,7 @@ def report(config: AnyRun, evaluation: dict[str, Any], console: Console) -> None
     console.print(verdict(config, evaluation), highlight=False)
 
 
-def verdict(config: AnyRun, evaluation: dict[str, Any]) -> str:
+def verdict(config: RunConfig, evaluation: dict[str, Any]) -> str:
     """An honest sentence or two on what happened."""
     before, after, training = evaluation["before"], evaluation["after"], evaluation["training"]
     measure = next(k for k in ("correct_chains", "accuracy", "divergence") if k in after)

@@ -23,7 +23,8 @@ from agents.methods import METHODS
 from agents.prompts import PromptStream
 from agents.rollout import Rollout
 from agents.teacher_cache import TeacherCache
-from experiments.running.config import AnyRun, DistillRun, make_env, make_student
+from experiments.running.build import make_env, make_student
+from experiments.running.config import EnvironmentConfig, RunConfig, TeacherConfig
 from experiments.running.tracking import progress_bar
 
 DATA_SET = 100  # batches of the teacher's answers that a warm start learns from, over and over
@@ -54,17 +55,18 @@ def epochs(agent: DistillAgent, data: Sequence[Rollout]) -> Iterator[int]:
 
 
 @lru_cache(maxsize=4)
-def data_set(config: DistillRun, batches: int) -> tuple[list[Rollout], float]:
+def data_set(config: RunConfig, batches: int) -> tuple[list[Rollout], float]:
     """What a warm start learns from, and the teacher's own correct chains in validation."""
-    env = make_env(config, "train", config.options.batch_size, purpose="train")
+    assert isinstance(config.agent_options, DistillConfig)
+    env = make_env(config, "train", config.agent_options.batch_size, purpose="train")
     validation = make_env(config, "validation", 300, purpose="evaluate")
     written = generate(None, validation, validation.prompts, 0, teacher_writes=True)
     cache = TeacherCache(config.out / "warm_start" / "answers")  # of all processes and all students
-    data = teacher_answers(DistillAgent(make_student(config, env), config.options, cache), env, batches)
+    data = teacher_answers(DistillAgent(make_student(config, env), config.agent_options, cache), env, batches)
     return data, completion_metrics(written, 1.0)["correct_chains"]
 
 
-def warm_start(config: AnyRun, console: Console) -> tuple[Any, Path]:
+def warm_start(config: RunConfig, console: Console) -> tuple[Any, Path]:
     """A student after supervised fine-tuning that ends, by rule, at the first validation at which its correct chains
     reach `warm_start` times the teacher's, and the folder that keeps it for all runs of that seed, student and share.
 
@@ -74,37 +76,37 @@ def warm_start(config: AnyRun, console: Console) -> tuple[Any, Path]:
     from distill_env.models.load import build_model
 
     options = DistillConfig(
-        method=METHODS["sft"], batch_size=64, learning_rate=1e-2, warmup_iterations=100, seed=config.options.seed
+        method=METHODS["sft"], batch_size=64, learning_rate=1e-2, warmup_iterations=100, seed=config.agent_options.seed
     )
-    shape: list[Any] = [config.env, config.student_width, config.student_layers, config.student_mlp]
-    shape.append(config.max_new_tokens)
+    shape: list[Any] = [config.env, config.student.width, config.student.layers, config.student.mlp]
+    shape.append(config.environment.max_new_tokens)
     how = [options.batch_size, options.learning_rate, options.warmup_iterations, options.seed]
-    if config.student_dtype != "float32":
-        shape.append(config.student_dtype)
-    key = json.dumps([*shape, config.warm_start, DATA_SET, DATA_SEED, *how])
+    if config.student.dtype != "float32":
+        shape.append(config.student.dtype)
+    key = json.dumps([*shape, config.training.warm_start, DATA_SET, DATA_SEED, *how])
     folder = config.out / "warm_start" / hashlib.sha256(key.encode()).hexdigest()[:12]
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):  # runs that need the same one wait for the first
         if not (folder / "student").exists():
             _fine_tune(config, options, console).save(folder)
-    return build_model(folder / "student", dtype=config.student_dtype), folder
+    return build_model(folder / "student", dtype=config.student.dtype), folder
 
 
-def _fine_tune(config: AnyRun, options: DistillConfig, console: Console) -> DistillAgent:
+def _fine_tune(config: RunConfig, options: DistillConfig, console: Console) -> DistillAgent:
     writer = dataclasses.replace(options, seed=DATA_SEED)
-    sft = DistillRun(
+    sft = RunConfig(
         agent="sft",
         env=config.env,
         out=config.out,
-        max_new_tokens=config.max_new_tokens,
-        dtype=config.dtype,
-        options=writer,
+        teacher=TeacherConfig(dtype=config.teacher.dtype),
+        environment=EnvironmentConfig(max_new_tokens=config.environment.max_new_tokens),
+        agent_options=writer,
     )
     with console.status("the teacher writes a data set"):
         data, teacher = data_set(sft, DATA_SET)
     validation = make_env(sft, "validation", 300, purpose="evaluate")
     prompts = validation.prompts
-    target = config.warm_start * teacher
+    target = config.training.warm_start * teacher
     agent = DistillAgent(make_student(config, validation), options)
     reached = 0.0
     with progress_bar(console) as progress:

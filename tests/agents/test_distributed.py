@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM
 
 from agents.distributed import ProcessGroup, init_distributed
 from distill_env.models.causal_lm import CausalLM
-from experiments.running.config import parse
+from experiments.running.flags import parse
 from experiments.running.lifecycle import run_first
 from tests.helpers.paths import REPOSITORY
 from tests.helpers.sharded_runs import fresh_student, train

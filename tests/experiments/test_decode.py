@@ -26,7 +26,9 @@ from distill_env.tasks.base import Prompt
 from experiments import decode as decode_module
 from experiments.answering.assisted import Decoded, decode, short_labels, writer
 from experiments.comparing.statistics import proportion
-from experiments.running.config import make_env, make_student, parse, to_dict
+from experiments.running.build import make_env, make_student
+from experiments.running.config_file import to_dict
+from experiments.running.flags import parse
 from experiments.running.lifecycle import EVALUATION_SEED
 from experiments.running.teacher_marks import END
 from tests.helpers.tables import Ragged, gated_law, perturbed

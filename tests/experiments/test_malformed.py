@@ -26,8 +26,6 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import BertConfig, BertForMaskedLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from agents.checkpoint import checkpoints
-from agents.config import DistillConfig, PluginConfig, SB3Config
-from agents.methods import Method
 from distill_env.env import DistillVectorEnv
 from distill_env.models.hub import load_tokenizer
 from distill_env.models.load import build_model
@@ -37,7 +35,8 @@ from distill_env.tasks.grading.grade import Verifier, grade
 from distill_env.tasks.registry import make_task
 from experiments import ablate, compare, evaluate, report
 from experiments.running import lifecycle as run_module
-from experiments.running.config import RunConfig
+from experiments.running.config import flag_names
+from experiments.running.config_file import default_config
 from tests.helpers.paths import REPOSITORY
 
 V, EOS, CONTEXT = 257, 256, 64
@@ -131,11 +130,19 @@ MAY_BE_INFINITE = {"rewrite_cost", "tau", "score_clip", "loss_clip", "max_grad_n
 
 def flags() -> Iterator[tuple[str, str, str]]:
     """An agent that has the flag, the flag, and a value that is none for it, for every number and every choice."""
-    agents = {RunConfig: "gated", DistillConfig: "gated", Method: "gated", SB3Config: "ppo", PluginConfig: "m:Agent"}
-    for config, agent in agents.items():
-        hints = get_type_hints(config)
+    configs: list[Any] = [default_config(agent, "categorical") for agent in ("m:Agent", "ppo", "gated")]
+    agents = [(config, config.agent) for config in configs]
+    seen: set[tuple[type, str]] = set()
+    while agents:
+        config, agent = agents.pop()
+        hints = get_type_hints(type(config))
         for field in dataclasses.fields(config):
-            name, kind = field.name, kind_of(hints[field.name])
+            name, kind = flag_names(type(config))[field.name], kind_of(hints[field.name])
+            if dataclasses.is_dataclass(value := getattr(config, field.name)):
+                agents.append((value, agent))
+            if (type(config), name) in seen:
+                continue
+            seen.add((type(config), name))
             if isinstance(kind, tuple):
                 yield agent, name, f"{kind[0]}{kind[0][-1]}"  # a near miss
             elif kind is int:
@@ -822,18 +829,18 @@ DISK: dict[str, tuple[Any, ...]] = {
     "config lost, evaluated": (lose(CONFIG), again(), "run: ", "holds no run (no config.json)"),
     "an agent that is none": (edit(CONFIG, agent="gatedd"), resume(), *BROKEN, "'gatedd'"),
     "no agent": (edit(CONFIG, agent=None), resume(), *BROKEN, "agent"),
-    "a text for the iterations": (edit(CONFIG, iterations="six"), again(), *BROKEN, "'six'; accepted: a whole number"),
-    "iterations of nan": (edit(CONFIG, iterations=math.nan), again(), *BROKEN, "iterations: nan"),
+    "a text for the iterations": (edit(CONFIG, training={"iterations": "six"}), again(), *BROKEN, "iterations: 'six'"),
+    "iterations of nan": (edit(CONFIG, training={"iterations": math.nan}), again(), *BROKEN, "iterations: nan"),
     "an unknown field": (edit(CONFIG, colour="red"), resume(), *BROKEN, "colour"),
-    "options that are none": (edit(CONFIG, options=3), resume(), *BROKEN),
+    "options that are none": (edit(CONFIG, agent_options=3), resume(), *BROKEN, "agent_options"),
     "a writer that is none": (
-        lambda run: edit(CONFIG, options={"method": {"writer": "hardd"}})(run),
+        lambda run: edit(CONFIG, agent_options={"method": {"writer": "hardd"}})(run),
         resume(),
         *BROKEN,
         "writer: 'hardd'; accepted: never",
     ),
     "a tau of nan": (
-        lambda run: edit(CONFIG, options={"method": {"tau": math.nan}})(run), again(), *BROKEN, "tau: nan"
+        lambda run: edit(CONFIG, agent_options={"method": {"tau": math.nan}})(run), again(), *BROKEN, "tau: nan"
     ),
     "evaluation cut": (cut("evaluation.json"), resume(), *BROKEN, "evaluation.json"),
     "evaluation empty": (write("evaluation.json", b""), resume(), *BROKEN, "evaluation.json"),
@@ -845,8 +852,8 @@ DISK: dict[str, tuple[Any, ...]] = {
     "metrics of other columns": (write("metrics.csv", b"a,b\n1,2\n"), resume(), *BROKEN, "metrics.csv", "iteration"),
     "metrics of words": (append("metrics.csv", "five,x\n"), resume(), *BROKEN, "metrics.csv", "five"),
     "metrics of too many cells": (append("metrics.csv", "5" + ",1" * 99 + "\n"), resume(), *BROKEN, "metrics.csv"),
-    "another method": (unharmed, resume("--tau", "3"), "resume: options differs", "accepted: "),
-    "another environment": (unharmed, resume("--env", "sums"), "resume: env differs", "accepted: "),
+    "another method": (unharmed, resume("--tau", "3"), "resume: tau"),
+    "another environment": (unharmed, resume("--env", "sums"), "resume: env"),
     "the name of another run": (unharmed, begin_anew, "run' exists", "--resume goes on"),
     "a file for a run": (unharmed, lambda run: evaluate.main([str(run / CONFIG)]), "holds no run"),
     "no prompts": (unharmed, again("--eval-prompts", "0"), "eval_prompts: 0", "at least 1"),

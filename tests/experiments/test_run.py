@@ -22,8 +22,10 @@ from agents.checkpoint import checkpoints
 from agents.distill import DistillAgent
 from distill_env.models.toy import TEACHERS
 from experiments.running import lifecycle as run_module
+from experiments.running.build import make_agent, make_env, make_student
 from experiments.running.completions_file import read_lines
-from experiments.running.config import load_config, make_agent, make_env, make_student, parse
+from experiments.running.config_file import load_config
+from experiments.running.flags import parse
 from experiments.running.summary import summarise_training
 from experiments.running.tracking import finite
 from tests.helpers.paths import HELPERS, REPOSITORY
@@ -179,14 +181,14 @@ def test_two_processes_do_not_share_a_folder(finished: Path, capsys: pytest.Capt
 
 def test_the_command_line_overrides_any_field_of_a_method() -> None:
     config = parse([*SMALL, "--agent", "soft", "--tau", "0.25", "--alpha", "3", "--writer", "never", "--top-k", "4"])
-    method = config.options.method  # type: ignore[union-attr]
+    method = config.agent_options.method  # type: ignore[union-attr]
     assert (method.tau, method.alpha, method.writer, method.top_k) == (0.25, 3.0, "never", 4)
     assert (method.loss, method.weighting) == ("weighted", "soft")
 
 
 def test_a_configuration_survives_its_folder(finished: Path) -> None:
     config = load_config(finished)
-    assert config.options.batch_size == 8
+    assert config.agent_options.batch_size == 8
     assert config.name == "whole"
     assert config.out == finished.parent
 

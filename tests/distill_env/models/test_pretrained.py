@@ -21,7 +21,8 @@ from distill_env.models.causal_lm import CausalLM
 from distill_env.models.load import build_model
 from distill_env.models.pretrained import recompute_layers
 from experiments.running import lifecycle as run_module
-from experiments.running.config import make_env, make_student, parse
+from experiments.running.build import make_env, make_student
+from experiments.running.flags import parse
 
 KINDS = ["Llama", "GPT2"]  # GPT-2's layers hold their matrices transposed
 

@@ -29,7 +29,7 @@ from distill_env.models.toy import TEACHERS, toy_student, toy_tokenizer
 from distill_env.models.tabular import markov
 from distill_env.randomness import Purpose, episode_keys, inverse_cdf, uniform
 from experiments.running import lifecycle as run_module
-from experiments.running.config import parse
+from experiments.running.flags import parse
 from experiments.running.tracking import read_metrics
 
 V, HORIZON, N = 8, 9, 14
@@ -265,9 +265,9 @@ def test_refusals_are_told_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_served_teacher_truncates_the_method() -> None:
     served = ["--env", "lm", "--teacher", "http://h/v1", "--student", "s"]
-    assert parse(served).options.method.top_k == 20  # type: ignore[union-attr]
-    assert parse([*served, "--top-k", "4"]).options.method.top_k == 4  # type: ignore[union-attr]
-    assert parse([*served, "--teacher-top-k", "0"]).options.method.top_k == 0  # type: ignore[union-attr]
+    assert parse(served).agent_options.method.top_k == 20  # type: ignore[union-attr]
+    assert parse([*served, "--top-k", "4"]).agent_options.method.top_k == 4  # type: ignore[union-attr]
+    assert parse([*served, "--teacher-top-k", "0"]).agent_options.method.top_k == 0  # type: ignore[union-attr]
     for flags, expected in (
         (["--top-k", "21"], "top_k: 21; accepted: at most teacher_top_k, 20"),
         (["--agent", "skd"], "a rank cannot be read off"),

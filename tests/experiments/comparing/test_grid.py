@@ -13,7 +13,7 @@ from experiments.compare import CompareConfig
 from experiments.comparing.grid import Contender, Job, check_jobs, load_results, read_results, run_jobs, write_results
 from experiments.comparing.studies import studies
 from experiments.comparing.tables import paired_table, write_summary
-from experiments.running.config import parse
+from experiments.running.flags import parse
 from experiments.running.lifecycle import run
 from tests.helpers.paths import HELPERS
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from experiments import side_by_side as command
 from experiments.comparing.side_by_side import side_by_side
 from experiments.running import completions_file as answers
-from experiments.running.config import parse
+from experiments.running.flags import parse
 from experiments.running.lifecycle import run
 
 QUIET = Console(quiet=True)

@@ -15,7 +15,9 @@ from distill_env.models.load import build_model, load_model
 from distill_env.tasks.registry import make_task
 from experiments.reporting.viewer import see_run, spread, token_text
 from experiments.running import lifecycle as run_module
-from experiments.running.config import CATEGORICAL_VOCABULARY, load_config, tau_of
+from experiments.running.build import CATEGORICAL_VOCABULARY
+from experiments.running.config import tau_of
+from experiments.running.config_file import load_config
 from experiments.running.teacher_marks import END
 
 TAU = 0.3

@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from agents.methods import METHODS
 from distill_env.models.tabular import TabularModel
 from experiments.running import lifecycle as run_module
-from experiments.running.config import load_config, parse
+from experiments.running.config_file import load_config
+from experiments.running.flags import parse
 from experiments.running.model_card import command_of, front_matter, model_card
 from experiments.running.tracking import read_metrics
 

@@ -17,7 +17,7 @@ from distill_env.tasks.base import Prompt
 from experiments.running import lifecycle as run_module
 from experiments.running import memory_estimate as memory
 from experiments.running import preflight
-from experiments.running.config import parse
+from experiments.running.flags import parse
 from tests.distill_env.models.test_causal_lm import build
 from tests.distill_env.models.test_pretrained import kept
 from tests.helpers.tiny_models import EOS, IDS, flags, write_model, write_prompts
@@ -52,8 +52,10 @@ def pair(tmp_path: Path) -> tuple[str, str, str]:
 def rows_of(pair: tuple[str, str, str], *more: object) -> dict[str, preflight.Row]:
     """What the check finds, its table drawn for nobody."""
     config = parse(flags(*pair, *more))
-    env, student = preflight.checked(config, Console(quiet=True), config.options.batch_size)
-    rows = preflight.judge([*preflight.file_rows(config), *preflight.model_rows(config, env, student)], config.accept)
+    env, student = preflight.checked(config, Console(quiet=True), config.agent_options.batch_size)
+    rows = preflight.judge(
+        [*preflight.file_rows(config), *preflight.model_rows(config, env, student)], config.loading.accept
+    )
     return {row.name: row for row in rows}
 
 
@@ -240,7 +242,7 @@ def test_accepted_by_name_a_run_goes_through_and_its_folder_remembers(
     arguments = [*flags(*pair), "--out", str(tmp_path / "runs"), "--name", "r", "--iterations", "1"]
     assert run_module.main([*arguments, "--accept", "end_of_turn", "memory"]) == 0
     assert "accepted" in capsys.readouterr().out
-    assert json.loads((tmp_path / "runs/r/config.json").read_text())["accept"] == ["end_of_turn", "memory"]
+    assert json.loads((tmp_path / "runs/r/config.json").read_text())["loading"]["accept"] == ["end_of_turn", "memory"]
     assert "--accept end_of_turn memory" in (tmp_path / "runs/r/student/README.md").read_text()
     resumed = ["--resume", "--name", "r", "--out", str(tmp_path / "runs"), "--iterations", "2"]
     assert run_module.main(resumed) == 0

@@ -17,7 +17,8 @@ from agents.methods import METHODS
 from distill_env.env import DistillVectorEnv
 from distill_env.models.tabular import uniform
 from experiments.running import warm_start as module
-from experiments.running.config import make_env, parse
+from experiments.running.build import make_env
+from experiments.running.flags import parse
 from experiments.running.warm_start import epochs, teacher_answers, warm_start
 
 

@@ -1,0 +1,211 @@
+"""What a configuration builds: environments, students and agents. Light to import."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from agents.config import DistillConfig, PluginConfig, SB3Config
+from agents.distributed import SINGLE_PROCESS, ProcessGroup
+from distill_env.tasks.base import Split
+from experiments.running.config import RunConfig
+from experiments.running.lm_arguments import (
+    adapter_arguments,
+    shared_ids,
+    student_arguments,
+    teacher_arguments,
+    teacher_tokenizer,
+)
+
+if TYPE_CHECKING:
+    from agents.base import Agent
+    from distill_env.env import DistillVectorEnv
+    from distill_env.models.base import TrainableModel
+    from distill_env.tasks.base import Task
+
+CATEGORICAL_VOCABULARY = 6
+
+
+def shipped_pair(config: RunConfig) -> dict[str, Any]:
+    """The task and the teacher of sums or coins."""
+    return {"task": config.env, "teacher": config.env, "teacher_kwargs": {"dtype": config.teacher.dtype}}
+
+
+def categorical_pair(config: RunConfig) -> dict[str, Any]:
+    return {"task": "categorical", "teacher": "markov", "teacher_kwargs": {"vocab_size": CATEGORICAL_VOCABULARY}}
+
+
+def language_pair(config: RunConfig) -> dict[str, Any]:
+    """The task and the teacher of --env lm."""
+    require_models(config)
+    return {
+        "task": config.data.task,
+        "teacher": config.teacher.model,
+        "task_kwargs": task_arguments(config),
+        "teacher_kwargs": teacher_arguments(config),
+    }
+
+
+# environment -> its task and teacher, as arguments of DistillVectorEnv
+PAIRS: dict[str, Callable[[RunConfig], dict[str, Any]]] = {
+    "sums": shipped_pair,
+    "coins": shipped_pair,
+    "categorical": categorical_pair,
+    "lm": language_pair,
+}
+
+
+def make_env(
+    config: RunConfig,
+    split: Split,
+    rows: int,
+    *,
+    purpose: Literal["train", "evaluate", "decode"],
+    task: Task | None = None,
+) -> DistillVectorEnv:
+    """The run's environment.
+
+    Args:
+        config: of the run.
+        split: of the task's prompts.
+        rows: completions at a time.
+        purpose: for training it is as the agent requires it, for evaluation it goes token by token, for decoding by
+            whole drafts.
+        task: instead of the run's own.
+    """
+    from distill_env.env import DistillVectorEnv
+
+    kind = type(config.agent_options) if purpose == "train" else None
+    drafts = purpose == "decode" or kind is DistillConfig
+    own = config.environment
+    arguments = PAIRS[config.env](config)
+    if task is not None:
+        arguments |= {"task": task, "task_kwargs": None}
+    return DistillVectorEnv(
+        rows,
+        split=split,
+        max_new_tokens=own.max_new_tokens,
+        rewrite=own.rewrite,
+        rewrite_top_p=own.rewrite_top_p,
+        rewrite_span=own.rewrite_span,
+        rewrite_cost=min(own.rewrite_cost, -own.log_prob_floor),
+        log_prob_floor=own.log_prob_floor,
+        task_reward=own.task_reward,
+        chunk=config.rollout.draft_limit if drafts else 1,
+        reveal_teacher=not drafts,
+        autoreset_mode="SameStep" if kind is SB3Config else "NextStep" if kind is PluginConfig else "Disabled",
+        **arguments,
+    )
+
+
+def task_arguments(config: RunConfig) -> dict[str, Any]:
+    """The arguments of the task of --env lm. Raises ValueError for a flag that the task does not have."""
+    data = config.data
+    arguments: dict[str, Any] = {
+        "path": data.path,
+        "tokenizer": teacher_tokenizer(config),
+        "max_prompt_tokens": data.max_prompt_tokens,
+        "step_pattern": data.step_pattern,
+    }
+    if data.task != "text":
+        chat = {"auto": None, "yes": True, "no": False}[data.chat]
+        return arguments | {"chat": chat, "few_shot": data.few_shot}
+    if data.few_shot or data.chat == "yes":
+        raise ValueError("few_shot, chat: not with --task text, which has no questions; expected 0, auto or no")
+    horizon = config.environment.max_new_tokens
+    return arguments | ({"max_new_tokens": horizon} if horizon else {})
+
+
+def require_models(config: RunConfig) -> None:
+    """Raise ValueError if --env lm has no teacher or no student."""
+    for name, model in (("teacher", config.teacher.model), ("student", config.student.model)):
+        if not model:
+            raise ValueError(f"{name}: --env lm needs --{name}")
+
+
+def make_student(config: RunConfig, env: DistillVectorEnv) -> TrainableModel:
+    """The student that a run begins with, before any warm start.
+
+    Raises:
+        ValueError: if its vocabulary is not the environment's.
+    """
+    import torch
+
+    from distill_env.models.load import build_model
+
+    own = config.student
+    if own.model:
+        kwargs: dict[str, Any] = {} if config.env == "categorical" else {"dtype": own.dtype}
+        if config.env == "lm":
+            kwargs |= {**shared_ids(config), **student_arguments(config), **adapter_arguments(config)}
+        student: TrainableModel = build_model(own.model, **kwargs)
+        if student.vocab_size != env.vocab_size:
+            raise ValueError(f"student: {own.model!r} has {student.vocab_size} ids, the teacher {env.vocab_size}")
+        return student
+    if config.env == "categorical":
+        from distill_env.models.tabular import uniform
+
+        return uniform(CATEGORICAL_VOCABULARY)
+    from distill_env.models.causal_lm import CausalLM
+    from distill_env.models.toy import toy_student
+
+    with torch.random.fork_rng():
+        torch.manual_seed(config.agent_options.seed)
+        model = toy_student(config.env, own.width, own.layers, own.mlp)
+    model.to(getattr(torch, own.dtype))
+    return CausalLM(model, eos_token_id=env.task.eos_token_id)
+
+
+def make_agent(config: RunConfig, student: TrainableModel, env: DistillVectorEnv) -> Agent:
+    """The agent of a run, around that student."""
+    options = config.agent_options
+    if isinstance(options, PluginConfig):
+        return agent_class(config)(env, seed=options.seed)
+    return agent_class(config)(student, options)
+
+
+def agent_class(config: RunConfig) -> Any:
+    """The agent's class, whose `load` reads the run's checkpoints."""
+    if isinstance(config.agent_options, DistillConfig):
+        from agents.distill import DistillAgent
+
+        return DistillAgent
+    if isinstance(config.agent_options, SB3Config):
+        from agents.sb3 import SB3Agent
+
+        return SB3Agent
+    return plugin(config.agent)
+
+
+def agent_loader(config: RunConfig, processes: ProcessGroup = SINGLE_PROCESS) -> Callable[[Path], Any]:
+    """Reads an agent of the run from a checkpoint, its student loaded as the flags say."""
+    load = agent_class(config).load
+    if isinstance(config.agent_options, DistillConfig):
+        load = partial(load, processes=processes)
+    return load if isinstance(config.agent_options, PluginConfig) else partial(load, **student_arguments(config))
+
+
+def plugin(name: str) -> Any:
+    """`package.module:Class` -> the class.
+
+    Raises:
+        ValueError: if it cannot be imported, or is no agent.
+    """
+    module, _, attribute = name.partition(":")
+    sys.path.insert(0, str(Path.cwd()))  # a user's file beside the command
+    try:
+        loaded = getattr(importlib.import_module(module), attribute)
+    except Exception as error:  # a module may raise anything
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(f"agent: {name!r} cannot be imported ({reason}); expected package.module:Class") from None
+    finally:
+        sys.path.pop(0)
+    missing = [verb for verb in ("learn", "act", "save", "load") if not callable(getattr(loaded, verb, None))]
+    if missing or not isinstance(loaded, type):
+        lacks = f"has no {', '.join(missing)}" if missing else "is no class"
+        raise ValueError(f"agent: {name!r} {lacks}; expected a class as agents.base.Agent describes it")
+    return loaded

@@ -1,0 +1,90 @@
+"""Configurations as nested dictionaries, and the `config.json` of a run."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from experiments.running.config import ENV_DEFAULTS, RunConfig, default_options, flag_names
+
+C = TypeVar("C")
+
+
+def to_dict(config: Any) -> Any:
+    """A nested dataclass as strict JSON represents it: tuples as lists, paths and infinities as text."""
+    if is_dataclass(config):
+        return {f.name: to_dict(getattr(config, f.name)) for f in fields(config)}
+    if isinstance(config, tuple):
+        return [to_dict(value) for value in config]
+    if isinstance(config, Path) or (isinstance(config, float) and not math.isfinite(config)):
+        return str(config)
+    return config
+
+
+def flag_values(config: Any) -> dict[str, Any]:
+    """The value of every flag of a nested dataclass, as JSON represents it."""
+    values: dict[str, Any] = {}
+    for f in fields(config):
+        value = getattr(config, f.name)
+        values |= flag_values(value) if is_dataclass(value) else {flag_names(type(config))[f.name]: to_dict(value)}
+    return values
+
+
+def from_dict(default: C, values: Mapping[str, Any], where: str = "") -> C:
+    """A nested dataclass with the given values in place of its own; the reverse of `to_dict`.
+
+    Raises:
+        ValueError: for an unknown key or a wrong value, named by its full path.
+    """
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{where.rstrip('.')}: {values!r}; expected a mapping")
+    known = {f.name: getattr(default, f.name) for f in fields(default)}  # type: ignore[arg-type]
+    changes = {}
+    for key, value in values.items():
+        if key not in known:
+            raise ValueError(f"{where}{key}: unknown key; expected one of {', '.join(known)}")
+        changes[key] = _convert(known[key], value, f"{where}{key}")
+    return replace(default, **changes)  # type: ignore[type-var]
+
+
+def _convert(default: Any, value: Any, where: str) -> Any:
+    """A value as JSON or YAML holds it, in the type of the default."""
+    if is_dataclass(default):
+        return from_dict(default, value, f"{where}.")
+    if isinstance(default, Path):
+        return Path(value)
+    if isinstance(default, tuple) and isinstance(value, list):
+        return tuple(value)
+    if value in ("inf", "-inf") and not isinstance(default, str):
+        return float(value)
+    return value
+
+
+def default_config(agent: str, env: str) -> RunConfig:
+    """The configuration of an agent in an environment if no flag is given.
+
+    Raises:
+        ValueError: for an unknown agent or environment.
+    """
+    return from_dict(RunConfig(agent, env, agent_options=default_options(agent, env)), ENV_DEFAULTS[env])  # type: ignore[arg-type]
+
+
+def load_config(folder: Path) -> RunConfig:
+    """The configuration of a run's folder.
+
+    Raises:
+        ValueError: if there is no run, or its configuration cannot be read.
+    """
+    path = folder / "config.json"
+    try:
+        values = json.loads(path.read_text())
+        config = from_dict(default_config(values["agent"], values["env"]), values)
+        return replace(config, out=folder.parent, name=folder.name)  # it may have been moved
+    except (FileNotFoundError, NotADirectoryError):
+        raise ValueError(f"run: {str(folder)!r} holds no run (no config.json)") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"run: {str(path)!r} is damaged: {type(error).__name__}: {error}") from None
