@@ -1,4 +1,4 @@
-"""What an agent is: all that the experiments need of anything that is plugged in."""
+"""The interface of an agent: everything that the experiments call."""
 
 from __future__ import annotations
 
@@ -11,28 +11,31 @@ from numpy.typing import NDArray
 
 Metrics = dict[str, float]
 Callback = Callable[[int, Metrics], None]
-"""Called after every iteration with its number (from 1) and what was measured, keys in families `rollout/`, `train/`,
-`time/`. An exception raised in it ends the training."""
+"""Called after every iteration with its number, from 1, and its metrics, whose keys begin with `rollout/`, `train/`,
+`cost/` or `time/`. An exception ends the training."""
 
 
 class Agent(Protocol):
     """An agent for the environments of `distill_env`.
 
-    It may also have `log_probs(observation) -> float array [n, V]`, nats, the distribution that it writes from; without
-    it perplexity, entropy and D_t are reported as n/a. And `reseed(seed)`, after which `act` repeats itself.
+    Optional members:
+        `iteration`: iterations done, including those before `save` and `load`. With it a run calls `learn` once per
+            checkpoint; without it, once.
+        `log_probs(observation)`: log-probabilities [n, V] of the tokens that `act` samples, nats. Without it
+            perplexity, entropy and D_t are reported as n/a.
+        `reseed(seed)`: seeds the draws of `act`.
     """
 
     def learn(self, env: Any, iterations: int, callback: Callback | None = None) -> Agent:
-        """Train for that many more iterations in a vector environment.
-
-        A run calls it from checkpoint to checkpoint if the agent has an `iteration`, the number done, loaded ones too.
-        """
+        """Train for `iterations` more iterations in a vector environment. Returns the agent itself."""
 
     def act(self, observation: NDArray[np.int64], info: dict[str, Any] | None = None) -> NDArray[np.int64]:
-        """Tokens [n] for observations [n, T]; sampled, and never REWRITE: the teacher is not there when deployed."""
+        """Sample tokens [n] for observations [n, T]; never REWRITE, since evaluation has no teacher."""
 
     def save(self, path: str | Path) -> None:
-        """Write a folder, all that `load` needs."""
+        """Write a folder with everything that `load` needs."""
 
     @classmethod
-    def load(cls, path: str | Path) -> Agent: ...
+    def load(cls, path: str | Path) -> Agent:
+        """Load what `save` wrote."""
+        ...

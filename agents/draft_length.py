@@ -1,4 +1,4 @@
-"""How many tokens to draft before the teacher looks: by the times of the latest blocks and by what cut them short."""
+"""The adaptive draft length: how many tokens the student drafts before the teacher scores them."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from numpy.typing import NDArray
 
 
 class _Line:
-    """Seconds as a line over an amount of work, fitted to the latest blocks."""
+    """Seconds as a linear function of an amount of work, fitted to the latest 64 blocks."""
 
     def __init__(self) -> None:
-        self._seen: list[tuple[float, float]] = []
+        self._points: list[tuple[float, float]] = []
 
     def add(self, amount: float, seconds: float) -> None:
-        self._seen = [*self._seen[-63:], (amount, seconds)]
+        self._points = [*self._points[-63:], (amount, seconds)]
 
     def __len__(self) -> int:
-        return len(self._seen)
+        return len(self._points)
 
     def __call__(self, amount: NDArray[np.int64] | int) -> NDArray[np.float64]:
-        work, seconds = np.array(self._seen).T
+        work, seconds = np.array(self._points).T
         centred = work - work.mean()
-        slope = centred @ seconds / max(centred @ centred, 1e-12)  # 0 where all amounts are one
+        slope = centred @ seconds / max(centred @ centred, 1e-12)  # 0 if all amounts are equal
         base = seconds.mean() - slope * work.mean()
         if slope < 0:  # noise
             slope, base = 0.0, seconds.mean()
@@ -29,22 +29,25 @@ class _Line:
 
 
 class DraftLength:
-    """How many tokens to draft: the number that promises the most committed tokens a second.
+    """Chooses the draft length with the most expected committed tokens per second.
 
-    A row's draft is cut short by a hard step or by the end of its answer. With h the rate of both together a draft of
-    K commits (1 - (1 - h)^K) / h tokens of a row on average; its cost is K student steps over the rows that still write
-    and a teacher pass over K positions of each (with the gate's and the environment's work, which small models wait
-    for), both lines a + b x measured as the run goes: towards the end of a batch, when few rows are left, long drafts
-    are cheap. The choice changes the cost of a rollout, never its outcome.
+    A row's draft ends early at a hard position or at the end of its completion. If each position does so with
+    probability h, a draft of K tokens commits (1 - (1 - h)^K) / h tokens on average. It costs K student steps over the
+    active rows, and one teacher pass over K positions of each, together with the gate and the environment. Both times
+    are linear functions, fitted during the run. Towards the end of a batch few rows are active, and long drafts are
+    cheap. The draft length changes the cost of a rollout, never its outcome.
+
+    Args:
+        longest: the largest draft length.
     """
 
     def __init__(self, longest: int) -> None:
         self.longest = longest
         self.cut_rate = 0.1
-        self._student, self._rest = _Line(), _Line()  # a step by rows, all else by positions
+        self._student, self._rest = _Line(), _Line()  # of a student step by rows; of all else by positions
 
     def choose(self, rows: int) -> int:
-        """The draft length for a batch in which so many rows write."""
+        """The draft length for `rows` active rows."""
         if len(self._rest) < 2 or len(self._student) == 0:
             return min(8, self.longest)
         lengths = np.arange(1, self.longest + 1)
@@ -53,9 +56,16 @@ class DraftLength:
         return int(lengths[np.argmax(committed / (lengths * self._student(rows) + self._rest(rows * lengths)))])
 
     def observe(self, rows: int, cut: int, looked_at: int, student_step: float, width: int, rest: float) -> None:
-        """Tell what a block of `rows` showed: the drafts that were cut short, by a hard step or an end token, among the
-        states looked at; seconds of a student step (0: none was made), and of all the rest, the teacher's pass over
-        `width` positions a row above all."""
+        """Add the measurements of a block.
+
+        Args:
+            rows: active rows.
+            cut: rows whose draft ended early, by a hard position or an end token.
+            looked_at: positions at which it could have ended.
+            student_step: seconds of a student step; 0 if there was none.
+            width: positions of a row in the teacher's pass.
+            rest: seconds of all else, mostly the teacher's pass.
+        """
         if looked_at:
             self.cut_rate += 0.1 * (cut / looked_at - self.cut_rate)
         if student_step > 0:

@@ -1,4 +1,4 @@
-"""Log-probabilities of given texts."""
+"""Log-probabilities and perplexity of given texts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from distill_env.models.base import TrainableModel
 from distill_env.ragged import PAD
 from distill_env.tasks.base import Prompt
 
-HEAD_POSITIONS = 256  # positions of the vocabulary's logits in memory at a time
+HEAD_POSITIONS = 256  # positions whose logits are in memory at a time
 
 
 def corpus_perplexity(
@@ -22,26 +22,26 @@ def corpus_perplexity(
     stride: int,
     progress: Callable[[int], None] | None = None,
 ) -> float:
-    """exp of the mean negative log-likelihood of a text's tokens, each counted once, without the first, of no context.
+    """exp of the mean negative log-likelihood of a text's tokens, except the first, which has no context.
 
     Args:
         model: any model with `features` and `head`.
         ids: the text, at least two tokens.
-        window: tokens that a forward pass reads.
-        stride: tokens that it scores (the first pass: all it reads); so each has at least `window - stride` before it,
-            if the text has.
-        progress: is told how many tokens each pass has scored.
+        window: tokens read by a forward pass.
+        stride: tokens scored by a forward pass. The first pass scores all that it reads; later tokens have a context of
+            at least `window - stride` tokens.
+        progress: called with the number of tokens that each pass has scored.
 
     Raises:
-        ValueError: for a window that the model cannot read, a stride that it does not hold, or a text too short.
+        ValueError: for a window beyond the model's context, a stride not below the window, or a text too short.
     """
     longest = getattr(model, "max_length", None)
     if window < 2 or (longest is not None and window > longest):
-        raise ValueError(f"window: {window}; accepted: at least 2, and at most the model's context of {longest} tokens")
+        raise ValueError(f"window: {window} tokens; expected at least 2 and at most the model's context of {longest}")
     if not 1 <= stride < window:
-        raise ValueError(f"stride: {stride}; accepted: 1 to {window - 1}, less than the window")
+        raise ValueError(f"stride: {stride}; expected 1 to {window - 1}, less than the window")
     if len(ids) < 2:
-        raise ValueError(f"ids: {len(ids)} tokens; accepted: at least 2")
+        raise ValueError(f"ids: {len(ids)} tokens; expected at least 2")
     log_probs: list[float] = []
     scored, end = 1, min(window, len(ids))
     while scored < len(ids):
@@ -55,32 +55,32 @@ def corpus_perplexity(
 
 @torch.no_grad()
 def token_log_probs(
-    model: TrainableModel, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]
+    model: TrainableModel, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]
 ) -> list[list[float]]:
-    """log p of every token of given answers under a model that reads them, nats: a list an answer."""
-    width = max(map(len, answers))
-    tokens = torch.full((len(answers), width), PAD)  # [n, T]
-    for row, answer in zip(tokens, answers, strict=True):
-        row[: len(answer)] = torch.tensor(answer)
+    """log p of every token of given completions, nats: one list per completion."""
+    width = max(map(len, completions))
+    tokens = torch.full((len(completions), width), PAD)  # [n, T]
+    for row, completion in zip(tokens, completions, strict=True):
+        row[: len(completion)] = torch.tensor(completion)
     features = model.features(prompts, tokens, tokens != PAD)
     flat: list[float] = []
     for part, ids in zip(features.split(HEAD_POSITIONS), tokens[tokens != PAD].split(HEAD_POSITIONS), strict=True):
         log_probs = model.head(part)  # [m, V]
         flat += log_probs.gather(1, ids.to(part.device)[:, None])[:, 0].double().tolist()
-    ends = np.cumsum([len(a) for a in answers])
-    return [flat[end - len(a) : end] for a, end in zip(answers, ends, strict=True)]
+    ends = np.cumsum([len(c) for c in completions])
+    return [flat[end - len(c) : end] for c, end in zip(completions, ends, strict=True)]
 
 
 def reference_log_probs(model: TrainableModel, prompts: Sequence[Prompt], rows: int) -> list[list[float]]:
-    """log p of the tokens of the prompts' reference answers, nats, `rows` at a time; none for a prompt without one.
+    """log p of the tokens of the prompts' reference completions, nats, `rows` at a time.
 
-    A reference that exceeds the model's context is read as far as that.
+    Prompts without a reference are left out. A reference is cut at the end of the model's context.
     """
     longest = getattr(model, "max_length", None)
     cut = [(p.ids, (p.ids + p.reference_completion)[len(p.ids) : longest]) for p in prompts if p.reference_completion]
     pairs = [(ids, reference) for ids, reference in cut if reference]
-    found: list[list[float]] = []
+    log_probs: list[list[float]] = []
     for begin in range(0, len(pairs), rows):
         ids, references = zip(*pairs[begin : begin + rows], strict=True)
-        found += token_log_probs(model, ids, references)
-    return found
+        log_probs += token_log_probs(model, ids, references)
+    return log_probs

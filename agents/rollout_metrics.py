@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
 from agents.base import Metrics
 from agents.metrics import repeated_share
 from agents.rollout import Rollout
+from distill_env.teacher_scorer import TeacherUsage
 
 CACHED = ("teacher_passes", "teacher_positions", "teacher_tokens")  # what an answer read from disk once cost
 
@@ -46,3 +52,20 @@ def rollout_metrics(sums: dict[str, float]) -> Metrics:
     seconds = {key: sums[key] / sums["processes"] for key in sums if key.startswith("time/")}
     kept = {key: sums[key] for key in sums if "/" in key and (sums[key] or "cached" not in key)}
     return means | kept | seconds
+
+
+@contextmanager
+def count_usage(env: Any) -> Iterator[TeacherUsage]:
+    """Count the passes, positions and tokens of the teacher inside the block.
+
+    Args:
+        env: a `DistillVectorEnv`, wrapped or not.
+
+    Yields:
+        The counts, set at the end of the block.
+    """
+    core, usage = env.unwrapped, TeacherUsage()
+    before = replace(core.teacher_usage)
+    yield usage
+    for name, count in vars(core.teacher_usage).items():
+        setattr(usage, name, count - getattr(before, name))

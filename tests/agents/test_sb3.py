@@ -1,4 +1,4 @@
-"""PPO and A2C in the environment: they reach what can be worked out on paper, and a saved agent is all of it."""
+"""PPO and A2C in the environment: they reach the fixed points known in closed form; a loaded agent equals the saved."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def tensors_of(agent: SB3Agent) -> list[Tensor]:
 
 
 @pytest.mark.parametrize(("algorithm", "learning_rate", "iterations"), [("ppo", 0.02, 30), ("a2c", 0.03, 60)])
-def test_entropy_counted_and_nothing_discounted_the_teacher_is_the_fixed_point(
+def test_with_an_entropy_bonus_and_gamma_0_the_fixed_point_is_the_teacher(
     algorithm: Any, learning_rate: float, iterations: int
 ) -> None:
     """p_T(a) / (1 + e^-tau) for tokens and 1 / (1 + e^tau) for REWRITE."""
@@ -71,7 +71,7 @@ def test_entropy_counted_and_nothing_discounted_the_teacher_is_the_fixed_point(
     np.testing.assert_allclose(np.exp(agent.log_probs(states([[]])))[0], SKEWED[0], atol=0.05)  # what is deployed
 
 
-def test_with_tokens_frozen_the_hand_over_is_the_soft_gate() -> None:
+def test_with_tokens_frozen_the_rewrite_probability_is_the_soft_gate() -> None:
     """P(REWRITE) = sigmoid(D_t - tau), state by state, and the tokens stay what they are."""
     teacher, student = markov(3, seed=3, sharpness=1.5), markov(3, seed=4, sharpness=1.5)
     student.table.requires_grad_(False)
@@ -85,8 +85,8 @@ def test_with_tokens_frozen_the_hand_over_is_the_soft_gate() -> None:
     assert torch.equal(student.log_table(), before)
 
 
-def test_deployed_it_never_rewrites() -> None:
-    """Tokens are drawn from q however much the trained policy would rather hand over; reseeded, it repeats itself."""
+def test_act_never_rewrites() -> None:
+    """Tokens are drawn from q however likely REWRITE is in pi; reseeded, the draws repeat."""
     agent = SB3Agent(one_state(SKEWED), SB3Config())
     with torch.no_grad():
         agent.heads.rewrite.weight.fill_(9.0)
@@ -121,7 +121,7 @@ def sums_student() -> CausalLM:
 
 @pytest.mark.parametrize("algorithm", ["ppo", "a2c"])
 @pytest.mark.parametrize("kind", ["table", "language model"])
-def test_loaded_it_goes_on_as_the_one_that_was_saved(algorithm: Any, kind: str, tmp_path: Path) -> None:
+def test_a_loaded_agent_learns_what_the_saved_one_does(algorithm: Any, kind: str, tmp_path: Path) -> None:
     """Weights, optimiser and the number of iterations: what both learn next is equal."""
     config = SB3Config(algorithm, 8, 0.01)
     if kind == "table":
@@ -145,7 +145,7 @@ def test_loaded_it_goes_on_as_the_one_that_was_saved(algorithm: Any, kind: str, 
 
 
 def test_a_language_model_is_read_at_every_state() -> None:
-    """log pi of a row is the student's own log p after that row, weighed with the hand-over; every parameter learns."""
+    """log pi of a row is the student's log q after that row plus log(1 - r); every parameter learns."""
     agent = SB3Agent(sums_student(), SB3Config(batch_size=8, learning_rate=0.01, n_epochs=1, minibatches=1))
     rows = [[7, 10, 2, 11], [7, 10, 2, 11, 7, 7], [1]]
     log_pi = agent.action_log_probs(states(rows, 9))
@@ -159,14 +159,14 @@ def test_a_language_model_is_read_at_every_state() -> None:
 
 def test_the_value_does_not_move_the_student() -> None:
     agent = SB3Agent(sums_student(), SB3Config())
-    _, value = agent.judge(torch.tensor(states([[7, 10, 2, 11]])))
+    _, value = agent.policy_and_value(torch.tensor(states([[7, 10, 2, 11]])))
     value.sum().backward()
     assert agent.heads.value.weight.grad is not None
     assert all(p.grad is None for p in agent.student.parameters())
 
 
-def test_what_is_reported_is_what_happened() -> None:
-    """Against counts of the environment's own: answers, lengths, rewrites, the cost of the teacher."""
+def test_metrics_equal_counts_of_the_environment() -> None:
+    """Completions, lengths, rewrites and the cost of the teacher."""
     env = table_env(one_state(SKEWED), rows=8)
     seen: dict[str, float] = dict.fromkeys(("tokens", "rewritten", "answers", "reward", "length"), 0.0)
     lengths, returns, step = np.zeros(8), np.zeros(8), env.step
@@ -198,8 +198,8 @@ def test_what_is_reported_is_what_happened() -> None:
     assert metrics["cost/teacher_positions"] == env.teacher_usage.positions
 
 
-def test_grades_and_whole_steps_are_reported() -> None:
-    """With the teacher writing whole steps an answer has more tokens than actions, and its chains are right."""
+def test_grades_and_rewritten_reasoning_steps_are_counted() -> None:
+    """If the teacher writes whole reasoning steps, a completion has more tokens than actions, and it is right."""
     agent = SB3Agent(sums_student(), SB3Config(batch_size=16))
     with torch.no_grad():
         agent.heads.get_parameter("rewrite.bias").fill_(30.0)  # always hand over
@@ -213,7 +213,7 @@ def test_grades_and_whole_steps_are_reported() -> None:
 
 
 def test_it_trains_through_a_wrapper() -> None:
-    """A student that favours what the teacher finds implausible is rewritten, though it does not ask for it."""
+    """Tokens that the teacher finds implausible are rewritten, although the policy does not take REWRITE."""
     agent = SB3Agent(one_state(SKEWED.flip(1)), SB3Config(batch_size=8))
     with torch.no_grad():
         agent.heads.rewrite.weight.fill_(-9.0)
@@ -224,24 +224,22 @@ def test_it_trains_through_a_wrapper() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"autoreset_mode": "Disabled"}, r"env: autoreset_mode is Disabled and chunk is 1; .* SameStep and 1"),
-        ({"chunk": 2}, r"env: autoreset_mode is SameStep and chunk is 2; .* SameStep and 1"),
-    ],
+    ("arguments", "named"),
+    [({"autoreset_mode": "Disabled"}, "autoreset_mode is Disabled"), ({"chunk": 2}, "chunk is 2")],
 )
-def test_another_environment_is_refused_in_one_line(arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+def test_another_environment_is_an_error_of_one_line(arguments: dict[str, Any], named: str) -> None:
+    with pytest.raises(ValueError, match=f"^env: .*{named}") as error:
         SB3Agent(uniform(5), SB3Config()).learn(table_env(markov(5), 4, **arguments), 1)
-    with pytest.raises(ValueError, match="student: 4 token ids, the environment has 5"):
+    assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match=r"^student: 4 .* 5$"):
         SB3Agent(uniform(4), SB3Config()).learn(table_env(markov(5), 4), 1)
 
 
-def test_nan_is_said_in_one_line() -> None:
+def test_nan_is_an_error_that_names_the_iteration() -> None:
     student = uniform(5)
     with torch.no_grad():
         student.table[1, 2] = torch.nan
-    with pytest.raises(FloatingPointError, match="iteration 1: the student's log-probabilities are not numbers"):
+    with pytest.raises(FloatingPointError, match=r"^iteration 1: "):
         SB3Agent(student, SB3Config(batch_size=16)).learn(table_env(markov(5), 16), 1)
 
 
