@@ -1,4 +1,4 @@
-"""Draw the textbook picture: a teacher with two modes, a student that can have only one, and what each KL makes of it.
+"""Draw the textbook picture of both KLs: a teacher with two modes, and students that can have only one.
 
 python experiments/making/modes.py
 """
@@ -25,41 +25,45 @@ from agents.distill import DistillAgent
 from agents.methods import METHODS, Method
 from distill_env.divergence import entropy, forward_kl, reverse_kl
 from distill_env.env import DistillVectorEnv
-from distill_env.models.tabular import one_mode, two_modes
+from distill_env.models.tabular import TabularModel, one_mode, two_modes
 from experiments.running.cli import command
 
 VOCABULARY = 41
 
 
 @dataclass(frozen=True)
-class Config:
-    """Draw the picture of the modes."""
+class ModesConfig:
+    """Draw what each KL, and the gate, makes of a teacher with two modes."""
 
     out: Path = Path("docs/images/modes.png")
     """Picture to write."""
     tau: tuple[float, ...] = (0.8, 1.5)
-    """Thresholds of the gate, nats: one picture each."""
+    """Thresholds of the gate, nats: a panel each."""
     iterations: int = 400
     """Iterations of each method."""
     mean: float = 0.3
-    """Where the student begins, as a share of the axis: on the flank of the larger mode."""
+    """Mean of the initial student, as a share of the axis: on the flank of the larger mode."""
     scale: float = 0.07
-    """Its scale at the beginning, as a share of the axis."""
+    """Scale of the initial student, as a share of the axis."""
     seed: int = 0
-    """Seed of the draws."""
+    """Seed of the rollouts."""
 
 
 @dataclass
 class Curve:
-    """A method's student at the end, and on the way."""
+    """A method's trained student, and what its training logged."""
 
     log_probs: torch.Tensor  # [V]
     divergence: list[float]  # D_t, nats, by iteration
-    rewritten: list[float]  # share of steps
+    rewritten: list[float]  # share of tokens that the teacher wrote, by iteration
 
 
-def learn(method: Method, config: Config, env: DistillVectorEnv) -> Curve:
-    student = one_mode(VOCABULARY, mean=config.mean, scale=config.scale)
+def initial_student(config: ModesConfig) -> TabularModel:
+    return one_mode(VOCABULARY, mean=config.mean, scale=config.scale)
+
+
+def learn(method: Method, config: ModesConfig, env: DistillVectorEnv) -> Curve:
+    student = initial_student(config)
     options = DistillConfig(method=method, batch_size=env.num_envs, learning_rate=0.05, seed=config.seed)
     curve = Curve(torch.empty(0), [], [])
 
@@ -72,7 +76,7 @@ def learn(method: Method, config: Config, env: DistillVectorEnv) -> Curve:
     return curve
 
 
-def main(config: Config) -> None:
+def main(config: ModesConfig) -> None:
     task = {"vocab_size": VOCABULARY, "max_new_tokens": 1, "empty_prompt": True}
     env = DistillVectorEnv(
         16,
@@ -87,8 +91,14 @@ def main(config: Config) -> None:
     methods = {"forward KL": METHODS["fkl"], "reverse KL": METHODS["rkl"]}
     methods |= {rf"gated, $\tau$ = {tau:g}": replace(METHODS["gated"], tau=tau) for tau in config.tau}
     curves = {label: learn(method, config, env) for label, method in methods.items()}
-    first = one_mode(VOCABULARY, mean=config.mean, scale=config.scale).log_table()[0].detach()
+    draw(config, teacher, curves)
+    print_table(teacher, curves)
+    print(f"wrote {config.out}")
 
+
+def draw(config: ModesConfig, teacher: torch.Tensor, curves: dict[str, Curve]) -> None:
+    """A panel of each method's student before and after, and one of D_t over the iterations."""
+    before = initial_student(config).log_table()[0].detach()
     n = len(curves)
     figure, axes = plt.subplots(
         1, n + 1, figsize=(3 * n + 3.6, 2.9), layout="constrained", width_ratios=[1] * n + [1.25]
@@ -96,7 +106,7 @@ def main(config: Config) -> None:
     x = range(VOCABULARY - 1)
     for i, (axis, (label, curve)) in enumerate(zip(axes[:n], curves.items(), strict=True)):
         axis.bar(x, teacher.exp()[:-1], width=1.0, color="0.8", label="teacher")
-        axis.plot(x, first.exp()[:-1], color="0.4", linewidth=1, linestyle=":", label="student before")
+        axis.plot(x, before.exp()[:-1], color="0.4", linewidth=1, linestyle=":", label="student before")
         axis.plot(x, curve.log_probs.exp()[:-1], color=f"C{i}", linewidth=2, label="after")
         axis.set_title(label, fontsize=10)
         axis.set_xlabel("token", fontsize=9)
@@ -117,7 +127,9 @@ def main(config: Config) -> None:
     config.out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(config.out, dpi=120)
 
-    table = Table("method", "forward KL", "reverse KL (D_t)", "entropy", "rewritten, first and last iteration")
+
+def print_table(teacher: torch.Tensor, curves: dict[str, Curve]) -> None:
+    table = Table("method", "forward KL", "reverse KL (D_t)", "entropy", "rewritten in the first and last iteration")
     for label, curve in curves.items():
         student, rewritten = curve.log_probs, curve.rewritten
         values = (forward_kl(student, teacher), reverse_kl(student, teacher), entropy(student))
@@ -126,8 +138,8 @@ def main(config: Config) -> None:
             *(f"{float(v):.3f}" for v in values),
             f"{rewritten[0]:.0%}, {rewritten[-1]:.0%}",
         )
-    Console().print(table, f"wrote {config.out}")
+    Console().print(table)
 
 
 if __name__ == "__main__":
-    sys.exit(command(main, Config, __doc__))
+    sys.exit(command(main, ModesConfig, __doc__))

@@ -5,8 +5,8 @@
     python experiments/making/train_teacher.py --task coins --steps 4000 --learning-rate 1.5e-3 --seed 1 \\
         --init runs/coins_teacher --sharpen 1.5
 
-Supervised learning on random right answers to the training problems, all lengths, twelve (sums) or thirty (coins)
-minutes on one core. Ends with the share of correct chains at temperature 1 on held-out problems of every length.
+Supervised learning on random right answers to training problems of all lengths. It takes twelve (sums) or thirty
+(coins) minutes on one core, and ends with the share of correct chains at temperature 1 on test problems by length.
 """
 
 from __future__ import annotations
@@ -61,27 +61,27 @@ Correct chains at temperature 1 on held-out problems, {samples} samples a proble
 
 
 @dataclass(frozen=True)
-class Config:
-    """Train the teacher of a small task."""
+class TrainTeacherConfig:
+    """Train the teacher of a small task from scratch."""
 
     task: Literal["sums", "coins"] = "sums"
-    """Which."""
+    """Task of the teacher."""
     out: Path | None = None
-    """Folder to write; by default the one that ships with the project."""
+    """Folder to write; by default that of the shipped teacher."""
     init: Path | None = None
-    """Folder of a teacher to go on from, its shape instead of a new one's."""
+    """Folder of a teacher to start from; --width and --layers are then ignored."""
     width: int = 96
     """Hidden width."""
     layers: int = 3
     """Number of layers."""
     steps: int = 3500
-    """Optimiser steps."""
+    """Optimizer steps."""
     batch: int = 128
-    """Problems a step."""
+    """Problems per step."""
     learning_rate: float = 2e-3
-    """Peak of the one-cycle schedule."""
+    """Peak learning rate of the one-cycle schedule."""
     sharpen: float = 1.0
-    """Multiply the logits by this in the end, by the weights of the last norm: fewer wrong answers at temperature 1."""
+    """Factor of the logits at the end, put into the last norm's weights: above 1 it makes errors rarer."""
     seed: int = 0
     """Seed of the weights and of the problems."""
 
@@ -89,7 +89,7 @@ class Config:
 def supervised_batch(
     task: Any, rng: np.random.Generator, lengths: tuple[int, ...], n: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """n problems with random right answers: inputs int64 [n, L] and labels [n, L] (-100 where there is no answer)."""
+    """n problems with random right answers: inputs int64 [n, L] and labels int64 [n, L], -100 outside the answers."""
     rows = [task.draw(rng, lengths[rng.integers(len(lengths))]) for _ in range(n)]
     longest = max(len(p) + len(a) for p, a in rows)
     inputs = torch.full((n, longest), task.eos_token_id)
@@ -101,7 +101,7 @@ def supervised_batch(
 
 
 def correct_chains(task_name: str, model: CausalLM, length: int, samples: int, limit: int = 200) -> dict[str, float]:
-    """Share of correct chains, and share of the distinct right ways that `samples` draws found."""
+    """Share of correct chains, and share of the distinct right ways that `samples` completions per problem cover."""
     task: Any = make_task(task_name, lengths=(length,), prompts_per_length=limit)
     prompts = task.prompts("test")
     rows = [p for p in prompts for _ in range(samples)]
@@ -113,7 +113,7 @@ def correct_chains(task_name: str, model: CausalLM, length: int, samples: int, l
         answers[:, t] = token.numpy()
         log_probs = model.extend(token[:, None])[:, 0]
     right = 0
-    found = 0.0
+    covered = 0.0
     eos = task.eos_token_id
     for i, prompt in enumerate(prompts):
         grades = [
@@ -121,11 +121,11 @@ def correct_chains(task_name: str, model: CausalLM, length: int, samples: int, l
             for a in answers[i * samples : (i + 1) * samples]
         ]
         right += sum(bool(g.chain_correct) for g in grades)
-        found += len({g.way for g in grades if g.way}) / min(samples, task.number_of_ways(prompt))
-    return {"correct": right / len(rows), "problems": len(prompts), "ways": found / len(prompts)}
+        covered += len({g.way for g in grades if g.way}) / min(samples, task.number_of_ways(prompt))
+    return {"correct": right / len(rows), "problems": len(prompts), "ways": covered / len(prompts)}
 
 
-def main(config: Config) -> None:
+def main(config: TrainTeacherConfig) -> None:
     torch.manual_seed(config.seed)
     rng = np.random.default_rng(config.seed)
     out = config.out or TEACHERS[config.task]
@@ -178,4 +178,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(command(main, Config))
+    sys.exit(command(main, TrainTeacherConfig, __doc__))

