@@ -1,12 +1,12 @@
 """The policy-gradient agent: it writes with its teacher, and descends the gated dual KL.
 
     repeat
-        write answers: at each step the student, or where the gate says so the teacher      (rollout)
-        D_t = KL(student || teacher), lambda_t from the gate                                 (score, gate)
-        loss = mean over steps of lambda_t RKL_t + (1 - lambda_t) FKL_t
-               + log q(a_t) times the cost of what followed, if gamma > 0                    (policy gradient)
+        write completions: each token by the student, or by the teacher where the gate is hard    (rollout)
+        D_t = KL(student || teacher), lambda_t from the gate                                       (score, gate)
+        loss = mean over positions of lambda_t RKL_t + (1 - lambda_t) FKL_t
+               + log q(a_t) times the cost-to-go, if gamma > 0                                     (policy gradient)
         one step of the optimiser
-        tau follows the share of hard steps, if it has a budget
+        tau follows the share of hard positions, if there is a budget
 
 Every published method is a row of `agents/methods.py`: another writer, another loss, another weighting.
 """
@@ -29,7 +29,7 @@ from agents.atomic_io import write_folder
 from agents.base import Callback, Metrics
 from agents.checkpoint import damage_as_value_error, existing_folder, load_state, save_state
 from agents.collector import collect
-from agents.config import DistillConfig
+from agents.config import DistillConfig, from_dict
 from agents.distributed import SINGLE_PROCESS, ProcessGroup
 from agents.draft_length import DraftLength
 from agents.losses import (
@@ -41,7 +41,7 @@ from agents.losses import (
     length_normalized,
     policy_gradient_loss,
 )
-from agents.methods import Method
+from agents.metrics import HIGH_DIVERGENCE
 from agents.optimizer import MasterAdamW, step_size
 from agents.prompts import PromptStream
 from agents.references import read_references
@@ -50,7 +50,8 @@ from agents.rollout_metrics import rollout_metrics, rollout_sums
 from agents.student_actor import StudentActor
 from agents.teacher_cache import TeacherCache
 from distill_env.divergence import entropy, finite, project, reverse_kl
-from distill_env.gate import Draft, GateState, follow_quantile, raw_score, read_and_decide
+from distill_env.gate import DraftBlock, GateDecision, GateState, follow_quantile, raw_score, read_and_decide
+from distill_env.gate_settings import Gate
 from distill_env.models.base import TrainableModel
 from distill_env.models.load import build_model
 from distill_env.ragged import PAD
@@ -62,9 +63,9 @@ class DistillAgent:
     """A student that learns in the environment by one of the methods.
 
     Args:
-        student: what is trained, in place.
-        config: how.
-        cache: where the teacher's answers are kept for other runs; only for methods whose answers do not depend on the
+        student: the model to train, in place.
+        config: the method and how the student is updated.
+        cache: stores the teacher's completions for other runs; only for methods whose completions do not depend on the
             student. It changes no result.
     """
 
@@ -73,10 +74,10 @@ class DistillAgent:
         self.config = config
         self.cache = cache
         self.processes = SINGLE_PROCESS  # the processes that share every batch
-        self.method = config.method  # whose tau is the one in force
-        self.optimizer = MasterAdamW(student.parameters(), config)
+        self.method = config.method  # its tau is the current one
+        self.optimizer = MasterAdamW(student.parameters(), config.optimizer)
         self.iteration = 0
-        self.hard_share = 0.0  # in the last iteration; the rate of the matched random writer
+        self.hard_share = 0.0  # of the last iteration; the rate of teacher_writes = matched
         self._draft_length: DraftLength | None = None
         self.actor = StudentActor(student, config.seed)
 
@@ -85,11 +86,9 @@ class DistillAgent:
         self.processes = processes
         tensors, groups = self.optimizer.tensors()
         if processes.shard(self.student):
-            self.optimizer = MasterAdamW(self.student.parameters(), self.config)
+            self.optimizer = MasterAdamW(self.student.parameters(), self.config.optimizer)
             self.optimizer.restore(tensors, groups)
         processes.unshard(self.student)
-
-    # ------------------------------------------------------------------ learning
 
     def learn(self, env: Any, iterations: int, callback: Callback | None = None) -> DistillAgent:
         """Train for that many more iterations.
@@ -97,14 +96,14 @@ class DistillAgent:
         Args:
             env: a `DistillVectorEnv` with autoreset disabled and at most `batch_size` rows.
             iterations: number of optimiser steps.
-            callback: is told of every iteration.
+            callback: called after every iteration.
         """
         core = env.unwrapped
         setting = (core.rewrite, core.rewrite_span, core.task_reward)
-        if self.method.importance and setting != ("sample", "token", 0):
+        if self.method.importance_weights and setting != ("sample", "token", 0):
             raise ValueError(
-                f"importance: with rewrite, rewrite_span, task_reward = {setting}; accepted: "
-                "sample, token, 0, for only these make each token a draw of the mixture and log p its reward"
+                f"importance_weights: with rewrite, rewrite_span, task_reward = {setting}; expected sample, token, 0, "
+                "so that each token is a draw from the mixture and its reward is log p"
             )
         self._check_ranks()
         stream = PromptStream(core.prompts, self.config.seed)
@@ -117,7 +116,7 @@ class DistillAgent:
             self.iteration += 1
             ended = time.perf_counter()
             metrics |= rollout_metrics(self.processes.all_reduce_sum(rollout_sums(rollout)))
-            del rollout  # what is kept of the teacher takes no memory during the next one
+            del rollout  # so that the teacher's distributions take no memory during the next one
             metrics["time/update_seconds"] = ended - update_started
             metrics["time/seconds"] = ended - started
             metrics["time/tokens_per_second"] = metrics["rollout/tokens"] / (ended - started)
@@ -128,27 +127,31 @@ class DistillAgent:
     def _check_ranks(self) -> None:
         config, count = self.config, self.processes.world_size
         if count > config.batch_size:
-            raise ValueError(f"batch_size: {config.batch_size} answers for {count} processes; at least one each")
-        if count > 1 and (self.method.gamma > 0 or self.method.estimator == "sampled" or self.method.importance):
             raise ValueError(
-                f"gamma, estimator, importance: with {count} processes accepted: 0, exact and no importance, since "
-                "their baseline compares all answers of a batch"
+                f"batch_size: {config.batch_size} for {count} processes; expected at least one completion each"
+            )
+        if count > 1 and (
+            self.method.gamma > 0 or self.method.estimator == "sampled" or self.method.importance_weights
+        ):
+            raise ValueError(
+                f"gamma, estimator, importance_weights: with {count} processes; expected 0, exact and none: their "
+                "baseline compares all completions of a batch"
             )
 
     def rollout(self, env: Any, stream: PromptStream) -> Rollout:
-        """Write the answers of the present iteration. A batch is the first N started, not the first N finished."""
+        """Write the completions of this iteration: the first N started, not the first N finished."""
         method, size = self.method, self.config.batch_size
         episodes = np.arange(self.iteration * size, (self.iteration + 1) * size)[self.processes.local_slice(size)]
         prompts = stream.take(int(episodes[0]), len(episodes))
         keys = episode_keys(self.config.seed, episodes)
         if self.cache is None:
-            return self._write_answers(env, prompts, keys)
-        return self.cache.rollout(env, method, prompts, keys, lambda: self._write_answers(env, prompts, keys))
+            return self._write_completions(env, prompts, keys)
+        return self.cache.rollout(env, method, prompts, keys, lambda: self._write_completions(env, prompts, keys))
 
-    def _write_answers(self, env: Any, prompts: list[Prompt], keys: NDArray[np.uint64]) -> Rollout:
+    def _write_completions(self, env: Any, prompts: list[Prompt], keys: NDArray[np.uint64]) -> Rollout:
         method = self.method
-        limits = (method.top_k, method.top_p, method.keeps_teacher)
-        if method.writer == "data":
+        limits = (method.top_k, method.top_p, method.needs_teacher)
+        if method.teacher_writes == "reference":
             return read_references(env, prompts, *limits)
         length: DraftLength | int = self.config.draft_length
         if length == 0:
@@ -161,30 +164,30 @@ class DistillAgent:
         self.optimizer.zero_grad()
         with self.processes.sharded(self.student):
             totals = self.backward(rollout)
-            norm = self.processes.clip_grad_norm(self.optimizer.masters, self.config.max_grad_norm)
+            norm = self.processes.clip_grad_norm(self.optimizer.masters, self.config.optimizer.max_grad_norm)
             if not math.isfinite(totals["train/loss"]) or not math.isfinite(norm):
                 raise FloatingPointError(
-                    f"iteration {self.iteration + 1}: loss {totals['train/loss']}, its gradient's norm {norm}; "
-                    "the student was not changed. Lower --learning-rate, or set --loss-clip"
+                    f"iteration {self.iteration + 1}: loss {totals['train/loss']}, gradient norm {norm}; the student "
+                    "was not changed. Lower learning_rate, or set loss_clip"
                 )
             for group in self.optimizer.param_groups:
-                group["lr"] = step_size(self.config, self.iteration)
+                group["lr"] = step_size(self.config.optimizer, self.iteration)
             self.optimizer.step()
             self.optimizer.zero_grad()  # gradients take no memory during the next rollout
         self.hard_share = totals.get("rollout/hard_share", 0.0)
         return totals | {"train/grad_norm": norm} | self._follow_budget(rollout, totals)
 
     def _follow_budget(self, rollout: Rollout, totals: Metrics) -> Metrics:
-        """Set tau for the next iteration; what it was in this one, and by how much its share missed the budget."""
+        """Set tau for the next iteration. Returns the tau of this one and by how much its share missed the budget."""
         method = self.method
         if method.budget == 0:
             return {}
         share = 1 - totals["train/reverse_weight"]
-        if method.writer in ("hard", "soft"):
+        if method.gate_writes:
             written = {"rewritten": float(rollout.rewritten.sum()), "all": float(rollout.mask.sum())}
             share = (total := self.processes.all_reduce_sum(written))["rewritten"] / total["all"]
-        self.method = dataclasses.replace(method, tau=follow_quantile(method.tau, share, method.budget))
-        return {"rollout/tau": method.tau, "rollout/budget_error": share - method.budget}
+        self.method = method.with_tau(follow_quantile(method.gate.tau, share, method.budget))
+        return {"rollout/tau": method.gate.tau, "rollout/budget_error": share - method.budget}
 
     def backward(self, rollout: Rollout) -> Metrics:
         """Accumulate the gradient of the mean loss, chunk by chunk over the valid positions."""
@@ -193,6 +196,8 @@ class DistillAgent:
         offsets = torch.cat([torch.zeros(1, dtype=torch.long), mask.sum(1).cumsum(0)])
         future, weight = self._long_range(rollout)  # [N, T] each
         sums: dict[str, float] = {}
+        if self.method.gate_writes:
+            sums["rollout/hard_share"] = float((rollout.score >= self.method.gate.tau).sum())
         micro = self.config.micro_batch or len(rollout.prompts)
         passes = range(0, len(rollout.prompts), micro)
         for begin in passes:
@@ -201,9 +206,9 @@ class DistillAgent:
             features = self.student.features(prompts, rollout.tokens[rows], mask[rows])  # [m, ...]
             leaf = features.detach().requires_grad_(features.requires_grad)
             states = _States(rollout, rows, future, weight, int(offsets[begin]), features.device)
-            reverse_weight = self._weight_with_memory(rollout, rows, leaf, states)
+            decisions = self._decide_with_memory(rollout, rows, leaf, states)
             for chunk in self._chunks(leaf):
-                loss = self._chunk_loss(leaf[chunk], states, chunk, reverse_weight, sums)
+                loss = self._chunk_loss(leaf[chunk], states, chunk, decisions, sums)
                 (loss / count).backward()
                 self.optimizer.gather()
             if features.requires_grad and leaf.grad is not None:
@@ -217,35 +222,45 @@ class DistillAgent:
         return {key: value / count for key, value in self.processes.all_reduce_sum(sums).items()}
 
     def _chunk_loss(
-        self, features: Tensor, states: _States, chunk: slice, weight: Tensor | None, sums: dict[str, float]
+        self,
+        features: Tensor,
+        states: _States,
+        chunk: slice,
+        decisions: GateDecision | None,
+        sums: dict[str, float],
     ) -> Tensor:
-        """The summed loss of some states; what is worth knowing about them is added to `sums`."""
+        """The summed loss of some positions; their metrics are added to `sums`."""
         method = self.method
         log_probs = self.student.head(features)  # [m, V]
         token_log_prob = _of_tokens(log_probs, states.tokens[chunk])
         own = ~states.rewritten[chunk]
         loss = torch.zeros_like(token_log_prob)
-        student = teacher = log_probs  # the likelihood of reference answers needs no teacher
+        student = teacher = log_probs  # the likelihood of reference completions needs no teacher
         reverse_weight = own.double()
         if states.scored:
             teacher, ids = states.teacher(chunk)
             student = project(log_probs, ids)  # [m, S]
             with torch.no_grad():
                 divergence = reverse_kl(student, teacher).clamp(min=0)
-            if weight is None:
-                reverse_weight = self._weight(student, teacher, states.tokens[chunk], own)
-            else:
-                reverse_weight = weight[chunk]
+            gate = self._update_gate
+            if decisions is not None:
+                decision = GateDecision(*(x[chunk] for x in decisions))
+            elif gate is not None:
+                decision = _decide_alone(gate, student, teacher, states.tokens[chunk])
+            if method.weighting_gate is not None:
+                reverse_weight = decision.reverse_weight
+            if not method.gate_writes:
+                _add(sums, "rollout/hard_share", decision.hard.double())
             _add(sums, "rollout/divergence", divergence)
-            _add(sums, "rollout/hard_share", (divergence >= method.tau).double())
+            _add(sums, "rollout/high_divergence_share", (divergence >= HIGH_DIVERGENCE).double())
             _add(sums, "train/reverse_weight", reverse_weight)
         if method.estimator == "exact":
-            cooled = 1 - method.forward_kl_share(self.iteration) * (1 - reverse_weight)
-            loss = exact_loss(method, student, teacher, token_log_prob, cooled)
+            annealed = 1 - method.forward_kl_share(self.iteration) * (1 - reverse_weight)
+            loss = exact_loss(method, student, teacher, token_log_prob, annealed)
         elif method.loss in ("weighted", "forward", "nll"):
             loss = imitation_loss(token_log_prob, ~own)
         _add(sums, "train/local_loss", loss)
-        if method.importance:
+        if method.importance_weights:
             loss = loss * states.weight[chunk].to(loss.dtype)
         if method.gamma > 0 or method.estimator == "sampled":
             loss = loss + policy_gradient_loss(token_log_prob, states.future[chunk], states.weight[chunk])
@@ -257,49 +272,48 @@ class DistillAgent:
         on_gpu = features.device.type != "cpu"
         return _chunks(len(features), self.config.positions_at_a_time(self.student.vocab_size, on_gpu))
 
-    def _weight(self, student: Tensor, teacher: Tensor, tokens: Tensor, own: Tensor) -> Tensor:
-        """lambda of states [m]: by who wrote, or by a gate without memory."""
-        gate = self.method.weighting_gate()
-        if gate is None:
-            return own.double()
-        score = raw_score(gate, student[:, None], teacher[:, None], _lone_states(tokens)).cpu()
-        starts, no_draws = torch.ones_like(score, dtype=torch.bool), torch.zeros_like(score)
-        decision, _ = read_and_decide(gate, score, starts, no_draws, GateState.start(len(score)))
-        return decision.reverse_weight[:, 0].to(tokens.device)
+    @property
+    def _update_gate(self) -> Gate | None:
+        """The gate that the update has to apply: it weighs the loss, or says what is hard where the rollout did not."""
+        if self.method.weighting_gate is not None:
+            return self.method.weighting_gate
+        return None if self.method.gate_writes else self.method.hard_gate
 
     @torch.no_grad()
-    def _weight_with_memory(self, rollout: Rollout, rows: slice, features: Tensor, states: _States) -> Tensor | None:
-        """lambda of all states [m] of some answers, for gates that remember the states before."""
-        gate = self.method.weighting_gate()
-        if gate is None or not gate.remembers:
+    def _decide_with_memory(
+        self, rollout: Rollout, rows: slice, features: Tensor, states: _States
+    ) -> GateDecision | None:
+        """Decisions at all m positions of some completions, [m] each; None for a gate without memory."""
+        gate = self._update_gate
+        if gate is None or not gate.has_memory or not states.scored:
             return None
         scores = []
         for chunk in self._chunks(features):
             teacher, ids = states.teacher(chunk)
             student = project(self.student.head(features[chunk]), ids)
-            scores.append(raw_score(gate, student[:, None], teacher[:, None], _lone_states(states.tokens[chunk])))
+            scores.append(raw_score(gate, student[:, None], teacher[:, None], _alone(states.tokens[chunk])))
         mask = rollout.mask[rows]
         score = torch.zeros(mask.shape, dtype=torch.float64)
         score[mask] = torch.cat(scores)[:, 0].cpu()
         previous = torch.cat([torch.full((len(mask), 1), PAD), rollout.tokens[rows][:, :-1]], 1)
         step_start = torch.isin(previous, torch.tensor([PAD, *rollout.step_end_ids]))
         decision, _ = read_and_decide(gate, score, step_start, torch.zeros_like(score), GateState.start(len(mask)))
-        return decision.reverse_weight[mask].to(features.device)
+        return GateDecision(*(x[mask].to(features.device) for x in decision))
 
     def _long_range(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
-        """What the policy gradient multiplies log q with, [N, T] each: the discounted cost of what followed less a
-        baseline, and a weight.
+        """The factors of log q in the policy gradient, [N, T] each: the discounted cost-to-go less a baseline, and a
+        weight.
 
-        A step costs what the environment took, and log q (detached) if it was the student's own; the weight is 1 on
-        these. Under importance weighting all tokens are draws of one mixture, the teacher's as well: each costs
-        log q - log p and has its weight.
+        A token costs minus its reward, plus log q (detached) if it is the student's; the weight is 1 on these and 0 on
+        the teacher's. With importance weights every token is a draw from one mixture: each costs log q - log p and has
+        its weight.
         """
         method, mask = self.method, rollout.mask
         cost, weight = rollout.token_log_prob - rollout.rewards, (mask & ~rollout.rewritten).double()
-        if method.importance:
+        if method.importance_weights:
             log_q, log_p = self._token_log_probs(rollout)
             cost = log_q - log_p
-            weight = importance_weight(log_q, log_p, method.rate) * mask
+            weight = importance_weight(log_q, log_p, method.teacher_rate) * mask
         future = cost_to_go(cost, method.gamma, include_present=method.estimator == "sampled")
         if method.length_normalize:
             future = length_normalized(future, mask)
@@ -307,7 +321,7 @@ class DistillAgent:
 
     @torch.no_grad()
     def _token_log_probs(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
-        """The student's and the teacher's log-probabilities of all tokens, whoever wrote them, float64 [N, T] each."""
+        """The student's and the teacher's log-probabilities of all tokens, float64 [N, T] each."""
         mask, parts = rollout.mask, []
         size = self.config.micro_batch or len(mask)
         for rows in _chunks(len(mask), size):
@@ -323,8 +337,6 @@ class DistillAgent:
         log_p[mask] = _of_tokens(finite(rollout.teacher), rollout.tokens[mask]).double()
         return log_q, log_p
 
-    # ------------------------------------------------------------------ acting
-
     def reseed(self, seed: int) -> None:
         """After this `act` repeats itself."""
         self.actor.reseed(seed)
@@ -334,13 +346,11 @@ class DistillAgent:
         return self.actor.act(observation)
 
     def log_probs(self, observation: NDArray[np.int64]) -> NDArray[np.float64]:
-        """The distribution that `act` samples from, [n, T] -> [n, V], nats."""
+        """The log-probabilities that `act` samples from, [n, T] -> [n, V], nats."""
         return self.actor.log_probs(observation).double().cpu().numpy()
 
-    # ------------------------------------------------------------------ on disk
-
     def save(self, path: str | Path) -> None:
-        """Write the student, the optimiser and all that a resumed run needs to equal an uninterrupted one."""
+        """Write the student, the optimiser and whatever else a resumed run needs to equal an uninterrupted one."""
         write_folder(path, self._write)
 
     def _write(self, folder: Path) -> None:
@@ -353,7 +363,7 @@ class DistillAgent:
             "dtype": next(str(t.dtype)[6:] for t in self.student.state_dict().values() if t.is_floating_point()),
             "iteration": self.iteration,
             "hard_share": self.hard_share,
-            "tau": self.method.tau,
+            "tau": self.method.gate.tau,
             "param_groups": groups,
         }
         save_state(folder, "optimizer", tensors, state)
@@ -375,7 +385,7 @@ class DistillAgent:
         folder = existing_folder(path)
         tensors, state = load_state(folder, "optimizer")
         with damage_as_value_error(folder):
-            config = DistillConfig(**{**state["config"], "method": Method(**state["config"]["method"])})
+            config = from_dict(DistillConfig, state["config"])
             ids = {key: state[key] for key in ("vocab_size", "eos_token_id")}  # the folder's head may have more rows
             student = build_model(folder / "student", **ids, dtype=state.get("dtype", "float32"), **options)
             if student.vocab_size != state["vocab_size"]:
@@ -384,12 +394,12 @@ class DistillAgent:
             agent = cls(student, config)
             agent.optimizer.restore(tensors, state["param_groups"])
             agent.iteration, agent.hard_share = int(state["iteration"]), float(state["hard_share"])
-            agent.method = dataclasses.replace(config.method, tau=state.get("tau", config.method.tau))
+            agent.method = config.method.with_tau(state["tau"])
         return agent
 
 
 class _States:
-    """The valid states of some rows of a rollout, flattened row by row, where the student computes."""
+    """The valid positions of some rows of a rollout, flattened row by row, on the student's device."""
 
     def __init__(
         self, rollout: Rollout, rows: slice, future: Tensor, weight: Tensor, offset: int, device: torch.device
@@ -402,7 +412,7 @@ class _States:
         self._rollout, self._offset, self._device = rollout, offset, device
 
     def teacher(self, chunk: slice) -> tuple[Tensor, Tensor | None]:
-        """The teacher's log-probabilities at these states and the support they are on."""
+        """The teacher's log-probabilities at these positions and the ids of their support."""
         assert self._rollout.teacher is not None
         where = slice(self._offset + chunk.start, self._offset + chunk.stop)
         ids = self._rollout.support
@@ -414,10 +424,18 @@ def _of_tokens(log_probs: Tensor, tokens: Tensor) -> Tensor:
     return log_probs.gather(-1, tokens[:, None])[:, 0]
 
 
-def _lone_states(tokens: Tensor) -> Draft:
-    """States [m] as drafts of one token, for gates that look at each alone."""
+def _alone(tokens: Tensor) -> DraftBlock:
+    """Positions [m] as drafts of one token, for gates that read each alone."""
     ones = torch.ones(len(tokens), 1, device=tokens.device)
-    return Draft(tokens[:, None], ones.bool(), ones.double(), ones[:, 0].double())
+    return DraftBlock(tokens[:, None], ones.bool(), ones.double(), ones[:, 0].double())
+
+
+def _decide_alone(gate: Gate, student: Tensor, teacher: Tensor, tokens: Tensor) -> GateDecision:
+    """The decisions [m] of a gate without memory at positions [m], from log-probabilities [m, V]."""
+    score = raw_score(gate, student[:, None], teacher[:, None], _alone(tokens)).cpu()
+    starts, no_draws = torch.ones_like(score, dtype=torch.bool), torch.zeros_like(score)
+    decision, _ = read_and_decide(gate, score, starts, no_draws, GateState.start(len(score)))
+    return GateDecision(*(x[:, 0].to(tokens.device) for x in decision))
 
 
 def _chunks(count: int, size: int) -> Iterator[slice]:

@@ -1,4 +1,4 @@
-"""Completions that an agent writes without its teacher, and what was measured at each of their states."""
+"""Completions that an agent writes without its teacher, and measurements at each of their positions."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from agents import metrics as measures
 from agents.base import Agent
 from distill_env.divergence import entropy, reverse_kl
 from distill_env.env import DistillVectorEnv
+from distill_env.gate import DraftBlock, GateState, raw_score, read_and_decide
+from distill_env.gate_settings import Gate
 from distill_env.ragged import PAD
 from distill_env.randomness import episode_keys
 from distill_env.tasks.base import Grade, Prompt
@@ -20,7 +22,7 @@ from distill_env.tasks.base import Grade, Prompt
 
 @dataclass
 class Completion:
-    """An answer and what was measured at each of its states, nats."""
+    """A completion and what was measured at each of its positions, in nats."""
 
     prompt: Prompt
     tokens: list[int] = field(default_factory=list)
@@ -28,6 +30,8 @@ class Completion:
     teacher_log_probs: list[float] = field(default_factory=list)
     entropies: list[float] = field(default_factory=list)  # of the agent
     divergences: list[float] = field(default_factory=list)  # D_t = KL(agent || teacher)
+    scores: list[float] = field(default_factory=list)  # of the gate, before it clips or smooths them
+    hard: list[bool] = field(default_factory=list)  # whether the gate would be hard
     grade: Grade | None = None
     ended: bool = False  # by the end token
     steps: int = 0  # reasoning steps
@@ -39,20 +43,22 @@ def generate(
     prompts: Sequence[Prompt],
     seed: int,
     teacher_writes: bool = False,
+    gate: Gate | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> list[Completion]:
-    """One answer to each prompt, in batches of the environment's rows.
+    """One completion for each prompt, in batches of the environment's rows.
 
     Args:
-        agent: who writes, or who only reads along if the teacher does; None for the teacher alone.
-        env: made with `chunk=1`, autoreset disabled, the teacher's log-probabilities in `info`.
+        agent: who writes, or who only reads along if the teacher writes; None for the teacher alone.
+        env: made with `chunk=1`, autoreset disabled and the teacher's log-probabilities in `info`.
         prompts: N prompts.
         seed: of the draws.
         teacher_writes: every action is REWRITE.
-        progress: is told how many answers each batch has finished.
+        gate: says which positions are hard, without deciding anything.
+        progress: called with the number of completions of each batch.
     """
-    reads = getattr(agent, "log_probs", None)
-    answers: list[Completion] = []
+    log_probs = getattr(agent, "log_probs", None)
+    completions: list[Completion] = []
     for batch, begin in enumerate(range(0, len(prompts), env.num_envs)):
         chosen = list(prompts[begin : begin + env.num_envs])
         written = [Completion(p) for p in chosen]
@@ -65,7 +71,7 @@ def generate(
         while active.any():
             live = np.flatnonzero(active)
             teacher = torch.from_numpy(info["teacher_log_probs"][live])
-            student = torch.from_numpy(reads(observation)[live]) if reads is not None else None
+            student = torch.from_numpy(log_probs(observation)[live]) if log_probs is not None else None
             actions = np.full(env.num_envs, PAD)
             if teacher_writes:
                 actions[live] = env.rewrite_action
@@ -73,35 +79,44 @@ def generate(
                 assert agent is not None
                 actions[live] = agent.act(observation, info)[live]
             observation, _, terminated, truncated, info = env.step(actions)
-            tokens = info["tokens"][live, 0]
+            tokens = torch.from_numpy(info["tokens"][live, 0])
+            measured = {"tokens": tokens, "teacher_log_probs": teacher.gather(1, tokens[:, None])[:, 0]}
             if student is not None:
-                divergence = reverse_kl(student, teacher.double()).clamp(min=0).tolist()
-                spread = entropy(student).tolist()
-                own = student[torch.arange(len(live)), torch.from_numpy(tokens)].tolist()
-            paid = teacher[torch.arange(len(live)), torch.from_numpy(tokens)].tolist()
-            for i, row in enumerate(live):
-                answer = written[row]
-                answer.tokens.append(int(tokens[i]))
-                answer.teacher_log_probs.append(paid[i])
-                if student is not None:
-                    answer.log_probs.append(own[i])
-                    answer.entropies.append(spread[i])
-                    answer.divergences.append(divergence[i])
-                answer.ended |= bool(terminated[row])
+                measured["log_probs"] = student.gather(1, tokens[:, None])[:, 0]
+                measured["entropies"] = entropy(student)
+                measured["divergences"] = reverse_kl(student, teacher.double()).clamp(min=0)
+                if gate is not None:
+                    alone = DraftBlock(tokens[:, None], tokens[:, None] >= 0, tokens[:, None].double(), tokens.double())
+                    measured["scores"] = raw_score(gate, student[:, None], teacher[:, None].double(), alone)[:, 0]
+            for name, values in measured.items():
+                for row, value in zip(live, values.tolist(), strict=True):
+                    getattr(written[row], name).append(value)
+            for row in live:
+                written[row].ended |= bool(terminated[row])
             active &= ~(terminated | truncated)
-        for answer in written:
-            answer.steps = measures.count_steps(answer.tokens, env.task.step_end_ids, env.task.eos_token_id)
+        for completion in written:
+            completion.steps = measures.count_steps(completion.tokens, env.task.step_end_ids, env.task.eos_token_id)
             if env.task.graded:
-                answer.grade = env.task.grade(answer.prompt, answer.tokens)
-        answers += written
+                completion.grade = env.task.grade(completion.prompt, completion.tokens)
+            if gate is not None and completion.scores:
+                completion.hard = hard_positions(gate, completion, env.task.step_end_ids)
+        completions += written
         if progress is not None:
             progress(len(written))
-    return answers
+    return completions
 
 
-def by_prompt(answers: Sequence[Completion]) -> list[list[Completion]]:
-    """Answers grouped by prompt, in order."""
+def hard_positions(gate: Gate, completion: Completion, step_end_ids: frozenset[int]) -> list[bool]:
+    """Where the hard gate would be hard along a completion."""
+    score = torch.tensor([completion.scores], dtype=torch.float64)
+    starts = torch.tensor([[True, *(t in step_end_ids for t in completion.tokens[:-1])]])
+    decision, _ = read_and_decide(gate, score, starts, torch.zeros_like(score), GateState.start(1))
+    return decision.hard[0].tolist()
+
+
+def by_prompt(completions: Sequence[Completion]) -> list[list[Completion]]:
+    """Completions grouped by prompt, in order."""
     groups: dict[tuple[int, ...], list[Completion]] = defaultdict(list)
-    for answer in answers:
-        groups[answer.prompt.ids].append(answer)
+    for completion in completions:
+        groups[completion.prompt.ids].append(completion)
     return list(groups.values())

@@ -1,10 +1,13 @@
-"""Losses of the agent: pure functions of log-probabilities, one number a state.
+"""Losses: pure functions of log-probabilities, one number per position.
 
-Names as in the paper: at state t the student's log-probabilities are `student` [..., V], the teacher's `teacher`
-[..., V] (or both on a truncated support), lambda_t is `reverse_weight`. Nothing here looks at more than its arguments.
+Names follow the paper: at position t the student's log-probabilities are `student` [..., V], the teacher's `teacher`
+[..., V] (or both on a truncated support), and lambda_t is `reverse_weight`.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -66,84 +69,82 @@ def akl(student: Tensor, teacher: Tensor, head_mass: float = 0.5) -> Tensor:
     return weight * forward_kl(student, teacher) + (1 - weight) * reverse_kl(student, teacher)
 
 
+class Positions(NamedTuple):
+    """What a loss may read at m positions."""
+
+    student: Tensor  # log q [m, V], or [m, S] on a truncated support, with gradient
+    teacher: Tensor  # log p on the same ids
+    token_log_prob: Tensor  # [m], the student's log-probability of the token that was written, with gradient
+    reverse_weight: Tensor  # [m], lambda
+
+
+LOSSES: dict[str, Callable[[Method, Positions], Tensor]] = {
+    "nll": lambda _, x: -x.token_log_prob,
+    "forward": lambda _, x: forward_kl(x.student, x.teacher),
+    "reverse": lambda _, x: reverse_kl(x.student, x.teacher),
+    "jensen_shannon": lambda method, x: jensen_shannon(x.student, x.teacher, method.beta),
+    "skew_forward": lambda method, x: skew_forward_kl(x.student, x.teacher, method.skew),
+    "skew_reverse": lambda method, x: skew_reverse_kl(x.student, x.teacher, method.skew),
+    "todi": lambda _, x: todi(x.student, x.teacher),
+    "akl": lambda _, x: akl(x.student, x.teacher),
+    "weighted": lambda _, x: gated_dual_kl(x.student, x.teacher, x.reverse_weight),
+    "reverse_plus_forward": lambda _, x: reverse_plus_forward_kl(x.student, x.teacher, x.reverse_weight),
+    "negative": lambda _, x: negative_advantage(x.token_log_prob, x.reverse_weight),
+}
+
+
 def exact_loss(
     method: Method, student: Tensor, teacher: Tensor, token_log_prob: Tensor, reverse_weight: Tensor
 ) -> Tensor:
-    """The loss of the states at hand in closed form over the vocabulary.
-
-    Args:
-        method: which loss.
-        student, teacher: [m, V].
-        token_log_prob: [m], the student's log-probability of the token that stands, with gradient.
-        reverse_weight: [m].
+    """The loss of the method at m positions, in closed form over the vocabulary; arguments as in `Positions`.
 
     Returns:
-        [m], nats, clipped by rescaling.
+        [m], nats, scaled down to `loss_clip` where it is larger; `negative` is a policy gradient and is not scaled.
     """
-    if method.loss == "nll":
-        loss = -token_log_prob
-    elif method.loss == "forward":
-        loss = forward_kl(student, teacher)
-    elif method.loss == "reverse":
-        loss = reverse_kl(student, teacher)
-    elif method.loss == "jensen_shannon":
-        loss = jensen_shannon(student, teacher, method.beta)
-    elif method.loss == "skew_forward":
-        loss = skew_forward_kl(student, teacher, method.skew)
-    elif method.loss == "skew_reverse":
-        loss = skew_reverse_kl(student, teacher, method.skew)
-    elif method.loss == "todi":
-        loss = todi(student, teacher)
-    elif method.loss == "akl":
-        loss = akl(student, teacher)
-    elif method.loss == "reverse_plus_forward":
-        loss = reverse_plus_forward_kl(student, teacher, reverse_weight)
-    elif method.loss == "negative":
-        return negative_advantage(token_log_prob, reverse_weight)
-    else:
-        loss = gated_dual_kl(student, teacher, reverse_weight)
-    return clip_by_rescaling(loss, method.loss_clip)
+    loss = LOSSES[method.loss](method, Positions(student, teacher, token_log_prob, reverse_weight))
+    return loss if method.loss == "negative" else clip_by_rescaling(loss, method.loss_clip)
 
 
 def imitation_loss(token_log_prob: Tensor, rewritten: Tensor) -> Tensor:
-    """-log q of the tokens that the teacher drew: its expectation is the forward KL plus a constant. [m] -> [m]."""
+    """-log q of the teacher's tokens, whose expectation is the forward KL plus a constant; [m] -> [m]."""
     return -token_log_prob * rewritten
 
 
 def policy_gradient_loss(token_log_prob: Tensor, cost_to_go: Tensor, weight: Tensor) -> Tensor:
-    """log q(a_t) times what followed, weighed. [m] -> [m].
+    """log q(a_t) times the cost-to-go times a weight; [m] -> [m].
 
     Its gradient is the score-function estimate of the gradient of the expected cost (Williams 1992, REINFORCE). The
-    weight is 1 on own tokens and 0 on the teacher's, which the student did not choose; or the importance weight.
+    weight is 1 on the student's tokens and 0 on the teacher's, which the student did not choose, or an importance
+    weight.
     """
     return token_log_prob * cost_to_go.detach().to(token_log_prob.dtype) * weight.to(token_log_prob.dtype)
 
 
 def negative_advantage(token_log_prob: Tensor, reverse_weight: Tensor) -> Tensor:
-    """An advantage of -1 for the student's own tokens at hard steps (lambda_t = 0) and of 0 elsewhere. [m] -> [m].
+    """An advantage of -1 for the student's tokens at hard positions (lambda_t = 0) and of 0 elsewhere; [m] -> [m].
 
-    A control: all that it knows of the teacher is where the gate is hard. On tokens drawn from q it is bounded: the
-    gradient in a state's logits is at most sqrt(2), and the expectation of the loss, minus the entropy of q at hard
-    steps, at least -log V. Where the gate reads the state alone the gradient's expectation is 0: it is noise.
+    A control that knows of the teacher only where the gate is hard. On tokens drawn from q it is bounded: the norm of
+    the gradient in the logits is at most sqrt(2), and the expected loss, minus the entropy of q at hard positions, is
+    at least -log V. Where the gate depends on the state alone, the expected gradient is 0: it is noise.
     """
     return policy_gradient_loss(token_log_prob, torch.ones_like(token_log_prob), 1 - reverse_weight)
 
 
 def importance_weight(log_q: Tensor, log_p: Tensor, teacher_rate: float) -> Tensor:
-    """q(a_t) / (rate p(a_t) + (1 - rate) q(a_t)) for tokens of the mixture, whoever drew them. [n, T] -> [n, T].
+    """q(a_t) / (rate p(a_t) + (1 - rate) q(a_t)) for tokens drawn from the mixture; [n, T] -> [n, T].
 
-    Gu et al. 2024, "MiniLLM" (arXiv 2306.08543), with their approximation: each token is weighed by its own ratio
-    alone. That makes the token at hand the student's; the tokens before and after it stay the mixture's.
+    Gu et al. 2024, "MiniLLM" (arXiv 2306.08543), with their approximation: each token is weighted by its own ratio
+    only, so the tokens before and after it stay those of the mixture.
 
     Args:
-        log_q, log_p: [n, T], log-probabilities of the tokens that stand.
+        log_q, log_p: [n, T], log-probabilities of the tokens, nats.
         teacher_rate: the teacher's share of the mixture, in [0, 1).
     """
     return 1 / (teacher_rate * (log_p - log_q).exp() + 1 - teacher_rate)
 
 
 def length_normalized(cost_to_go: Tensor, mask: Tensor) -> Tensor:
-    """What follows t divided by the number of steps that follow it, float64 [n, T]: MiniLLM's length normalisation."""
+    """The cost after t divided by the number of positions after t, float64 [n, T]: MiniLLM's length normalisation."""
     following = mask.sum(1, keepdim=True) - mask.cumsum(1)
     return cost_to_go / following.clamp(min=1)
 
@@ -152,9 +153,9 @@ def cost_to_go(cost: Tensor, gamma: float, include_present: bool) -> Tensor:
     """sum_{k >= t} gamma^(k - t) cost_k, or the same for k > t.
 
     Args:
-        cost: float64 [n, T], 0 after the end of an answer.
+        cost: float64 [n, T], 0 after the end of a completion.
         gamma: discount.
-        include_present: whether the sum begins at t.
+        include_present: whether the sum includes t.
     """
     total = torch.zeros_like(cost)
     running = torch.zeros_like(cost[:, 0])
@@ -169,9 +170,9 @@ def cost_to_go(cost: Tensor, gamma: float, include_present: bool) -> Tensor:
 
 
 def leave_one_out_baseline(cost_to_go: Tensor, mask: Tensor) -> Tensor:
-    """The mean of the other answers' cost-to-go at the same position, float64 [n, T]; 0 where there is no other.
+    """The mean cost-to-go of the other completions at the same position, float64 [n, T]; 0 where there is no other.
 
-    It does not depend on the answer's own tokens, so subtracting it leaves the gradient's expectation as it is.
+    It does not depend on the completion's own tokens, so subtracting it does not change the expected gradient.
     """
     valid = mask.to(cost_to_go.dtype)
     others = valid.sum(0, keepdim=True) - valid

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+HIGH_DIVERGENCE = 0.5  # nats; the fixed reference of high_divergence_share, whatever a gate reads
 Tokens = Sequence[int]
 Array = NDArray[np.float64]
 
@@ -141,27 +142,20 @@ def exposure_gap(own: Sequence[float], teachers: Sequence[float]) -> float:
     return mean(own) - mean(teachers)
 
 
-def hard_share(divergences: Iterable[float], tau: float) -> float:
-    """The share of states with D_t >= tau, which the gate would hand over; nan of nothing."""
-    return mean(d >= tau for d in divergences)
+def share_by_part(flags: Sequence[Sequence[bool]], parts: int = 4) -> list[float]:
+    """The share of flagged positions in each of the equal parts of a completion, over all completions.
 
-
-def hard_share_by_part(answers: Sequence[Sequence[float]], tau: float, parts: int = 4) -> list[float]:
-    """The share of hard states in each of the equal parts of an answer, over all answers.
-
-    Positions are relative, so that answers of all lengths count in every part: that of token t of T is
-    floor(parts t / T). (By absolute position: `hard_by_position` of viewer.py.)
+    Token t of T is in part floor(parts t / T), so completions of all lengths count in every part.
 
     Args:
-        answers: D_t at each state of each answer, nats.
-        tau: the threshold.
-        parts: how many.
+        flags: a flag per position of each completion.
+        parts: the number of parts.
     """
-    flags: list[list[bool]] = [[] for _ in range(parts)]
-    for divergences in answers:
-        for t, divergence in enumerate(divergences):
-            flags[parts * t // len(divergences)].append(divergence >= tau)
-    return [mean(f) for f in flags]
+    in_part: list[list[bool]] = [[] for _ in range(parts)]
+    for completion in flags:
+        for t, flag in enumerate(completion):
+            in_part[parts * t // len(completion)].append(flag)
+    return [mean(f) for f in in_part]
 
 
 # ---------------------------------------------------------------------- diversity and degeneration

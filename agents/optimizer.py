@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from agents.checkpoint import optimizer_tensors, restore_optimizer
-from agents.config import DistillConfig
+from agents.config import OptimizerConfig
 from agents.distributed import shard_like
 
 LOWEST = 0.01  # what a fall leaves of the step size
 
 
-def step_size(config: DistillConfig, iteration: int) -> float:
+def step_size(config: OptimizerConfig, iteration: int) -> float:
     """The step size of an iteration (from 0): the lower of the warm-up's linear rise and the schedule's fall to a
     hundredth, linear or by half a cosine (Loshchilov & Hutter 2017, "SGDR", 1608.03983)."""
     rise = min(1.0, (iteration + 1) / (config.warmup_iterations + 1))
@@ -43,7 +43,7 @@ class MasterAdamW(torch.optim.AdamW):
         config: step size, betas and weight decay.
     """
 
-    def __init__(self, weights: Iterable[nn.Parameter], config: DistillConfig) -> None:
+    def __init__(self, weights: Iterable[nn.Parameter], config: OptimizerConfig) -> None:
         weights = list(weights)
         wide = (torch.float32, torch.float64)
         self.masters = [w if w.dtype in wide else nn.Parameter(w.detach().float()) for w in weights]

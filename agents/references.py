@@ -1,4 +1,4 @@
-"""Reference completions as a rollout."""
+"""Reference completions as a rollout, as if the teacher had written them."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ from distill_env.tasks.base import Prompt
 def read_references(
     env: Any, prompts: Sequence[Prompt], top_k: int = 0, top_p: float = 1.0, keep_teacher: bool = True
 ) -> Rollout:
-    """The reference answers of the prompts as if the teacher had written them, cut at the horizon.
+    """The reference completions of the prompts, cut at the horizon; arguments as for `collect`.
 
     Raises:
-        ValueError: for a prompt without a reference answer.
+        ValueError: for a prompt without a reference completion.
     """
     core = env.unwrapped
     check_top_k(core, top_k, keep_teacher)
     started = time.perf_counter()
     missing = sum(p.reference_completion is None for p in prompts)
     if missing:
-        raise ValueError(f"writer: data needs a reference answer to each prompt; {missing} of {len(prompts)} have none")
+        raise ValueError(f"prompts: {missing} of {len(prompts)} have no reference completion")
     n = len(prompts)
-    answers = [
+    references = [
         np.array(p.reference_completion)[: core.max_new_tokens] for p in prompts if p.reference_completion is not None
     ]
-    tokens = np.full((n, max(map(len, answers))), PAD, np.int64)
-    for row, answer in enumerate(answers):
-        tokens[row, : len(answer)] = answer
+    tokens = np.full((n, max(map(len, references))), PAD, np.int64)
+    for row, reference in enumerate(references):
+        tokens[row, : len(reference)] = reference
     mask = tokens >= 0
-    ledger = RolloutCost()
-    kept = TeacherBuffer(int(mask.sum()))
+    cost = RolloutCost()
+    buffer = TeacherBuffer(int(mask.sum()))
     if keep_teacher:
         before = core.teacher_usage.passes, core.teacher_usage.positions
         for begin in range(0, n, core.num_envs):
@@ -48,25 +48,25 @@ def read_references(
             env.reset(options={"prompts": [prompts[r] for r in rows]})
             log_probs = core.lookahead(torch.from_numpy(tokens[rows, :-1]))
             for row in range(begin, min(begin + core.num_envs, n)):
-                positions = np.arange(len(answers[row]))
+                positions = np.arange(len(references[row]))
                 states = log_probs[row - begin, : len(positions)]
                 ids = support(states, top_k, top_p)
-                kept.append(np.full_like(positions, row), positions, project(states, ids), ids)
-        ledger.teacher_passes = core.teacher_usage.passes - before[0]
-        ledger.teacher_positions = core.teacher_usage.positions - before[1]
-    ledger.seconds = ledger.teacher_seconds = time.perf_counter() - started
-    teacher, kept_ids = kept.pop() if keep_teacher else (None, None)
-    empty = torch.zeros(tokens.shape, dtype=torch.float64)
+                buffer.append(np.full_like(positions, row), positions, project(states, ids), ids)
+        cost.teacher_passes = core.teacher_usage.passes - before[0]
+        cost.teacher_positions = core.teacher_usage.positions - before[1]
+    cost.seconds = cost.teacher_seconds = time.perf_counter() - started
+    teacher, ids = buffer.pop() if keep_teacher else (None, None)
+    zeros = torch.zeros(tokens.shape, dtype=torch.float64)
     return Rollout(
-        list(prompts),
-        torch.from_numpy(tokens),
-        torch.from_numpy(mask.copy()),
-        empty,
-        empty,
-        torch.full_like(empty, torch.nan),
-        torch.zeros(n, dtype=torch.float64),
-        teacher,
-        kept_ids,
-        tuple(sorted(core.task.step_end_ids)),
-        ledger,
+        prompts=list(prompts),
+        tokens=torch.from_numpy(tokens),
+        rewritten=torch.from_numpy(mask.copy()),
+        rewards=zeros,
+        token_log_prob=zeros,
+        score=torch.full_like(zeros, torch.nan),
+        grades=torch.zeros(n, dtype=torch.float64),
+        teacher=teacher,
+        support=ids,
+        step_end_ids=tuple(sorted(core.task.step_end_ids)),
+        cost=cost,
     )

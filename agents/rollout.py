@@ -1,9 +1,4 @@
-"""Rollouts by draft and verify: the student drafts, one look-ahead scores it, the gate finds the first hard step.
-
-Each row commits its draft up to its first hard step, lets the teacher write that, and goes on from there; what was not
-kept is rewound. The outcome is the token-by-token gated rollout, whatever the length of the drafts and whoever shares
-the batch, because every draw is a function of (episode, position, purpose).
-"""
+"""What a rollout returns: completions, who wrote each token, what the teacher scored, and what it cost."""
 
 from __future__ import annotations
 
@@ -19,7 +14,7 @@ class RolloutCost:
     """What a rollout cost, in tokens, teacher calls and seconds."""
 
     drafted: int = 0  # tokens that the student drew
-    committed: int = 0  # of those, the ones that stand
+    accepted: int = 0  # of those, the ones that were committed
     teacher_passes: int = 0
     teacher_positions: int = 0
     teacher_tokens: int = 0  # tokens that the teacher wrote
@@ -29,27 +24,27 @@ class RolloutCost:
 
     @property
     def wasted(self) -> int:
-        return self.drafted - self.committed
+        return self.drafted - self.accepted
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Rollout:
-    """N finished answers, in the order of their prompts. T is the length of the longest."""
+    """N finished completions, in the order of their prompts. T is the length of the longest."""
 
     prompts: list[Prompt]
     tokens: Tensor  # int64 [N, T], padded with -1
-    rewritten: Tensor  # bool [N, T], the teacher wrote it
-    rewards: Tensor  # float64 [N, T], what the environment paid, the task's reward included
-    token_log_prob: Tensor  # float64 [N, T], the student's, of own tokens; 0 elsewhere
-    score: Tensor  # float64 [N, T], what the writer's gate read; nan where it did not look
+    rewritten: Tensor  # bool [N, T], whether the teacher wrote the token
+    rewards: Tensor  # float64 [N, T], paid by the environment, the task's reward included
+    token_log_prob: Tensor  # float64 [N, T], of the student's tokens; 0 elsewhere
+    score: Tensor  # float64 [N, T], read by the teacher's gate; NaN where it read nothing
     grades: Tensor  # float64 [N]
     teacher: Tensor | None  # [M, S] log p at the M valid positions, row by row, on a support of S - 1 ids and a tail
     support: Tensor | None  # int64 [M, S - 1], padded with -1; None: S is V and nothing is truncated
-    step_end_ids: tuple[int, ...] = ()  # a token of these ends a reasoning step
-    ledger: RolloutCost = field(default_factory=RolloutCost)
-    cached: RolloutCost | None = None  # what it cost when it was written, if it was read from disk
+    step_end_ids: tuple[int, ...] = ()  # tokens that end a reasoning step
+    cost: RolloutCost = field(default_factory=RolloutCost)
+    cached_cost: RolloutCost | None = None  # what it cost when it was written, if it was read from disk
 
     @property
     def mask(self) -> Tensor:
-        """bool [N, T]: the tokens that stand, the end token among them."""
+        """bool [N, T], the valid tokens, the end token included."""
         return self.tokens >= 0

@@ -17,7 +17,7 @@ CACHED = ("teacher_passes", "teacher_positions", "teacher_tokens")  # what an an
 
 def rollout_sums(rollout: Rollout) -> dict[str, float]:
     """What a rollout showed and cost, as numbers that add up over the processes that share a batch."""
-    ledger, mask = rollout.ledger, rollout.mask
+    cost, mask = rollout.cost, rollout.mask
     tokens, written = float(mask.sum()), float(rollout.rewritten.sum())
     return {
         "processes": 1.0,
@@ -27,15 +27,15 @@ def rollout_sums(rollout: Rollout) -> dict[str, float]:
         "loops": float((repeated_share(rollout.tokens) > 0.5).sum()),
         "rollout/tokens": tokens,
         "rollout/student_tokens": tokens - written,
-        "cost/drafted": float(ledger.drafted),
-        "cost/wasted": float(ledger.wasted),
-        "cost/teacher_passes": float(ledger.teacher_passes),
-        "cost/teacher_positions": float(ledger.teacher_positions),
-        "cost/teacher_tokens": float(ledger.teacher_tokens),
-        "time/student_seconds": ledger.student_seconds,
-        "time/teacher_seconds": ledger.teacher_seconds,
-        "time/rollout_seconds": ledger.seconds,
-    } | {f"cost/cached_{name}": float(getattr(rollout.cached, name, 0)) for name in CACHED}
+        "cost/drafted": float(cost.drafted),
+        "cost/wasted": float(cost.wasted),
+        "cost/teacher_passes": float(cost.teacher_passes),
+        "cost/teacher_positions": float(cost.teacher_positions),
+        "cost/teacher_tokens": float(cost.teacher_tokens),
+        "time/student_seconds": cost.student_seconds,
+        "time/teacher_seconds": cost.teacher_seconds,
+        "time/rollout_seconds": cost.seconds,
+    } | {f"cost/cached_{name}": float(getattr(rollout.cached_cost, name, 0)) for name in CACHED}
 
 
 def rollout_metrics(sums: dict[str, float]) -> Metrics:

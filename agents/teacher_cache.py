@@ -32,7 +32,7 @@ class TeacherCache:
     the keys of their draws, the environment's settings, and what is kept of the teacher. Not in the name is what only
     rounds otherwise: the machine, and the number of rows.
 
-    A rollout that is read has cost nothing: its ledger is empty but for what it cost when it was written, in `cached`.
+    A rollout that is read has cost nothing: its cost is 0, and what it cost when it was written is in `cached_cost`.
 
     Args:
         folder: where the files lie, made if need be; several runs may share it.
@@ -70,14 +70,16 @@ class TeacherCache:
             raise ValueError(f"teacher_cache: the environment is wrapped by {type(env).__name__}; accepted: unwrapped")
         if self._known is None or self._known[0] is not core:
             self._known = core, settings_of(core)
+        references = method.teacher_writes == "reference"
         told = {
             **self._known[1],
             "prompts": [
-                [p.ids, p.final_answer, p.reference_completion if method.writer == "data" else None] for p in prompts
+                [p.ids, p.final_answer, p.reference_completion if method.teacher_writes == "reference" else None]
+                for p in prompts
             ],
             "keys": keys.tolist(),
-            "writer": method.writer,
-            "kept": [method.keeps_teacher, method.top_k, method.top_p],
+            "writer": method.teacher_writes,
+            "kept": [method.needs_teacher, method.top_k, method.top_p],
         }
         name = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
         path = self.folder / f"{name[:32]}.safetensors"
@@ -139,8 +141,7 @@ def _save(path: Path, rollout: Rollout) -> None:
     tensors = {name: t.detach().cpu().contiguous() for name, t in found.items() if t is not None}
     digest = hashlib.sha256()
     _hash_tensors(digest, tensors)
-    ledger = rollout.ledger
-    cost = [ledger.teacher_passes, ledger.teacher_positions, ledger.teacher_tokens]
+    cost = [rollout.cost.teacher_passes, rollout.cost.teacher_positions, rollout.cost.teacher_tokens]
     about = {"digest": digest.hexdigest(), "cost": json.dumps(cost)}
 
     def write(aside: Path) -> None:
@@ -163,4 +164,4 @@ def _read(path: Path, prompts: list[Prompt], core: Any) -> Rollout:
     cached = RolloutCost(teacher_passes=passes, teacher_positions=positions, teacher_tokens=tokens)
     named = {name: tensors.get(name) for name in TENSORS}
     steps = tuple(sorted(core.task.step_end_ids))
-    return Rollout(prompts, **named, step_end_ids=steps, ledger=RolloutCost(), cached=cached)  # type: ignore[arg-type]
+    return Rollout(prompts=prompts, **named, step_end_ids=steps, cached_cost=cached)  # type: ignore[arg-type]

@@ -107,7 +107,7 @@ def show(config: Config, console: Console) -> None:
     """Every answer with what was handed over, then what all of them cost and are worth."""
     run, student, method = open_run(config, config.runs[0])
     env, prompts = open_task(config, run, FEW)
-    own_tau = method.tau if config.gate == "run" or method.score == GATED.score else GATED.tau
+    own_tau = method.gate.tau if config.gate == "run" or method.gate.score == GATED.gate.score else GATED.gate.tau
     table = Table(title=f"{config.runs[0]}, 95 % intervals over {len(prompts)} prompts", title_justify="left")
     for name in ("tau, nats", "tokens", "by the teacher"):
         table.add_column(name, justify="right")
@@ -228,7 +228,7 @@ def write(
     drafts: DraftLength | int = length or DraftLength(env.chunk)
     if config.gate == "divergence":
         return decode(env, student, prompts, tau, config.samples, None, drafts)
-    return decode(env, student, prompts, tau, config.samples, method.gate(), drafts, method.top_k, method.top_p)
+    return decode(env, student, prompts, tau, config.samples, method.hard_gate, drafts, method.top_k, method.top_p)
 
 
 if __name__ == "__main__":

@@ -348,6 +348,6 @@ class CausalLM:
         if over.any():
             i = int(over.nonzero()[0])
             raise ValueError(
-                f"tokens: row {int(rows[i])} needs {int(prompts[i])} prompt tokens + {int(tokens[i])} completion tokens; "
+                f"tokens: row {int(rows[i])} needs {int(prompts[i])} prompt tokens + {int(tokens[i])} new tokens; "
                 f"expected at most {self.max_length} together"
             )

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from agents.atomic_io import write_text
-from distill_env.gate import ALWAYS, Gate
+from distill_env.gate_settings import ALWAYS, Gate
 from experiments.comparing.statistics import Estimate, proportion
 from experiments.reporting import figures
 from experiments.reporting.figures import Panel, Style
@@ -50,7 +50,7 @@ Row = dict[str, Any]
 
 def writer(tau: float, gate: Gate | None = None) -> Gate:
     """The hard gate on D_t, or this gate, at tau; at 0 every step is hard, so that nobody need ask."""
-    return ALWAYS if tau == 0 else replace(gate or Gate(), threshold=min(tau, LARGEST))
+    return ALWAYS if tau == 0 else replace(gate or Gate(), tau=min(tau, LARGEST))
 
 
 @dataclass(frozen=True)

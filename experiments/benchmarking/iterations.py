@@ -38,7 +38,8 @@ def measure_iterations(config: BenchmarkConfig) -> dict[str, Any]:
 
 def with_tau(options: Any, tau: float) -> Any:
     """The options with another tau, and a learning rate so small that the student and the hard rate stay the same."""
-    return replace(options, method=replace(options.method, tau=tau), learning_rate=1e-9)
+    optimizer = replace(options.optimizer, learning_rate=1e-9)
+    return replace(options, method=options.method.with_tau(tau), optimizer=optimizer)
 
 
 def floor(rollouts: Rollouts) -> Callable[[], None]:

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import torch
 import tyro
 
-from agents.config import DistillConfig
+from agents.config import DistillConfig, OptimizerConfig
 from agents.distill import DistillAgent
 from agents.methods import METHODS
 from agents.rollout import Rollout
@@ -89,6 +89,22 @@ def ours(config: PeerConfig) -> dict[str, Any]:
     return {"seconds": seconds[1:], "tokens": sum(tokens[1:])}
 
 
+def teacher_only_rollout(prompts: Any, tokens: Any, teacher: Any) -> Rollout:
+    """The student's tokens [n, t] with the teacher's distributions, and 0 for everything else."""
+    zeros = torch.zeros(tokens.shape, dtype=torch.float64)
+    return Rollout(
+        prompts=list(prompts),
+        tokens=tokens,
+        rewritten=zeros > 0,
+        rewards=zeros,
+        token_log_prob=zeros,
+        score=zeros,
+        grades=zeros[:, 0],
+        teacher=teacher,
+        support=None,
+    )
+
+
 def update(config: PeerConfig) -> dict[str, Any]:
     """One update on completions of random tokens, four a pass, with the teacher's full distributions."""
     student = build_model(config.student)
@@ -97,13 +113,11 @@ def update(config: PeerConfig) -> dict[str, Any]:
     n, t = config.rows, config.new_tokens
     prompts = [p for p in task.prompts("train") if len(p.ids) >= 40][:n]
     tokens = torch.randint(0, vocabulary, (n, t), generator=torch.Generator().manual_seed(0))
-    zeros = torch.zeros(n, t, dtype=torch.float64)
     teacher = torch.full((1, vocabulary), 1.0).log_softmax(-1).expand(n * t, vocabulary)  # takes no memory
-    rollout = Rollout(prompts, tokens, zeros > 0, zeros, zeros, zeros, zeros[:, 0], teacher, None)
+    rollout = teacher_only_rollout(prompts, tokens, teacher)
     options = DistillConfig(method=METHODS["rkl"], batch_size=n, chunk_positions=config.chunk, micro_batch=4)
-    agent = DistillAgent(student, replace(options, learning_rate=1e-9))
-    small = zeros[:1, :2]
-    one = Rollout(prompts[:1], tokens[:1, :2], small > 0, small, small, small, small[:, 0], teacher[:2], None)
+    agent = DistillAgent(student, replace(options, optimizer=OptimizerConfig(1e-9)))
+    one = teacher_only_rollout(prompts[:1], tokens[:1, :2], teacher[:2])
     agent.update(one)  # the optimiser's moments and the gradient now exist
     before = peak_mib()
     started = time.perf_counter()

@@ -13,7 +13,7 @@ from agents.collector import collect
 from agents.draft_length import DraftLength
 from agents.rollout import Rollout
 from distill_env.env import DistillVectorEnv
-from distill_env.gate import NEVER, Gate
+from distill_env.gate_settings import NEVER, Gate
 from distill_env.models.base import TrainableModel
 from distill_env.randomness import episode_keys
 from experiments.benchmarking.config import BenchmarkConfig, Dtype
@@ -186,19 +186,19 @@ def measure_rollouts(config: BenchmarkConfig, rows: int) -> dict[str, Any]:
 
     gated = []
     for h, gate in gates.items():
-        row, ledger = adaptive(f"adaptive {h}"), rollouts.last[f"adaptive {h}"].ledger
+        row, cost = adaptive(f"adaptive {h}"), rollouts.last[f"adaptive {h}"].cost
         gated.append(
             {
                 **row,
-                "tau": gate.threshold,
+                "tau": gate.tau,
                 "model_length": best_length(row["hard_rate"], tokens, step, block),
                 "adaptive": times[f"adaptive {h}"],
                 "fixed": {k: times[f"{k} {h}"] for k in fixed_lengths(h, config)},
-                "passes": ledger.teacher_passes,
-                "passes_one_by_one": rollouts.last[f"1 {h}"].ledger.teacher_passes,
-                "wasted": ledger.wasted,
-                "student_seconds": ledger.student_seconds,
-                "teacher_seconds": ledger.teacher_seconds,
+                "passes": cost.teacher_passes,
+                "passes_one_by_one": rollouts.last[f"1 {h}"].cost.teacher_passes,
+                "wasted": cost.wasted,
+                "student_seconds": cost.student_seconds,
+                "teacher_seconds": cost.teacher_seconds,
             }
         )
     return {

@@ -88,7 +88,7 @@ def diagnose_run(folder: Path, count: int, samples: int) -> dict[str, float]:
     import torch
 
     from agents.collector import collect
-    from distill_env.gate import ALWAYS, NEVER
+    from distill_env.gate_settings import ALWAYS, NEVER
     from distill_env.models.load import build_model
     from distill_env.randomness import episode_keys
 

@@ -29,9 +29,9 @@ TUNED: dict[str, tuple[str, float, float, float]] = {
     "skd": ("--tau", 2.0, 4.0, 6.0),
     "adaswitch": ("--tau", 2.0, 3.0, 6.0),
     "eopd": ("--tau", 0.4, 0.8, 1.2),
-    "minillm": ("--rate", 0.1, 0.2, 0.4),
-    "gkd": ("--rate", 0.25, 0.5, 0.75),
-    "dagger": ("--anneal-iterations", 25, 50, 75),
+    "minillm": ("--teacher-rate", 0.1, 0.2, 0.4),
+    "gkd": ("--teacher-rate", 0.25, 0.5, 0.75),
+    "dagger": ("--teacher-rate-anneal", 25, 50, 75),
 }
 UNTUNED = ("skew_fkl", "skew_rkl", "akl", "todi", "negative")
 # the best of the three, from docs/results/tuning.md
@@ -86,9 +86,9 @@ def studies() -> dict[str, list[Contender]]:
         "gate": [
             default,
             Contender("soft", "soft"),
-            Contender("step mean", "gated", ("--over-step", "mean")),
-            Contender("step max", "gated", ("--over-step", "max")),
-            Contender("step sum", "gated", ("--over-step", "sum")),
+            Contender("step mean", "gated", ("--step-reduction", "mean")),
+            Contender("step max", "gated", ("--step-reduction", "max")),
+            Contender("step sum", "gated", ("--step-reduction", "sum")),
             Contender("teacher entropy", "gated", ("--score", "teacher_entropy")),
             Contender("forward KL", "gated", ("--score", "forward_kl")),
             Contender("budget", "budget"),

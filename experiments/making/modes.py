@@ -6,7 +6,7 @@ python experiments/making/modes.py
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 if not __package__:  # run as a script: import from the checkout, not from this folder
@@ -20,7 +20,7 @@ from matplotlib import pyplot as plt
 from rich.console import Console
 from rich.table import Table
 
-from agents.config import DistillConfig
+from agents.config import DistillConfig, OptimizerConfig
 from agents.distill import DistillAgent
 from agents.methods import METHODS, Method
 from distill_env.divergence import entropy, forward_kl, reverse_kl
@@ -64,7 +64,7 @@ def initial_student(config: ModesConfig) -> TabularModel:
 
 def learn(method: Method, config: ModesConfig, env: DistillVectorEnv) -> Curve:
     student = initial_student(config)
-    options = DistillConfig(method=method, batch_size=env.num_envs, learning_rate=0.05, seed=config.seed)
+    options = DistillConfig(method=method, batch_size=env.num_envs, optimizer=OptimizerConfig(0.05), seed=config.seed)
     curve = Curve(torch.empty(0), [], [])
 
     def callback(_: int, metrics: dict[str, float]) -> None:
@@ -89,7 +89,7 @@ def main(config: ModesConfig) -> None:
     )
     teacher = two_modes(VOCABULARY).log_table()[0].detach()
     methods = {"forward KL": METHODS["fkl"], "reverse KL": METHODS["rkl"]}
-    methods |= {rf"gated, $\tau$ = {tau:g}": replace(METHODS["gated"], tau=tau) for tau in config.tau}
+    methods |= {rf"gated, $\tau$ = {tau:g}": METHODS["gated"].with_tau(tau) for tau in config.tau}
     curves = {label: learn(method, config, env) for label, method in methods.items()}
     draw(config, teacher, curves)
     print_table(teacher, curves)

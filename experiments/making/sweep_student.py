@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from rich.progress import track
 
-from agents.config import DistillConfig
+from agents.config import DistillConfig, OptimizerConfig
 from agents.distill import DistillAgent
 from agents.evaluation import completion_metrics
 from agents.generation import generate
@@ -67,9 +67,7 @@ class SweepConfig:
 def options(config: SweepConfig, seed: int = 0, updates: int = 0) -> DistillConfig:
     return DistillConfig(
         method=METHODS["fkl"],
-        learning_rate=config.learning_rate,
-        warmup_iterations=100,
-        decay_iterations=updates,
+        optimizer=OptimizerConfig(config.learning_rate, warmup_iterations=100, decay_iterations=updates),
         batch_size=64,
         seed=seed,
     )
@@ -95,7 +93,7 @@ def correct_chains(agent: DistillAgent | None, config: SweepConfig, split: Split
     """Share of correct chains of the agent, or of the teacher if there is no agent."""
     env = DistillVectorEnv(400, "sums", "sums", split, autoreset_mode="Disabled")
     prompts = [p for p in env.prompts for _ in range(config.samples)]
-    return completion_metrics(generate(agent, env, prompts, 1, teacher_writes=agent is None), 1.0)["correct_chains"]
+    return completion_metrics(generate(agent, env, prompts, 1, teacher_writes=agent is None))["correct_chains"]
 
 
 def main(config: SweepConfig) -> None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from agents.config import DistillConfig
 from agents.methods import GATED, Method
-from distill_env.gate import NEVER, Gate
+from distill_env.gate_settings import NEVER, Gate
 from experiments.running.teacher_marks import END
 
 if TYPE_CHECKING:
@@ -45,11 +45,11 @@ def see_run(folder: Path, prompts: int = 4, positions_from: int = 100, top: int 
 
     config = load_config(folder)
     student, method = load_student(folder, config)
-    tau = method.tau
+    tau = method.gate.tau
     rows = min(positions_from, 16 if config.env == "lm" else 128)
     env = make_env(config, "test", prompts, purpose="evaluate")
     chosen = spread(env.prompts, prompts)
-    on_call = write(env, student, chosen, method.gate(), method.top_k, method.top_p)
+    on_call = write(env, student, chosen, method.hard_gate, method.top_k, method.top_p)
     alone = write(env, student, chosen, NEVER)
     wide = make_env(config, "test", rows, purpose="evaluate")
     many = write(wide, student, spread(wide.prompts, max(positions_from, rows)), NEVER)

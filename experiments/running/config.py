@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 import tyro
 
-from agents.config import DistillConfig, PluginConfig, SB3Config
+from agents.config import DistillConfig, OptimizerConfig, PluginConfig, SB3Config
 from agents.methods import METHODS, Method, check_cacheable
 from distill_env.checks import check_range, check_types
 from distill_env.tasks.registry import LANGUAGE_TASKS
@@ -344,18 +344,15 @@ def default_options(agent: str, env: str) -> AgentOptions:
     if env not in ENV_DEFAULTS:
         raise ValueError(f"env: {env!r} is unknown; expected one of {', '.join(ENV_DEFAULTS)}")
     if agent in METHODS:
-        return DistillConfig(method=METHODS[agent], draft_length=DRAFT_LENGTH[env], **OPTION_DEFAULTS[env])
+        defaults = OPTION_DEFAULTS[env]
+        optimizer = OptimizerConfig(defaults["learning_rate"])
+        return DistillConfig(METHODS[agent], optimizer, defaults["batch_size"], draft_length=DRAFT_LENGTH[env])
     if agent in SB3_AGENTS:
         return SB3Config(algorithm=SB3_AGENTS[agent], **OPTION_DEFAULTS[env])
     if ":" in agent:
         return PluginConfig(batch_size=OPTION_DEFAULTS[env]["batch_size"])
     expected = ", ".join([*METHODS, *SB3_AGENTS])
     raise ValueError(f"agent: {agent!r} is unknown; expected one of {expected}, or package.module:Class")
-
-
-def tau_of(config: RunConfig) -> float:
-    """The threshold by which states count as hard, nats."""
-    return (config.method or Method()).tau
 
 
 def check_positive(config: Any, *names: str) -> None:

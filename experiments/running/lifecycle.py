@@ -7,6 +7,7 @@ Everything of a run lands in runs/<name>/. Ctrl-C, SIGTERM, SIGKILL leave a run 
 
 from __future__ import annotations
 
+import hashlib
 import signal
 import sys
 import time
@@ -24,12 +25,13 @@ from agents.atomic_io import write_folder, write_text
 from agents.config import DistillConfig
 from agents.distributed import SINGLE_PROCESS, ProcessGroup, TrainingEnded, init_distributed
 from agents.methods import METHODS
+from distill_env.gate_settings import Gate
 from distill_env.models.base import ServerLostError
 from experiments.running import completions_file as answers
 from experiments.running.alarms import Alarm, AlarmLog
 from experiments.running.build import agent_loader, make_agent, make_env, make_student, plugin
 from experiments.running.cli import exit_code
-from experiments.running.config import SMALL_TASKS, RunConfig, tau_of
+from experiments.running.config import SMALL_TASKS, RunConfig
 from experiments.running.config_file import to_dict
 from experiments.running.flags import parse
 from experiments.running.model_card import model_card, push
@@ -299,7 +301,7 @@ def train(config: RunConfig, agent: Agent, env: DistillVectorEnv, folder: Path, 
         broke = 0 < config.training.limit <= spent
         last = iteration >= config.training.iterations or broke
         if iteration == 1 or iteration % config.training.validate_every == 0 or last:
-            measured = completion_metrics(generate(agent, validation, prompts, EVALUATION_SEED), tau_of(config))
+            measured = completion_metrics(generate(agent, validation, prompts, EVALUATION_SEED, gate=gate_of(agent)))
             wanted = ("accuracy", "correct_chains", "divergence", "entropy", "hard_share")
             metrics |= {f"validation/{k}": measured[k] for k in wanted if k in measured}
         tracker.log(iteration, metrics)
@@ -353,12 +355,17 @@ def used(metrics: Metrics, limit_of: str) -> float:
     return metrics.get(LIMITS[limit_of], 0.0) + metrics.get(f"cost/cached_{limit_of}", 0.0)
 
 
+def gate_of(agent: Any) -> Gate | None:
+    """The hard gate of an agent's method, with the current tau; None for an agent without a method."""
+    return agent.method.hard_gate if hasattr(agent, "method") else None
+
+
 def is_gated(config: RunConfig) -> bool:
     """Whether how much the teacher writes or weighs is left to what it thinks of the student's steps."""
     if not isinstance(config.agent_options, DistillConfig):
         return True
     method = config.agent_options.method
-    return method.writer in ("hard", "soft", "matched") or method.weighting_gate() is not None
+    return method.teacher_writes in ("hard", "soft", "matched") or method.weighting_gate is not None
 
 
 def refuse_damaged(agent: Any, iteration: int) -> None:
@@ -397,7 +404,8 @@ def evaluate_before(config: RunConfig, agent: Agent, warm_folder: Path | None, c
     """Of the student that a run begins with; runs that share a warm start share this, too."""
     if warm_folder is None:
         return evaluate_all(config, agent, console, "before training")
-    settings = [config.evaluation.prompts, config.evaluation.samples, f"{tau_of(config):g}"]
+    gate = hashlib.sha256(repr(gate_of(agent)).encode()).hexdigest()[:8]
+    settings = [config.evaluation.prompts, config.evaluation.samples, gate]
     path = warm_folder.with_name("-".join(map(str, [f"{warm_folder.name}-evaluation", *settings])) + ".json")
     if not path.exists():
         write_json(path, finite(evaluate_all(config, agent, console, "before training")))
@@ -432,8 +440,8 @@ def evaluate_all(
                 env,
                 prompts,
                 config.evaluation.samples,
-                tau_of(config),
                 EVALUATION_SEED,
+                gate_of(agent),
                 progress=lambda n, bar=bar: progress.advance(bar, n),  # type: ignore[misc]
             )
             metrics |= {prefix + key: value for key, value in measured.items()}
@@ -478,7 +486,7 @@ def show_samples(config: RunConfig, agent: Any, folder: Path, console: Console) 
     prompts = [env.prompts[i] for i in np.linspace(0, len(env.prompts) - 1, 3).astype(int)]
     method = agent.method  # with the tau in force
     keys = episode_keys(EVALUATION_SEED, np.arange(3))
-    rollout = collect(env, agent.student, prompts, keys, method.gate(), 1, method.top_k, method.top_p)
+    rollout = collect(env, agent.student, prompts, keys, method.hard_gate, 1, method.top_k, method.top_p)
     console.print("\nthree answers with the teacher on call ([red]red[/]: hard steps that it wrote)")
     lines = []
     for prompt, tokens, rewritten, mask in zip(prompts, rollout.tokens, rollout.rewritten, rollout.mask, strict=True):

@@ -130,11 +130,11 @@ def method_of(config: RunConfig) -> str:
     if isinstance(options, DistillConfig):
         m = options.method
         return (
-            f"The row `{config.agent}` of agents/methods.py: writer `{m.writer}`, loss `{m.loss}`, weighting "
-            f"`{m.weighting}`, score `{m.score}`, tau {m.tau} nats."
+            f"The row `{config.agent}` of agents/methods.py: teacher_writes `{m.teacher_writes}`, loss `{m.loss}`, "
+            f"weighting `{m.weighting}`, score `{m.gate.score}`, tau {m.gate.tau}."
         )
     if isinstance(options, SB3Config):
-        return f"`{options.algorithm}` of Stable-Baselines3 with REWRITE as an action, tau {options.tau} nats."
+        return f"`{options.algorithm}` of Stable-Baselines3 with REWRITE as an action."
     return f"The agent `{config.agent}`."
 
 

@@ -18,10 +18,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from agents.methods import GATED
+from agents.metrics import HIGH_DIVERGENCE
 from distill_env.models.load import is_served
 from experiments.running.build import make_env, make_student, require_models
 from experiments.running.cli import exit_code
-from experiments.running.config import RunConfig, tau_of
+from experiments.running.config import RunConfig
 from experiments.running.flags import parse
 from experiments.running.lm_arguments import differing_entries, student_tokenizer, teacher_tokenizer
 from experiments.running.memory_estimate import estimate, free_bytes, in_words
@@ -334,8 +336,10 @@ def model_rows(config: RunConfig, env: DistillVectorEnv, student: Any, shards: i
     seed, size = config.agent_options.seed, min(PROBED_ANSWERS, config.agent_options.batch_size)
     prompts = PromptStream(env.prompts, seed).take(0, size)
     length = min(PROBED_TOKENS, env.max_new_tokens)
+    method = getattr(config.agent_options, "method", GATED)
+    tau = method.gate.tau if method.gate.score == "divergence" else HIGH_DIVERGENCE
     own, theirs, exists = probe(teacher.fork(), student.fork(), prompts, length, seed)
-    return [*rows, teacher_row(theirs[exists]), divergence_row(own[exists], theirs[exists], tau_of(config))]
+    return [*rows, teacher_row(theirs[exists]), divergence_row(own[exists], theirs[exists], tau)]
 
 
 def shape_of(config: RunConfig, env: DistillVectorEnv) -> dict[str, int]:

@@ -15,7 +15,7 @@ from filelock import FileLock
 from rich.console import Console
 from rich.progress import track
 
-from agents.config import DistillConfig
+from agents.config import DistillConfig, OptimizerConfig
 from agents.distill import DistillAgent
 from agents.evaluation import completion_metrics
 from agents.generation import generate
@@ -63,7 +63,7 @@ def data_set(config: RunConfig, batches: int) -> tuple[list[Rollout], float]:
     written = generate(None, validation, validation.prompts, 0, teacher_writes=True)
     cache = TeacherCache(config.out / "warm_start" / "answers")  # of all processes and all students
     data = teacher_answers(DistillAgent(make_student(config, env), config.agent_options, cache), env, batches)
-    return data, completion_metrics(written, 1.0)["correct_chains"]
+    return data, completion_metrics(written)["correct_chains"]
 
 
 def warm_start(config: RunConfig, console: Console) -> tuple[Any, Path]:
@@ -76,11 +76,14 @@ def warm_start(config: RunConfig, console: Console) -> tuple[Any, Path]:
     from distill_env.models.load import build_model
 
     options = DistillConfig(
-        method=METHODS["sft"], batch_size=64, learning_rate=1e-2, warmup_iterations=100, seed=config.agent_options.seed
+        method=METHODS["sft"],
+        optimizer=OptimizerConfig(1e-2, warmup_iterations=100),
+        batch_size=64,
+        seed=config.agent_options.seed,
     )
     shape: list[Any] = [config.env, config.student.width, config.student.layers, config.student.mlp]
     shape.append(config.environment.max_new_tokens)
-    how = [options.batch_size, options.learning_rate, options.warmup_iterations, options.seed]
+    how = [options.batch_size, options.optimizer.learning_rate, options.optimizer.warmup_iterations, options.seed]
     if config.student.dtype != "float32":
         shape.append(config.student.dtype)
     key = json.dumps([*shape, config.training.warm_start, DATA_SET, DATA_SEED, *how])
@@ -113,7 +116,7 @@ def _fine_tune(config: RunConfig, options: DistillConfig, console: Console) -> D
         bar = progress.add_task("warm start", total=None)
         for updates in epochs(agent, data):
             if updates % VALIDATE_EVERY == 0:
-                reached = completion_metrics(generate(agent, validation, prompts, 0), 1.0)["correct_chains"]
+                reached = completion_metrics(generate(agent, validation, prompts, 0))["correct_chains"]
                 text = f"warm start: sft until {target:.0%} correct chains in validation, now {reached:.0%}"
                 progress.update(bar, description=text, completed=updates)
             if reached >= target:

@@ -16,14 +16,14 @@ from gymnasium.vector import VectorWrapper
 from torch import Tensor
 
 from agents.collector import collect
-from agents.config import DistillConfig
+from agents.config import DistillConfig, OptimizerConfig
 from agents.distill import DistillAgent
-from agents.methods import METHODS, Method, method
+from agents.methods import GATED, METHODS, Method, method, variant
 from agents.prompts import PromptStream
 from agents.rollout import Rollout
 from distill_env.divergence import forward_kl, reverse_kl
 from distill_env.env import DistillVectorEnv
-from distill_env.gate import ALWAYS, Gate
+from distill_env.gate_settings import ALWAYS, Gate
 from distill_env.models.tabular import TabularModel, markov, uniform
 from distill_env.randomness import episode_keys
 from tests.helpers.tables import NO_PROMPT, Answer, argmax, at, gated_law, perturbed, rollout_of
@@ -42,7 +42,7 @@ def make_env(teacher: TabularModel, num_envs: int, horizon: int, chunk: int = 8,
 # ---------------------------------------------------------------------- gradients, by enumeration of all answers
 
 TEACHER = markov(V, order=2, seed=1, sharpness=1.5)
-GATE = Gate(threshold=0.4)
+GATE = Gate(tau=0.4)
 
 
 def fresh_student() -> TabularModel:
@@ -115,42 +115,43 @@ def test_gamma_separates_the_sequence_from_the_step(estimator: Any) -> None:
     """Without rewriting gamma = 1 gives the gradient of the sequence-level reverse KL, gamma = 0 that of the per-step
     one with the states held fixed. On this table they differ."""
     student = fresh_student()
-    row = replace(method("rkl"), estimator=estimator)
+    row = variant(method("rkl"), estimator=estimator)
     law = law_of(row, student)
     sequence, step = slope(sequence_cost(law, student), student), slope(step_cost(law, student), student)
     assert float((sequence - step).abs().max()) > 0.05
-    assert_same(expected_gradient(replace(row, gamma=1.0), student, law), sequence)
+    assert_same(expected_gradient(variant(row, gamma=1.0), student, law), sequence)
     assert_same(expected_gradient(row, student, law), step)
 
 
 @pytest.mark.parametrize("estimator", ["exact", "sampled"])
 @pytest.mark.parametrize("rewrite_cost", [0.0, 0.7])
-@pytest.mark.parametrize("over_step", ["none", "mean"])
-def test_gated_policy_gradient(over_step: Any, rewrite_cost: float, estimator: Any) -> None:
+@pytest.mark.parametrize("step_reduction", ["none", "mean"])
+def test_gated_policy_gradient(step_reduction: Any, rewrite_cost: float, estimator: Any) -> None:
     """With a gated writer and gamma = 1 the own steps' part is the gradient of the cost under the behaviour mu, gate
     frozen; with no price on rewriting that is the gradient of KL(mu || p_T). The rest imitates: forward KL on rewritten
     states."""
     student = fresh_student()
-    row = Method(tau=0.4, over_step=over_step, estimator=estimator, gamma=1.0)
+    row = variant(GATED, tau=0.4, step_reduction=step_reduction, estimator=estimator, gamma=1.0)
     law = law_of(row, student)
     assert {flag for _, flags in law for flag in flags} == {True, False}
     imitation = slope(step_cost(law, student, own_too=False), student)
     policy = expected_gradient(row, student, law, rewrite_cost) - imitation
     assert_same(policy, slope(sequence_cost(law, student, rewrite_cost), student))
     assert float(imitation.abs().max()) > 0.01
-    assert_same(expected_gradient(replace(row, gamma=0.0), student, law), slope(step_cost(law, student), student))
+    assert_same(expected_gradient(variant(row, gamma=0.0), student, law), slope(step_cost(law, student), student))
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize(
-    "row", [METHODS["rkl"], METHODS["fkl"], METHODS["gated"], Method(writer="soft"), Method(writer="random")]
+    "row",
+    [METHODS["rkl"], METHODS["fkl"], METHODS["gated"], Method(teacher_writes="soft"), Method(teacher_writes="random")],
 )
 def test_exact_and_sampled_agree_in_expectation(row: Method, gamma: float) -> None:
     """The closed form over the vocabulary and the score function have one expectation, wherever both are allowed."""
     student = fresh_student()
     law = law_of(row, student)
     exact, sampled = (
-        expected_gradient(replace(row, gamma=gamma, estimator=e), student, law, 0.3) for e in ("exact", "sampled")
+        expected_gradient(variant(row, gamma=gamma, estimator=e), student, law, 0.3) for e in ("exact", "sampled")
     )
     assert_same(sampled, exact)
     assert float(exact.abs().max()) > 0.01
@@ -167,7 +168,7 @@ def test_the_baseline_leaves_the_expectation(row: Method) -> None:
     """Over all pairs of answers, weighted by their probability, each answer the other's baseline: twice the gradient
     of the cost of one."""
     student = fresh_student()
-    row = replace(row, estimator="sampled", gamma=1.0)
+    row = variant(row, estimator="sampled", gamma=1.0)
     law = law_of(row, student)
     agent = DistillAgent(student, DistillConfig(row))
     total, changed = torch.zeros_like(student.table), 0.0
@@ -185,7 +186,7 @@ def test_the_baseline_leaves_the_expectation(row: Method) -> None:
 
 # ---------------------------------------------------------------------- MiniLLM
 
-MIXED = replace(METHODS["minillm"], rate=0.3)
+MIXED = variant(METHODS["minillm"], teacher_rate=0.3)
 
 
 def test_importance_weights_make_the_token_at_hand_the_students() -> None:
@@ -220,7 +221,9 @@ def test_importance_weights_make_the_token_at_hand_the_students() -> None:
 
     expected = slope(from_here(()), student)
     assert_same(expected_gradient(row, student, law), expected)
-    assert float((expected_gradient(replace(row, importance=False), student, law) - expected).abs().max()) > 0.01
+    assert (
+        float((expected_gradient(variant(row, importance_weights=False), student, law) - expected).abs().max()) > 0.01
+    )
     sequence = slope(sequence_cost(law_of(method("rkl"), student), student), student)
     assert float((expected - sequence).abs().max()) > 0.01
 
@@ -247,7 +250,7 @@ def test_minillm_is_the_papers_formula() -> None:
 @pytest.mark.parametrize("change", [{"rewrite": "argmax"}, {"rewrite_span": "step"}, {"task_reward": 1.0}])
 def test_importance_weights_need_the_mixture(change: dict[str, Any]) -> None:
     agent, _ = start("minillm")
-    with pytest.raises(ValueError, match="importance: with rewrite, rewrite_span, task_reward = ") as error:
+    with pytest.raises(ValueError, match="importance_weights:") as error:
         agent.learn(make_env(markov(5, seed=1), 8, horizon=6, **change), 1)
     assert "\n" not in str(error.value)
 
@@ -289,14 +292,14 @@ def assert_same_iteration(one: Method, other: Method, student: TabularModel | No
 @pytest.mark.parametrize("tau", [math.inf, 1e6])
 def test_gated_tends_to_rkl(tau: float, gamma: float) -> None:
     """No step reaches an infinite threshold: gated is on-policy distillation by reverse KL."""
-    assert_same_iteration(Method(tau=tau, gamma=gamma), replace(method("rkl"), gamma=gamma))
+    assert_same_iteration(variant(GATED, tau=tau, gamma=gamma), variant(method("rkl"), gamma=gamma))
 
 
 @pytest.mark.parametrize("estimator", ["exact", "sampled"])
 def test_gated_at_zero_is_fkl(estimator: Any) -> None:
     """Every step reaches a threshold of 0: gated is classic distillation, token for token under the same keyed draws.
     Also for a student so near that rounding makes its divergence negative."""
-    gated, fkl = Method(tau=0.0, estimator=estimator), replace(method("fkl"), estimator=estimator)
+    gated, fkl = variant(GATED, tau=0.0, estimator=estimator), variant(method("fkl"), estimator=estimator)
     assert_same_iteration(gated, fkl)
     teacher = markov(6, seed=1)
     near = perturbed(teacher, 1e-9)
@@ -306,32 +309,34 @@ def test_gated_at_zero_is_fkl(estimator: Any) -> None:
 
 def test_soft_tends_to_gated() -> None:
     """As alpha grows the soft weights become the hard gate's, and so does a soft writer."""
-    assert_same_iteration(replace(method("soft"), alpha=1e9), method("gated"))
-    assert_same_iteration(Method(writer="soft", alpha=1e9), method("gated"))
-    assert_same_iteration(Method(writer="never", weighting="soft", alpha=1e9), method("gate_only"))
+    assert_same_iteration(variant(method("soft"), alpha=1e9), method("gated"))
+    assert_same_iteration(variant(GATED, teacher_writes="soft", alpha=1e9), method("gated"))
+    assert_same_iteration(variant(GATED, teacher_writes="never", weighting="soft", alpha=1e9), method("gate_only"))
 
 
-@pytest.mark.parametrize("over_step", ["none", "mean", "max", "sum"])
+@pytest.mark.parametrize("step_reduction", ["none", "mean", "max", "sum"])
 @pytest.mark.parametrize("smoothing", [0.0, 0.5])
-def test_who_wrote_is_what_the_hard_gate_said(over_step: Any, smoothing: float) -> None:
+def test_who_wrote_is_what_the_hard_gate_said(step_reduction: Any, smoothing: float) -> None:
     """Weighing by the writer's own hard gate is weighing by who wrote, with gates that remember as well."""
-    row = Method(tau=0.6, over_step=over_step, smoothing=smoothing)
-    assert_same_iteration(row, replace(row, weighting="hard"))
+    row = variant(GATED, tau=0.6, step_reduction=step_reduction, smoothing=smoothing)
+    assert_same_iteration(row, variant(row, weighting="hard"))
 
 
-@pytest.mark.parametrize("memory", [("cumulative",), ("lasting",), ("relative",), ("cumulative", "lasting")])
+@pytest.mark.parametrize(
+    "memory", [("cumulative",), ("hand_over_rest",), ("relative",), ("cumulative", "hand_over_rest")]
+)
 def test_so_it_is_with_gates_that_remember_decisions(memory: tuple[str, ...]) -> None:
-    row = Method(tau=1.2, **dict.fromkeys(memory, True))  # type: ignore[arg-type]
+    row = variant(GATED, tau=1.2, **dict.fromkeys(memory, True))  # type: ignore[arg-type]
     teacher = markov(6, seed=1)
     student = perturbed(teacher, 1.5)
-    assert_same_iteration(row, replace(row, weighting="hard"), student)
+    assert_same_iteration(row, variant(row, weighting="hard"), student)
     rollout, _ = iteration(row, student, teacher)
     assert set(rollout.rewritten[rollout.mask].tolist()) == {True, False}
 
 
 def test_skd_replaces_what_the_teacher_ranks_low() -> None:
     """Every own token is among the teacher's first K; where the student drew another the teacher wrote."""
-    rollout, _ = iteration(replace(METHODS["skd"], tau=2.0), perturbed(markov(6, seed=1), 1.0), markov(6, seed=1))
+    rollout, _ = iteration(variant(METHODS["skd"], tau=2.0), perturbed(markov(6, seed=1), 1.0), markov(6, seed=1))
     assert rollout.teacher is not None
     tokens, own = rollout.tokens[rollout.mask], ~rollout.rewritten[rollout.mask]
     rank = (rollout.teacher > rollout.teacher.gather(1, tokens[:, None])).sum(1)
@@ -343,7 +348,7 @@ def test_skd_replaces_what_the_teacher_ranks_low() -> None:
 def test_dagger_anneals_the_teachers_share() -> None:
     """From all steps to none, linearly; each share within four standard errors."""
     seen: list[dict[str, float]] = []
-    row = replace(METHODS["dagger"], anneal_iterations=4)
+    row = variant(METHODS["dagger"], teacher_rate_anneal=4)
     agent = DistillAgent(uniform(5), DistillConfig(row, batch_size=500))
     agent.learn(make_env(markov(5, seed=1), 500, horizon=6), 6, lambda _, metrics: seen.append(metrics))
     for metrics, share in zip(seen, [1, 0.75, 0.5, 0.25, 0, 0], strict=True):
@@ -355,7 +360,7 @@ def test_negative_advantage_is_noise_at_hard_steps() -> None:
     """In expectation over the student's answers it moves nothing; on each answer it pushes own tokens down, where the
     gate is hard and only there."""
     student = fresh_student()
-    row = replace(METHODS["negative"], tau=0.4)
+    row = variant(METHODS["negative"], tau=0.4)
     law = law_of(row, student)
     assert_same(expected_gradient(row, student, law), torch.zeros_like(student.table))
     moved = 0
@@ -374,12 +379,12 @@ def test_negative_advantage_is_noise_at_hard_steps() -> None:
 
 BUDGETS = {
     "tokens": METHODS["budget"],
-    "cumulative": replace(METHODS["cumulative"], budget=0.2),
-    "step mean": replace(METHODS["step_mean"], budget=0.2),
-    "rank": replace(METHODS["skd"], budget=0.1, tau=1.0),
-    "hand-over": replace(METHODS["adaswitch"], budget=0.3),
-    "soft writer": Method(writer="soft", budget=0.2),
-    "no writer": replace(METHODS["eopd"], budget=0.2),
+    "cumulative": variant(METHODS["cumulative"], budget=0.2),
+    "step mean": variant(METHODS["step_mean"], budget=0.2),
+    "rank": variant(METHODS["skd"], budget=0.1, tau=1.0),
+    "hand-over": variant(METHODS["adaswitch"], budget=0.3),
+    "soft writer": Method(teacher_writes="soft", budget=0.2),
+    "no writer": variant(METHODS["eopd"], budget=0.2),
 }
 
 
@@ -389,21 +394,21 @@ def test_the_share_follows_the_budget(row: Method) -> None:
     as it learns: over the last 40 of 60 iterations the mean error is within 0.02, though a table has few states and
     scores of one state are all alike. What is reported is what was."""
     teacher, seen = markov(5, seed=1), []
-    config = DistillConfig(row, batch_size=200, learning_rate=0.01, warmup_iterations=0, draft_length=3)
+    config = DistillConfig(row, OptimizerConfig(0.01, warmup_iterations=0), batch_size=200, draft_length=3)
     agent = DistillAgent(perturbed(teacher, 2.0), config)
     agent.learn(make_env(teacher, 200, horizon=6), 60, lambda _, metrics: seen.append(metrics))
     assert seen[0]["rollout/tau"] == row.tau
-    assert agent.method.tau != seen[-1]["rollout/tau"]
-    share = "rollout/rewritten_share" if row.writer != "never" else "train/reverse_weight"
+    assert agent.method.gate.tau != seen[-1]["rollout/tau"]
+    share = "rollout/rewritten_share" if row.teacher_writes != "never" else "train/reverse_weight"
     for m in seen:
-        hard = m[share] if row.writer != "never" else 1 - m[share]
+        hard = m[share] if row.teacher_writes != "never" else 1 - m[share]
         assert m["rollout/budget_error"] == pytest.approx(hard - row.budget, abs=1e-12)
     assert abs(np.mean([m["rollout/budget_error"] for m in seen[-40:]])) < 0.02
 
 
 # ---------------------------------------------------------------------- the certificate
 
-CERTIFICATE_GATES = [GATE, Gate(threshold=0.4, over_step="mean"), Gate(threshold=0.4, smoothing=0.5)]
+CERTIFICATE_GATES = [GATE, Gate(tau=0.4, step_reduction="mean"), Gate(tau=0.4, smoothing=0.5)]
 
 
 def certificate(law: Law, student: TabularModel, draw: Callable[[Tensor], Tensor] = lambda p: p) -> tuple[float, ...]:
@@ -432,10 +437,10 @@ def test_certificate(gate: Gate) -> None:
     assert {flag for _, flags in law for flag in flags} == {True, False}
     assert divergence == pytest.approx(bound, abs=1e-12)
     if gate == GATE:
-        assert divergence <= gate.threshold * easy
+        assert divergence <= gate.tau * easy
     divergence, bound, easy = certificate(gated_law(student, TEACHER, gate, HORIZON, draw=argmax), student)
     assert divergence > bound + 0.1
-    assert divergence > gate.threshold * easy
+    assert divergence > gate.tau * easy
 
 
 @pytest.mark.parametrize("budget", [0.5, 0.9])
@@ -444,7 +449,7 @@ def test_a_cumulative_gate_bounds_every_stretch(span: str, budget: float) -> Non
     """In any answer the D_t of the easy steps between two rewrites add up to less than the budget, so KL(mu || p_T) is
     below the budget times the expected number of stretches, the rewrites and one more."""
     student = fresh_student()
-    law = gated_law(student, TEACHER, Gate(threshold=budget, cumulative=True), HORIZON, span=span)
+    law = gated_law(student, TEACHER, Gate(tau=budget, cumulative=True), HORIZON, span=span)
     divergence, bound, _ = certificate(law, student)
     assert divergence == pytest.approx(bound, abs=1e-12)
     stretches, largest = 0.0, 0.0
@@ -485,7 +490,7 @@ def test_certificate_on_rollouts(rewrite: Any, gate: Gate, span: Any) -> None:
     assert abs(errors) < 4 if rewrite == "sample" else errors > 20
     if gate == GATE:
         torch.testing.assert_close(rollout.score[own], d[own], rtol=0, atol=1e-12)
-        assert float(d[own].max()) < gate.threshold
+        assert float(d[own].max()) < gate.tau
 
 
 @torch.no_grad()
@@ -533,7 +538,7 @@ def train(
     teacher, student = markov(vocab_size, seed=10 + seed, sharpness=1.0), uniform(vocab_size)
     assert worst(student, teacher, horizon) > 0.5
     config = DistillConfig(
-        row, learning_rate=0.1, warmup_iterations=0, max_grad_norm=10.0, seed=seed, draft_length=4, **kwargs
+        row, OptimizerConfig(0.1, warmup_iterations=0, max_grad_norm=10.0), seed=seed, draft_length=4, **kwargs
     )
     env: Any = make_env(teacher, config.batch_size, horizon, chunk=1 if blind else 4, reveal_teacher=False)
     DistillAgent(student, config).learn(Blind(env) if blind else env, iterations)
@@ -578,7 +583,7 @@ def test_every_method_learns(name: str, seed: int) -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_the_reward_alone_teaches(seed: int, gamma: float) -> None:
     """With `info` removed, from tokens and rewards only, the sampled estimator reaches the same optimum."""
-    row = replace(method("rkl"), estimator="sampled", gamma=gamma)
+    row = variant(method("rkl"), estimator="sampled", gamma=gamma)
     student, teacher, horizon = train(row, seed, iterations=120, blind=True, batch_size=64)
     assert worst(student, teacher, horizon) < 1e-3
 
@@ -588,7 +593,7 @@ def test_the_reward_alone_teaches(seed: int, gamma: float) -> None:
 
 def start(name: str, **kwargs: Any) -> tuple[DistillAgent, DistillVectorEnv]:
     teacher = markov(5, seed=1)
-    config = DistillConfig(method(name), batch_size=16, learning_rate=0.05, seed=3, **kwargs)
+    config = DistillConfig(method(name), OptimizerConfig(0.05), batch_size=16, seed=3, **kwargs)
     return DistillAgent(perturbed(teacher, 1.0), config), make_env(teacher, 8, horizon=6)
 
 
@@ -631,7 +636,7 @@ def test_random_rewriting_matches_the_hard_share() -> None:
     """Each iteration rewrites, at random, as large a share of the steps as were hard in the one before: four standard
     errors of some 3,000 steps."""
     teacher, seen = markov(5, seed=1), []
-    config = DistillConfig(method("random_rewrite"), batch_size=1000, learning_rate=0.02, warmup_iterations=0)
+    config = DistillConfig(method("random_rewrite"), OptimizerConfig(0.02, warmup_iterations=0), batch_size=1000)
     env = make_env(teacher, 1000, horizon=6)
     DistillAgent(perturbed(teacher, 2.0), config).learn(env, 4, lambda _, metrics: seen.append(metrics))
     assert seen[0]["rollout/rewritten_share"] == 0
@@ -643,13 +648,13 @@ def test_random_rewriting_matches_the_hard_share() -> None:
 
 SPLIT_METHODS = {
     "gated": Method(gamma=1.0),
-    "step mean": Method(weighting="soft", over_step="mean", smoothing=0.3),
+    "step mean": variant(GATED, weighting="soft", step_reduction="mean", smoothing=0.3),
     "top-p": Method(top_p=0.8, top_k=3),
     "sampled": Method(estimator="sampled", gamma=0.5),
-    "likelihood": Method(writer="always", loss="nll"),
+    "likelihood": Method(teacher_writes="always", loss="nll"),
     "minillm": METHODS["minillm"],
-    "adaswitch": replace(METHODS["adaswitch"], loss="weighted", weighting="hard", tau=1.0),
-    "cumulative": Method(cumulative=True, weighting="hard"),
+    "adaswitch": variant(METHODS["adaswitch"], loss="weighted", weighting="hard", tau=1.0),
+    "cumulative": variant(GATED, cumulative=True, weighting="hard"),
 }
 
 
@@ -702,7 +707,9 @@ def test_gradient_accumulation_changes_nothing(row: Method) -> None:
     ends = []
     for rows, micro_batch, chunk_positions in ((11, 0, 1024), (11, 3, 7), (4, 0, 1024), (4, 4, 5), (1, 1, 1)):
         options = {"micro_batch": micro_batch, "chunk_positions": chunk_positions, "draft_length": 3}
-        agent = DistillAgent(perturbed(teacher, 1.0), DistillConfig(row, batch_size=11, learning_rate=0.05, **options))
+        agent = DistillAgent(
+            perturbed(teacher, 1.0), DistillConfig(row, OptimizerConfig(0.05), batch_size=11, **options)
+        )
         agent.learn(make_env(teacher, rows, horizon=6), 4)
         ends.append(agent.student.log_table().detach())
     for end in ends[1:]:
@@ -736,37 +743,43 @@ def test_what_is_not_a_number_stops_the_run_and_changes_nothing(name: str, whose
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "name"),
     [
-        ({"tau": -1.0}, r"tau: -1\.0 is negative"),
-        ({"alpha": 0.0}, r"alpha: 0\.0 is not positive"),
-        ({"rate": 1.5}, r"rate: 1\.5 is not in \[0, 1\]"),
-        ({"beta": 1.0}, r"beta: 1\.0 is not in \(0, 1\)"),
-        ({"skew": 0.0}, r"skew: 0\.0 is not in \(0, 1\)"),
-        ({"gamma": 1.5}, r"gamma: 1\.5 is not in \[0, 1\]"),
-        ({"gamma": math.nan}, "gamma: nan"),
-        ({"loss_clip": 0.0}, r"loss_clip: 0\.0 is not positive"),
-        ({"top_k": -1}, "top_k, top_p: -1"),
-        ({"top_p": 0.0}, "top_k, top_p: 0, 0"),
-        ({"score": "rank", "top_k": 4}, "score: a rank cannot be read off a truncated distribution"),
-        ({"loss": "todi", "top_k": 4}, "loss: 'todi' weighs every token of the vocabulary"),
-        ({"loss": "akl", "top_p": 0.9}, "loss: 'akl' weighs every token of the vocabulary"),
-        ({"loss": "negative"}, "writer: 'hard' with loss negative"),
-        ({"weighting": "soft", "lasting": True}, "weighting: soft does not go with cumulative and lasting"),
-        ({"over_step": "max", "cumulative": True}, "over_step: 'max' does not go with cumulative"),
-        ({"budget": 1.0}, r"budget: 1\.0 with writer 'hard'"),
-        ({"budget": 0.1, "writer": "random"}, r"budget: 0\.1 with writer 'random'"),
-        ({"budget": 0.1, "tau": math.inf}, r"budget: 0\.1 with writer 'hard' and tau inf"),
-        ({"anneal_iterations": -1}, "anneal_iterations: -1 is negative"),
-        ({"forward_kl_anneal": -1}, "forward_kl_anneal: -1 is negative"),
-        ({"forward_kl_anneal": 5, "loss": "reverse"}, "forward_kl_anneal: with loss 'reverse'"),
-        ({"importance": True}, "importance: with writer 'hard', rate"),
-        ({"importance": True, "writer": "random", "top_k": 3}, "importance: needs all of the teacher's"),
+        ({"tau": -1.0}, "tau"),
+        ({"alpha": 0.0}, "alpha"),
+        ({"teacher_rate": 1.5}, "rate"),
+        ({"beta": 1.0}, "beta"),
+        ({"skew": 0.0}, "skew"),
+        ({"gamma": 1.5}, "gamma"),
+        ({"gamma": math.nan}, "gamma"),
+        ({"loss_clip": 0.0}, "loss_clip"),
+        ({"top_k": -1}, "top_k, top_p"),
+        ({"top_p": 0.0}, "top_k, top_p"),
+        ({"score": "rank", "top_k": 4}, "score"),
+        ({"loss": "todi", "top_k": 4}, "loss"),
+        ({"loss": "akl", "top_p": 0.9}, "loss"),
+        ({"loss": "negative"}, "writer"),
+        (
+            {"weighting": "soft", "hand_over_rest": True},
+            "weighting",
+        ),
+        ({"step_reduction": "max", "cumulative": True}, "step_reduction"),
+        ({"budget": 1.0}, "budget"),
+        ({"budget": 0.1, "teacher_writes": "random"}, "budget"),
+        ({"budget": 0.1, "tau": math.inf}, "budget"),
+        ({"teacher_rate_anneal": -1}, "teacher_rate_anneal"),
+        ({"forward_kl_anneal": -1}, "forward_kl_anneal"),
+        ({"forward_kl_anneal": 5, "loss": "reverse"}, "forward_kl_anneal"),
+        ({"importance_weights": True}, "importance"),
+        (
+            {"importance_weights": True, "teacher_writes": "random", "top_k": 3},
+            "importance",
+        ),
     ],
 )
-def test_bad_methods(arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message) as error:
-        Method(**arguments)
+def test_bad_methods(arguments: dict[str, Any], name: str) -> None:
+    with pytest.raises(ValueError, match=f"^{name}:") as error:
+        variant(GATED, **arguments)
     assert "\n" not in str(error.value)
 
 
@@ -775,10 +788,10 @@ def test_sampled_is_refused_where_it_would_be_wrong(name: str) -> None:
     """One token a step estimates a KL only if it is drawn from the KL's own side."""
     gated = ("gated", "random_rewrite", "budget", "cumulative", "step_mean", "step_max", "step_sum")
     if name in ("sft", "fkl", "rkl", *gated):
-        replace(method(name), estimator="sampled")
+        variant(method(name), estimator="sampled")
     else:
-        with pytest.raises(ValueError, match="estimator: sampled does not go with writer"):
-            replace(method(name), estimator="sampled")
+        with pytest.raises(ValueError, match="estimator:"):
+            variant(method(name), estimator="sampled")
 
 
 @pytest.mark.parametrize(
@@ -791,31 +804,31 @@ def test_the_larger_the_vocabulary_the_fewer_positions_at_a_time(vocabulary: int
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "name"),
     [
-        ({"batch_size": 0}, "batch_size: 0"),
-        ({"chunk_positions": -1}, "chunk_positions: -1"),
-        ({"learning_rate": 0.0}, "learning_rate: 0"),
-        ({"max_grad_norm": -1.0}, "max_grad_norm: -1"),
-        ({"warmup_iterations": -1}, "warmup_iterations: -1 is negative"),
-        ({"micro_batch": -1}, "micro_batch: -1 is negative"),
-        ({"draft_length": -2}, "draft_length: -2 is negative"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"chunk_positions": -1}, "chunk_positions"),
+        ({"learning_rate": 0.0}, "learning_rate"),
+        ({"max_grad_norm": -1.0}, "max_grad_norm"),
+        ({"warmup_iterations": -1}, "warmup_iterations"),
+        ({"micro_batch": -1}, "micro_batch"),
+        ({"draft_length": -2}, "draft_length"),
     ],
 )
-def test_bad_configurations(arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        DistillConfig(**arguments)
+def test_bad_configurations(arguments: dict[str, Any], name: str) -> None:
+    with pytest.raises(ValueError, match=f"^{name}:"):
+        (OptimizerConfig if set(arguments) <= set(OptimizerConfig.__dataclass_fields__) else DistillConfig)(**arguments)
 
 
 def test_an_unknown_method_is_named() -> None:
-    with pytest.raises(ValueError, match="agent: 'gatd' is not a method; accepted: sft, fkl"):
+    with pytest.raises(ValueError, match="agent: 'gatd'"):
         method("gatd")
 
 
 def test_after_an_update_act_sees_the_new_student() -> None:
     """What was cached under the old weights is not served again, though the observation is the same."""
     env = DistillVectorEnv(4, autoreset_mode="Disabled", reveal_teacher=False, teacher_kwargs={"vocab_size": 6})
-    agent = DistillAgent(uniform(6), DistillConfig(method=METHODS["rkl"], batch_size=4, learning_rate=0.1))
+    agent = DistillAgent(uniform(6), DistillConfig(METHODS["rkl"], OptimizerConfig(0.1), batch_size=4))
     observation = np.array([[0, -1], [1, -1]])
     before = agent.log_probs(observation)
     agent.learn(env, 3)

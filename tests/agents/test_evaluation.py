@@ -14,11 +14,12 @@ import torch
 from agents.config import DistillConfig
 from agents.distill import DistillAgent
 from agents.evaluation import completion_metrics, evaluate
-from agents.generation import Completion, generate
+from agents.generation import Completion, generate, hard_positions
 from agents.likelihood import corpus_perplexity, reference_log_probs
 from agents.methods import METHODS
 from distill_env.divergence import entropy, reverse_kl
 from distill_env.env import DistillVectorEnv
+from distill_env.gate_settings import Gate
 from distill_env.models.load import build_model
 from distill_env.models.tabular import markov
 from distill_env.tasks.base import Grade, Prompt
@@ -33,8 +34,9 @@ def graded(prompt: int, tokens: list[int], right: bool, way: str | None = None, 
         [-1.0] * n,
         [-2.0] * n,
         [0.5] * n,
-        [0.25 * i for i in range(n)],
-        Grade(float(right), right, right, way),
+        [0.5 * i for i in range(n)],
+        hard=[i == 1 for i in range(n)],
+        grade=Grade(float(right), right, right, way),
         ended=right,
     )
 
@@ -48,14 +50,15 @@ def test_metrics_of_answers_that_one_can_count() -> None:
         graded(7, [3, 3], False, difficulty=2),
         graded(7, [3, 3], False, difficulty=2),
     ]
-    metrics = completion_metrics(answers, tau=0.25)
+    metrics = completion_metrics(answers)
     assert metrics["accuracy"] == metrics["correct_chains"] == metrics["pass@3"] == metrics["ended"] == 0.5
     assert metrics["correct_chains/1"] == 1
     assert metrics["correct_chains/2"] == 0
     assert metrics["distinct_ways"] == 1  # two ways to the one prompt, none to the other
     assert metrics["collapse"] == 0.5
-    assert metrics["hard_share"] == 0.5  # D_t = 0 and 0.25, and 0.25 is hard
-    assert metrics["divergence"] == 0.125
+    assert metrics["hard_share"] == 0.5  # the second of two tokens
+    assert metrics["high_divergence_share"] == 0.5  # D_t = 0 and 0.5, and 0.5 is high
+    assert metrics["divergence"] == 0.25
     assert metrics["length"] == 2
     assert metrics["hard_share_quarter/1"] == 0  # the first of two tokens
     assert metrics["hard_share_quarter/3"] == 1
@@ -65,13 +68,29 @@ def test_metrics_of_answers_that_one_can_count() -> None:
     assert not {k for k in metrics if k.startswith("majority")}  # right answers without a vote: no values are named
 
 
+@pytest.mark.parametrize(
+    ("gate", "expected"),
+    [
+        (Gate(tau=1.0), [False, True, True, True]),
+        (Gate(tau=1.0, hand_over_rest=True), [False, True, False, False]),  # nothing is scored after a hand-over
+        (Gate("rank", 2.0), [True, False, False, True]),  # a threshold in ranks, not in nats of D_t
+        (Gate(tau=1.5, step_reduction="mean"), [False, False, True, True]),
+    ],
+)
+def test_what_is_hard_is_what_the_gate_finds_hard(gate: Gate, expected: list[bool]) -> None:
+    """Read along a completion of four tokens, the second of which ends a reasoning step."""
+    scores = [2.0, 1.0, 0.0, 3.0] if gate.score == "rank" else [0.5, 1.25, 1.75, 2.0]
+    completion = Completion(Prompt((0,), ""), [1, 2, 3, 1], scores=scores)
+    assert hard_positions(gate, completion, frozenset({2})) == expected
+
+
 def test_metrics_of_a_task_that_cannot_check_steps() -> None:
     """Final values take the place of chains; what the grader gave up is told."""
     answers = [graded(0, [1], True), graded(0, [2], False), graded(7, [3], False, difficulty=2), graded(7, [3], True)]
     for answer in answers:
         assert answer.grade is not None
         answer.grade = replace(answer.grade, chain_correct=None, undecided=answer is answers[1])
-    metrics = completion_metrics(answers, tau=0.25)
+    metrics = completion_metrics(answers)
     assert metrics["accuracy"] == 0.5
     assert metrics["pass@2"] == 1
     assert metrics["accuracy/1"] == pytest.approx(2 / 3)
@@ -141,7 +160,7 @@ def test_an_evaluation_of_a_small_task_by_itself(task: str) -> None:
     teacher = build_model(task)
     env = DistillVectorEnv(64, task, task, autoreset_mode="Disabled")
     prompts = list(env.prompts[:32])
-    metrics, answers, teachers = evaluate(agent_like(teacher), env, prompts, 4, 0.5, 0)
+    metrics, answers, teachers = evaluate(agent_like(teacher), env, prompts, 4, 0)
     assert len(answers) == 4 * len(teachers) == 128
     assert abs(metrics["exposure_gap"]) < 1e-3
     assert 1 < metrics["reference_perplexity"] < 3
@@ -182,7 +201,7 @@ def test_a_student_that_is_the_teacher_has_its_entropy_as_perplexity() -> None:
     teacher = markov(5, seed=2)
     env = DistillVectorEnv(256, "categorical", teacher, task_kwargs={"vocab_size": 5}, autoreset_mode="Disabled")
     prompts = [env.prompts[i % 4] for i in range(2048)]
-    metrics, answers, _ = evaluate(agent_like(teacher.fork()), env, prompts, 1, 0.5, 0)
+    metrics, answers, _ = evaluate(agent_like(teacher.fork()), env, prompts, 1, 0, Gate(tau=0.5))
     assert metrics["divergence"] < 1e-6
     assert metrics["hard_share"] == 0
     spread = np.std([x for a in answers for x in a.log_probs]) / math.sqrt(sum(len(a.tokens) for a in answers))

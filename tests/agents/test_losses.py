@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 from torch import Tensor
@@ -21,7 +19,7 @@ from agents.losses import (
     policy_gradient_loss,
     todi,
 )
-from agents.methods import Method, method
+from agents.methods import Method, method, variant
 from distill_env.divergence import forward_kl, jensen_shannon, reverse_kl, skew_forward_kl, skew_reverse_kl
 
 M, V = 12, 5
@@ -102,7 +100,7 @@ def test_exact_losses() -> None:
         row = Method(loss=name, beta=0.3, skew=0.2)  # type: ignore[arg-type]
         torch.testing.assert_close(exact_loss(row, student, teacher, own, weight), value)
         limit = float(value.detach().median())
-        clipped = exact_loss(replace(row, loss_clip=limit), student, teacher, own, weight)
+        clipped = exact_loss(variant(row, loss_clip=limit), student, teacher, own, weight)
         torch.testing.assert_close(clipped, value.clamp(max=limit))
         if name == "todi":
             value = exact_loss(row, student, teacher, own, weight)  # the same value, another gradient

@@ -110,21 +110,20 @@ def test_perplexity_and_the_exposure_gap_by_hand() -> None:
 
 
 def test_hard_shares_by_hand() -> None:
-    answers = [[0.0, 0.5, 1.0, 1.0, 1.0, 1.0, 0.0, 0.0], [1.0], [0.0, 1.0]]
-    assert metrics.hard_share(answers[0], 0.5) == 5 / 8
-    # quarters of the first: 0 0.5 | 1 1 | 1 1 | 0 0; the lone token is in the first, those of the pair in 1 and 3
-    assert metrics.hard_share_by_part(answers, 0.5) == [2 / 4, 1, 1, 0]
-    assert math.isnan(metrics.hard_share_by_part([[1.0]], 0.5)[3])
+    flags = [[False, True, True, True, True, True, False, False], [True], [False, True]]
+    # quarters of the first: 0 1 | 1 1 | 1 1 | 0 0; the lone token is in the first, those of the pair in 1 and 3
+    assert metrics.share_by_part(flags) == [2 / 4, 1, 1, 0]
+    assert math.isnan(metrics.share_by_part([[True]])[3])
 
 
 @few
-@given(st.lists(st.lists(st.floats(0, 2), min_size=1, max_size=9), min_size=1, max_size=5), st.integers(1, 5))
-def test_the_parts_make_up_the_whole(answers: list[list[float]], parts: int) -> None:
-    """Weighted by their sizes; and a D_t that is repeated m times leaves every share what it was."""
-    shares = metrics.hard_share_by_part(answers, 1.0, parts)
-    sizes = [sum(parts * t // len(a) == p for a in answers for t in range(len(a))) for p in range(parts)]
+@given(st.lists(st.lists(st.booleans(), min_size=1, max_size=9), min_size=1, max_size=5), st.integers(1, 5))
+def test_the_parts_make_up_the_whole(flags: list[list[bool]], parts: int) -> None:
+    """The mean of the parts' shares, weighted by their sizes, is the share of all positions."""
+    shares = metrics.share_by_part(flags, parts)
+    sizes = [sum(parts * t // len(f) == p for f in flags for t in range(len(f))) for p in range(parts)]
     whole = sum(share * size for share, size in zip(shares, sizes, strict=True) if size) / sum(sizes)
-    assert whole == pytest.approx(metrics.hard_share([d for a in answers for d in a], 1.0))
+    assert whole == pytest.approx(metrics.mean(x for f in flags for x in f))
 
 
 def test_distinct_n_counts_n_grams() -> None:

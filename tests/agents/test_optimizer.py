@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from agents.config import DistillConfig
+from agents.config import DistillConfig, OptimizerConfig
 from agents.distill import DistillAgent
 from agents.methods import METHODS
 from agents.optimizer import MasterAdamW, step_size
@@ -21,7 +21,7 @@ from distill_env.models.toy import toy_student
 
 def test_the_step_size_by_hand() -> None:
     """It rises linearly, then falls to a hundredth, linearly or by half a cosine, and stays there."""
-    config = DistillConfig(learning_rate=2.0, warmup_iterations=3, decay_iterations=0)
+    config = OptimizerConfig(learning_rate=2.0, warmup_iterations=3, decay_iterations=0)
     assert [step_size(config, i) for i in (0, 1, 2, 3, 9999)] == [0.5, 1.0, 1.5, 2.0, 2.0]
     assert step_size(replace(config, schedule="constant"), 9999) == 2.0
     linear = replace(config, decay_iterations=100)
@@ -36,25 +36,25 @@ def test_the_step_size_by_hand() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "name"),
     [
-        ({"schedule": "exponential"}, "schedule: 'exponential'; accepted: constant, linear, cosine"),
-        ({"schedule": "cosine"}, "decay_iterations: 0 with schedule cosine"),
-        ({"schedule": "constant", "decay_iterations": 5}, "decay_iterations: 5 with schedule constant"),
-        ({"weight_decay": -0.1}, r"weight_decay: -0\.1; accepted"),
-        ({"weight_decay": float("nan")}, "weight_decay: nan"),
-        ({"adam_beta2": 1.0}, r"adam_beta2: 1\.0 is not in \[0, 1\)"),
+        ({"schedule": "exponential"}, "schedule"),
+        ({"schedule": "cosine"}, "decay_iterations"),
+        ({"schedule": "constant", "decay_iterations": 5}, "decay_iterations"),
+        ({"weight_decay": -0.1}, "weight_decay"),
+        ({"weight_decay": float("nan")}, "weight_decay"),
+        ({"adam_beta2": 1.0}, "adam_beta2"),
     ],
 )
-def test_bad_settings(arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        DistillConfig(**arguments)
+def test_bad_settings(arguments: dict[str, Any], name: str) -> None:
+    with pytest.raises(ValueError, match=f"^{name}:"):
+        OptimizerConfig(**arguments)
 
 
 def test_only_matrices_decay() -> None:
     """Without gradient in the past or present a matrix shrinks by the step size times the decay; a bias stays."""
     matrix, bias = nn.Parameter(torch.full((2, 2), 8.0)), nn.Parameter(torch.full((2,), 8.0))
-    optimizer = MasterAdamW([bias, matrix], DistillConfig(learning_rate=0.5, weight_decay=0.25))
+    optimizer = MasterAdamW([bias, matrix], OptimizerConfig(learning_rate=0.5, weight_decay=0.25))
     for parameter in (matrix, bias):
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
@@ -65,7 +65,7 @@ def test_only_matrices_decay() -> None:
 def test_wide_weights_have_no_masters() -> None:
     """They are their own, and the steps are those of torch's AdamW, bit by bit."""
     ours, plain = (nn.Parameter(torch.linspace(-1, 1, 6)) for _ in range(2))
-    optimizers = [MasterAdamW([ours], DistillConfig()), torch.optim.AdamW([plain], lr=1e-3, weight_decay=0.0)]
+    optimizers = [MasterAdamW([ours], OptimizerConfig()), torch.optim.AdamW([plain], lr=1e-3, weight_decay=0.0)]
     assert optimizers[0].masters[0] is ours  # type: ignore[attr-defined]
     for _ in range(5):
         for weight, optimizer in zip((ours, plain), optimizers, strict=True):
@@ -81,7 +81,7 @@ def test_steps_under_the_resolution_of_bfloat16_add_up() -> None:
     """Around 1 bfloat16 has steps of 2^-8 below and 2^-7 above: a step of 2^-12 is lost on it, in every iteration. The
     master takes them all; the weight is its rounding, and moves once half a spacing has come together."""
     size = 2.0**-12
-    config = DistillConfig(learning_rate=size)
+    config = OptimizerConfig(learning_rate=size)
     weight, lone = (nn.Parameter(torch.ones(3, dtype=torch.bfloat16)) for _ in range(2))
     with_master = MasterAdamW([weight], config)
     without = torch.optim.AdamW([lone], lr=size, weight_decay=0.0)
@@ -105,7 +105,7 @@ def test_steps_under_the_resolution_of_bfloat16_add_up() -> None:
 def test_gradients_add_up_in_float32() -> None:
     """256 + 1 is 256 in bfloat16."""
     weight = nn.Parameter(torch.zeros(2, dtype=torch.bfloat16))
-    optimizer = MasterAdamW([weight], DistillConfig())
+    optimizer = MasterAdamW([weight], OptimizerConfig())
     for value in (256.0, 1.0, 1.0):
         (value * weight).sum().backward()
         optimizer.gather()
@@ -125,7 +125,8 @@ def start(dtype: torch.dtype, **kwargs: Any) -> tuple[DistillAgent, DistillVecto
         torch.manual_seed(0)
         model = toy_student("sums", 8, 1, 16).to(dtype)
     env = DistillVectorEnv(4, "sums", "sums", chunk=4, autoreset_mode="Disabled", reveal_teacher=False)
-    options = {"batch_size": 4, "learning_rate": 1e-3, "warmup_iterations": 0, "draft_length": 4, **kwargs}
+    optimizer = OptimizerConfig(1e-3, warmup_iterations=0)
+    options = {"optimizer": optimizer, "batch_size": 4, "draft_length": 4, **kwargs}
     return DistillAgent(CausalLM(model, eos_token_id=env.task.eos_token_id), DistillConfig(**options)), env
 
 
@@ -146,9 +147,9 @@ def test_bfloat16_with_masters_stays_near_float32() -> None:
     times as long as they are apart; the weights alone lose most of it. Losses and log-probabilities are float32."""
     ends, seen = {}, []
     row, steps = METHODS["fkl"], 6
-    wide, env = start(torch.float32, method=row, learning_rate=1e-5)
-    narrow, narrow_env = start(torch.bfloat16, method=row, learning_rate=1e-5)
-    pure, pure_env = start(torch.bfloat16, method=row, learning_rate=1e-5)
+    wide, env = start(torch.float32, method=row, optimizer=OptimizerConfig(1e-5, warmup_iterations=0))
+    narrow, narrow_env = start(torch.bfloat16, method=row, optimizer=OptimizerConfig(1e-5, warmup_iterations=0))
+    pure, pure_env = start(torch.bfloat16, method=row, optimizer=OptimizerConfig(1e-5, warmup_iterations=0))
     begin = flat(narrow.optimizer.masters)  # bfloat16's rounding of the weights
     with torch.no_grad():
         for a, b in zip(wide.student.parameters(), narrow.student.parameters(), strict=True):

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from agents.collector import collect
 from agents.rollout import Rollout
 from distill_env.env import DistillVectorEnv
-from distill_env.gate import ALWAYS, NEVER, Gate, random_gate
+from distill_env.gate_settings import ALWAYS, NEVER, Gate, random_gate
 from distill_env.models.causal_lm import CausalLM
 from distill_env.randomness import Purpose, episode_keys, uniform
 from distill_env.tasks.base import Grade, Prompt, Split
@@ -44,14 +44,14 @@ class Words:
 
 
 GATES = {
-    "hard": Gate(threshold=0.22),
-    "soft": Gate(threshold=0.22, alpha=8.0),
+    "hard": Gate(tau=0.22),
+    "soft": Gate(tau=0.22, alpha=8.0),
     "rank": Gate("rank", 4.0),
     "random": random_gate(0.2),
-    "step mean": Gate(threshold=0.22, over_step="mean"),
-    "smoothed": Gate(threshold=0.22, smoothing=0.5),
-    "adaswitch": Gate("forward_kl", 1.5, relative=True, lasting=True),
-    "cumulative": Gate(threshold=0.5, cumulative=True),
+    "step mean": Gate(tau=0.22, step_reduction="mean"),
+    "smoothed": Gate(tau=0.22, smoothing=0.5),
+    "adaswitch": Gate("forward_kl", 1.5, relative=True, hand_over_rest=True),
+    "cumulative": Gate(tau=0.5, cumulative=True),
     "never": NEVER,
     "always": ALWAYS,
 }
@@ -94,7 +94,7 @@ def parted(actual: Rollout, expected: Rollout, gate: Gate, seed: int) -> int:
             for t, (x, y) in enumerate(zip(zip(*a[:2], strict=True), zip(*b[:2], strict=True), strict=False))
             if x != y
         )
-        near = abs(float(b[2][t]) - gate.threshold) < EDGE
+        near = abs(float(b[2][t]) - gate.tau) < EDGE
         assert expected.teacher is not None
         cumulative = expected.teacher[offsets[i] + t].exp().cumsum(-1)
         draw = uniform(keys[i : i + 1], t, Purpose.TEACHER)[0]
@@ -150,5 +150,5 @@ def test_the_answers_have_easy_and_hard_steps_and_all_lengths() -> None:
 
 def test_drafting_saves_teacher_passes() -> None:
     one, four = write("Llama", GATES["hard"], 1, N), write("Llama", GATES["hard"], 4, N)
-    assert four.ledger.teacher_passes < one.ledger.teacher_passes
+    assert four.cost.teacher_passes < one.cost.teacher_passes
     assert 0 < int(one.rewritten.sum()) < int(one.mask.sum())

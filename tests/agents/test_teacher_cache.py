@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import errno
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import torch
 from agents.atomic_io import write_file
 from agents.config import DistillConfig
 from agents.distill import DistillAgent
-from agents.methods import METHODS, Method
+from agents.methods import METHODS, Method, variant
 from agents.teacher_cache import TeacherCache, fingerprint
 from distill_env.env import DistillVectorEnv
 from distill_env.models.causal_lm import CausalLM
@@ -50,8 +49,8 @@ def run(
 ROWS = {
     "fkl": METHODS["fkl"],
     "sft": METHODS["sft"],
-    "nucleus": replace(METHODS["fkl"], top_p=0.8, top_k=3),
-    "sampled": replace(METHODS["fkl"], estimator="sampled", gamma=0.5),
+    "nucleus": variant(METHODS["fkl"], top_p=0.8, top_k=3),
+    "sampled": variant(METHODS["fkl"], estimator="sampled", gamma=0.5),
 }
 
 
@@ -96,7 +95,7 @@ OTHERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # of the environme
     "price": ({"rewrite_cost": 0.25}, {}),
     "seed": ({}, {"seed": 4}),
     "batch": ({}, {"batch_size": 4}),
-    "truncation": ({}, {"row": replace(METHODS["fkl"], top_k=2)}),
+    "truncation": ({}, {"row": variant(METHODS["fkl"], top_k=2)}),
 }
 
 
@@ -112,7 +111,7 @@ def test_nothing_is_reused_where_anything_differs(env: dict[str, Any], change: d
 
 def test_reference_answers_are_told_apart(tmp_path: Path) -> None:
     """The writer `data`: the teacher scores them once, and anew if one of them is another."""
-    row = replace(METHODS["fkl"], writer="data")
+    row = variant(METHODS["fkl"], teacher_writes="reference")
     cache, env, asked = TeacherCache(tmp_path), make_env(rows=2), []
     agent = DistillAgent(perturbed(TEACHER, 1.0), DistillConfig(row, batch_size=2), cache)
     for reference in ((0, 1, 4), (0, 1, 4), (0, 2, 4)):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import fields
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,20 +15,17 @@ from torch import Tensor
 
 from distill_env.divergence import reverse_kl
 from distill_env.gate import (
-    ALWAYS,
-    NEVER,
-    Draft,
-    Gate,
+    DraftBlock,
     GateDecision,
     GateState,
+    apply_gate,
     decide,
     follow_quantile,
-    gate,
-    random_gate,
     raw_score,
     read_and_decide,
     read_score,
 )
+from distill_env.gate_settings import ALWAYS, NEVER, Gate, random_gate
 from tests.helpers.tables import naive_read, naive_score
 
 N, K, V = 4, 9, 5
@@ -41,9 +38,9 @@ def models(seed: int = 0) -> tuple[Tensor, Tensor]:
     return student.log_softmax(-1), teacher.log_softmax(-1)
 
 
-def block(seed: int = 0) -> Draft:
+def block(seed: int = 0) -> DraftBlock:
     generator = torch.Generator().manual_seed(seed)
-    return Draft(
+    return DraftBlock(
         torch.randint(V, (N, K), generator=generator),
         torch.rand(N, K, generator=generator) < 0.3,
         torch.rand(N, K, generator=generator, dtype=torch.float64),
@@ -66,7 +63,7 @@ def test_scores(score: str) -> None:
 def test_rank_counts_likelier_tokens() -> None:
     """0 for the teacher's favourite, V - 1 for its last; ties are not likelier."""
     teacher = torch.tensor([0.1, 0.4, 0.2, 0.2, 0.1]).log().expand(1, V, V)
-    draft = Draft(torch.arange(V)[None], torch.zeros(1, V, dtype=torch.bool), torch.zeros(1, V), torch.zeros(1))
+    draft = DraftBlock(torch.arange(V)[None], torch.zeros(1, V, dtype=torch.bool), torch.zeros(1, V), torch.zeros(1))
     assert raw_score(Gate("rank", 2), teacher, teacher, draft).tolist() == [[3, 0, 1, 1, 3]]
 
 
@@ -76,14 +73,14 @@ def test_divergence_is_never_negative() -> None:
     almost = (student + 1e-9).log_softmax(-1)
     assert bool((reverse_kl(student, almost) < 0).any())
     for score in ("divergence", "forward_kl"):
-        decision, _ = gate(Gate(score, 0.0), student, almost, block(), GateState.start(N))  # type: ignore[arg-type]
+        decision, _ = apply_gate(Gate(score, 0.0), student, almost, block(), GateState.start(N))  # type: ignore[arg-type]
         assert bool((decision.score >= 0).all())
         assert bool(decision.rewrite.all())
 
 
 def test_hard_gate_is_hard_at_equality() -> None:
     score = torch.tensor([[0.5 - 1e-12, 0.5, 0.5 + 1e-12]], dtype=torch.float64)
-    decision = decide(Gate(threshold=0.5), score, torch.zeros_like(score))
+    decision = decide(Gate(tau=0.5), score, torch.zeros_like(score))
     assert decision.rewrite.tolist() == [[False, True, True]]
     assert decision.reverse_weight.tolist() == [[1.0, 0.0, 0.0]]
 
@@ -93,7 +90,7 @@ def test_soft_gate() -> None:
     score = torch.tensor([[0.1, 0.5, 1.3]], dtype=torch.float64)
     n = 10_000
     uniforms = ((torch.arange(n, dtype=torch.float64) + 0.5) / n)[:, None].expand(n, 3)
-    decision = decide(Gate(threshold=0.5, alpha=3.0), score.expand(n, 3), uniforms)
+    decision = decide(Gate(tau=0.5, alpha=3.0), score.expand(n, 3), uniforms)
     expected = torch.tensor([1 / (1 + math.exp(-3.0 * (0.5 - s))) for s in (0.1, 0.5, 1.3)], dtype=torch.float64)
     torch.testing.assert_close(decision.reverse_weight, expected.expand(n, 3))
     assert float((decision.rewrite.double().mean(0) - (1 - expected)).abs().max()) <= 1 / n
@@ -103,11 +100,11 @@ def test_soft_tends_to_hard() -> None:
     """As alpha grows, away from the threshold, weights and decisions become those of the hard gate."""
     student, teacher = models()
     draft = block()
-    tau = float(raw_score(Gate(threshold=1), student, teacher, draft).median()) + 1e-4
-    hard, _ = gate(Gate(threshold=tau), student, teacher, draft, GateState.start(N))
+    tau = float(raw_score(Gate(tau=1), student, teacher, draft).median()) + 1e-4
+    hard, _ = apply_gate(Gate(tau=tau), student, teacher, draft, GateState.start(N))
     gaps = []
     for alpha in (1.0, 1e2, 1e4, 1e7):
-        soft, _ = gate(Gate(threshold=tau, alpha=alpha), student, teacher, draft, GateState.start(N))
+        soft, _ = apply_gate(Gate(tau=tau, alpha=alpha), student, teacher, draft, GateState.start(N))
         gaps.append(float((soft.reverse_weight - hard.reverse_weight).abs().max()))
     assert gaps == sorted(gaps, reverse=True)
     assert gaps[-1] < 1e-12
@@ -115,14 +112,15 @@ def test_soft_tends_to_hard() -> None:
     assert 0 < int(hard.rewrite.sum()) < N * K
 
 
-@pytest.mark.parametrize("clip", [math.inf, 0.6])
+@pytest.mark.parametrize("score_clip", [math.inf, 0.6])
 @pytest.mark.parametrize("relative", [False, True])
 @pytest.mark.parametrize("smoothing", [0.0, 0.7])
-@pytest.mark.parametrize("over_step", ["none", "mean", "max", "sum"])
-def test_reading_a_score(over_step: str, smoothing: float, relative: bool, clip: float) -> None:
+@pytest.mark.parametrize("step_reduction", ["none", "mean", "max", "sum"])
+def test_reading_a_score(step_reduction: str, smoothing: float, relative: bool, score_clip: float) -> None:
     """Clip, moving average or what it is a multiple of, then the causal mean, max or sum over the step so far: what a
     loop over the past gives."""
-    config = Gate(threshold=0.5, over_step=over_step, smoothing=smoothing, clip=clip, relative=relative)  # type: ignore[arg-type]
+    ways: Any = {"step_reduction": step_reduction, "smoothing": smoothing, "score_clip": score_clip}
+    config = Gate(tau=0.5, relative=relative, **ways)
     draft = block()
     start = draft.step_start.clone()
     start[:, 0] = True  # an answer begins with a step
@@ -145,7 +143,7 @@ def decide_with(config: Gate, scores: list[float]) -> GateDecision:
 def test_adaswitch_by_hand() -> None:
     """Averages before: -, 1, 2, 3. At three times the average the fourth state is hard (9 >= 3 * 3), and it and all
     that follow are the teacher's, unlooked at. The first is never hard, nor is a 0 after zeros."""
-    config = Gate(threshold=3.0, relative=True, lasting=True)
+    config = Gate(tau=3.0, relative=True, hand_over_rest=True)
     decision = decide_with(config, [1.0, 3.0 - 1e-9, 5.0, 9.0, 0.0, 1.0])
     assert decision.rewrite.tolist() == [[False, False, False, True, True, True]]
     assert decision.reverse_weight.tolist() == [[1, 1, 1, 0, 0, 0]]
@@ -157,7 +155,7 @@ def test_adaswitch_by_hand() -> None:
 
 def test_cumulative_by_hand() -> None:
     """Sums 0.5, 1, then anew 0.25, 0.75, 1.75, then 0: hard where 1 is reached; a rewritten step's score is spent."""
-    decision = decide_with(Gate(threshold=1.0, cumulative=True), [0.5, 0.5, 0.25, 0.5, 1.0, 0.0])
+    decision = decide_with(Gate(tau=1.0, cumulative=True), [0.5, 0.5, 0.25, 0.5, 1.0, 0.0])
     assert decision.score.tolist() == [[0.5, 1.0, 0.25, 0.75, 1.75, 0.0]]
     assert decision.rewrite.tolist() == [[False, True, False, False, True, False]]
 
@@ -185,23 +183,23 @@ gates = st.one_of(
     st.builds(
         Gate,
         score=st.sampled_from(SCORES),
-        threshold=st.floats(0, 2),
-        alpha=st.none() | st.floats(0.1, 50),
-        over_step=st.sampled_from(["none", "mean", "max", "sum"]),
+        tau=st.floats(0, 2),
+        alpha=st.just(math.inf) | st.floats(0.1, 50),
+        step_reduction=st.sampled_from(["none", "mean", "max", "sum"]),
         smoothing=st.just(0.0) | st.floats(0.01, 0.99),
-        clip=st.just(math.inf) | st.floats(0.1, 2),
+        score_clip=st.just(math.inf) | st.floats(0.1, 2),
         relative=st.booleans(),
-        lasting=st.booleans(),
+        hand_over_rest=st.booleans(),
     ),
     st.builds(
         Gate,
         score=st.sampled_from(SCORES),
-        threshold=st.floats(0, 4),
-        alpha=st.none() | st.floats(0.1, 50),
+        tau=st.floats(0, 4),
+        alpha=st.just(math.inf) | st.floats(0.1, 50),
         smoothing=st.just(0.0) | st.floats(0.01, 0.99),
         relative=st.booleans(),
         cumulative=st.just(True),
-        lasting=st.booleans(),
+        hand_over_rest=st.booleans(),
     ),
     st.builds(random_gate, st.floats(0, 1), st.booleans()),
 )
@@ -214,21 +212,23 @@ def test_blocks_of_any_length_decide_alike(config: Gate, seed: int, cuts: list[i
     weights, and the carry at every position. In particular later tokens do not change earlier decisions."""
     student, teacher = models(seed)
     draft = block(seed)
-    whole, carries = gate(config, student, teacher, draft, GateState.start(N))
+    whole, carries = apply_gate(config, student, teacher, draft, GateState.start(N))
     carry = GateState.start(N)
     rows = torch.arange(N)
     bounds = [0, *sorted(cuts), K]
     for begin, end in itertools.pairwise(bounds):
         part = slice(begin, end)
-        piece = Draft(draft.tokens[:, part], draft.step_start[:, part], draft.uniforms[:, part], draft.episode_uniforms)
-        decision, after = gate(config, student[:, part], teacher[:, part], piece, carry)
+        piece = DraftBlock(
+            draft.tokens[:, part], draft.step_start[:, part], draft.uniforms[:, part], draft.episode_uniforms
+        )
+        decision, after = apply_gate(config, student[:, part], teacher[:, part], piece, carry)
         torch.testing.assert_close(decision.score, whole.score[:, part], rtol=0, atol=1e-12, equal_nan=True)
         torch.testing.assert_close(decision.reverse_weight, whole.reverse_weight[:, part], rtol=0, atol=1e-12)
         assert decision.rewrite.equal(whole.rewrite[:, part])
         carry = after.at(rows, torch.full((N,), end - begin - 1))
         expected = carries.at(rows, torch.full((N,), end - 1))
-        for f in fields(GateState):
-            torch.testing.assert_close(getattr(carry, f.name), getattr(expected, f.name), rtol=0, atol=1e-12)
+        for actual, value in zip(carry, expected, strict=True):
+            torch.testing.assert_close(actual, value, rtol=0, atol=1e-12)
 
 
 def test_carry_of_some_rows() -> None:
@@ -242,17 +242,16 @@ def test_carry_of_some_rows() -> None:
 @pytest.mark.parametrize(
     "config",
     [
-        Gate(threshold=0.5),
-        Gate(threshold=0.5, alpha=2.0, over_step="mean"),
-        Gate(threshold=0.5, relative=True, cumulative=True, lasting=True),
+        Gate(tau=0.5),
+        Gate(tau=0.5, alpha=2.0, step_reduction="mean"),
+        Gate(tau=0.5, relative=True, cumulative=True, hand_over_rest=True),
     ],
 )
 def test_nothing_that_comes_out_has_a_gradient(config: Gate) -> None:
     """A loss must not fall by moving the gate."""
     student, teacher = (x.requires_grad_() for x in models())
-    decision, carry = gate(config, student, teacher, block(), GateState.start(N))
-    for part in (decision, carry):
-        assert not any(getattr(part, f.name).requires_grad for f in fields(part))
+    decision, carry = apply_gate(config, student, teacher, block(), GateState.start(N))
+    assert not any(x.requires_grad for x in (*decision, *carry))
 
 
 @pytest.mark.parametrize("per_answer", [False, True])
@@ -262,44 +261,44 @@ def test_random_gates(rate: float, per_answer: bool) -> None:
     n = 1000
     grid = (torch.arange(n, dtype=torch.float64) + 0.5) / n
     first = torch.zeros(n, 3, dtype=torch.bool)
-    draft = Draft(torch.zeros(n, 3, dtype=torch.long), first, grid[torch.randperm(n)][:, None].expand(n, 3), grid)
+    draft = DraftBlock(torch.zeros(n, 3, dtype=torch.long), first, grid[torch.randperm(n)][:, None].expand(n, 3), grid)
     config = random_gate(rate, per_answer)
-    decision, _ = gate(config, None, None, draft, GateState.start(n))
-    assert not config.reads_models
+    decision, _ = apply_gate(config, None, None, draft, GateState.start(n))
+    assert not config.needs_scores
     assert float(decision.rewrite.double().mean()) == pytest.approx(rate, abs=1 / n)
     assert (decision.reverse_weight == (~decision.rewrite).double()).all()
     if per_answer and 0 < rate < 1:
         assert decision.rewrite[:, 0].tolist() == (grid < rate).tolist()
     for extreme in (0.0, 1 - 2**-53):  # not even the smallest and the largest uniform moves the ends
-        edge = Draft(draft.tokens, first, torch.full((n, 3), extreme).double(), torch.full((n,), extreme).double())
-        rewrite = gate(config, None, None, edge, GateState.start(n))[0].rewrite
+        edge = DraftBlock(draft.tokens, first, torch.full((n, 3), extreme).double(), torch.full((n,), extreme).double())
+        rewrite = apply_gate(config, None, None, edge, GateState.start(n))[0].rewrite
         assert bool((rewrite == bool(rate)).all()) or 0 < rate < 1
 
 
 def test_infinite_threshold_reads_no_model() -> None:
-    for config in (Gate(threshold=math.inf), NEVER, ALWAYS):
-        assert not config.reads_models
-        decision, _ = gate(config, None, None, block(), GateState.start(N))
+    for config in (Gate(tau=math.inf), NEVER, ALWAYS):
+        assert not config.needs_scores
+        decision, _ = apply_gate(config, None, None, block(), GateState.start(N))
         assert bool((decision.rewrite == config.always).all())
-    assert Gate(threshold=0.0).reads_models
+    assert Gate(tau=0.0).needs_scores
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "name"),
     [
-        ({"threshold": -0.1}, r"tau: -0\.1 is negative"),
-        ({"threshold": math.nan}, "threshold: nan; accepted: a number"),
-        ({"alpha": 0.0}, r"alpha: 0\.0 is not positive"),
-        ({"alpha": math.nan}, "alpha: nan; accepted: a number"),
-        ({"smoothing": 1.0}, r"smoothing: 1\.0 is not in"),
-        ({"smoothing": -0.1}, r"smoothing: -0\.1 is not in"),
-        ({"clip": 0.0}, r"clip: 0\.0 is not positive"),
-        ({"cumulative": True, "over_step": "sum"}, "over_step: 'sum' does not go with cumulative"),
-        ({"score": "uniform", "lasting": True}, "score: a gate with memory reads the models, not 'uniform'"),
+        ({"tau": -0.1}, "tau"),
+        ({"tau": math.nan}, "tau"),
+        ({"alpha": 0.0}, "alpha"),
+        ({"alpha": math.nan}, "alpha"),
+        ({"smoothing": 1.0}, "smoothing"),
+        ({"smoothing": -0.1}, "smoothing"),
+        ({"score_clip": 0.0}, "score_clip"),
+        ({"cumulative": True, "step_reduction": "sum"}, "step_reduction"),
+        ({"score": "uniform", "hand_over_rest": True}, "score"),
     ],
 )
-def test_bad_arguments(arguments: dict[str, float], message: str) -> None:
-    with pytest.raises(ValueError, match=message) as error:
+def test_bad_arguments(arguments: dict[str, float], name: str) -> None:
+    with pytest.raises(ValueError, match=f"^{name}:") as error:
         Gate(**arguments)  # type: ignore[arg-type]
     assert "\n" not in str(error.value)
 

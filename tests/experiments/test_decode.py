@@ -16,7 +16,7 @@ import torch
 from agents.rollout import Rollout
 from distill_env.divergence import reverse_kl
 from distill_env.env import DistillVectorEnv
-from distill_env.gate import Gate
+from distill_env.gate_settings import Gate
 from distill_env.models.base import TrainableModel
 from distill_env.models.load import load_model
 from distill_env.models.tabular import TabularModel, markov
@@ -84,7 +84,7 @@ def test_the_divergence_is_that_of_the_law_of_the_answers() -> None:
     """KL(behaviour || teacher) an answer, from all answers that there are, is the mean of the sum of D_t."""
     tau, horizon = 0.3, 3
     law: dict[tuple[int, ...], float] = {}
-    for (tokens, _), p in gated_law(STUDENT, TEACHER, Gate(threshold=tau), horizon).items():
+    for (tokens, _), p in gated_law(STUDENT, TEACHER, Gate(tau=tau), horizon).items():
         law[tokens] = law.get(tokens, 0.0) + p
     table = TEACHER.log_table().detach()
 

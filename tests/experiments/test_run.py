@@ -180,7 +180,9 @@ def test_two_processes_do_not_share_a_folder(finished: Path, capsys: pytest.Capt
 
 
 def test_the_command_line_overrides_any_field_of_a_method() -> None:
-    config = parse([*SMALL, "--agent", "soft", "--tau", "0.25", "--alpha", "3", "--writer", "never", "--top-k", "4"])
+    config = parse(
+        [*SMALL, "--agent", "soft", "--tau", "0.25", "--alpha", "3", "--teacher-writes", "never", "--top-k", "4"]
+    )
     method = config.agent_options.method  # type: ignore[union-attr]
     assert (method.tau, method.alpha, method.writer, method.top_k) == (0.25, 3.0, "never", 4)
     assert (method.loss, method.weighting) == ("weighted", "soft")

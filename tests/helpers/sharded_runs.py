@@ -5,7 +5,6 @@ accelerate launch --use_fsdp ... tests/helpers/sharded_runs.py FOLDER '{"a": {"i
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -14,10 +13,10 @@ from typing import Any
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, Qwen2Config, Qwen2ForCausalLM
 
-from agents.config import DistillConfig
+from agents.config import DistillConfig, OptimizerConfig
 from agents.distill import DistillAgent
 from agents.distributed import SINGLE_PROCESS, ProcessGroup, TrainingEnded, init_distributed
-from agents.methods import METHODS
+from agents.methods import METHODS, variant
 from distill_env.env import DistillVectorEnv
 from distill_env.models.causal_lm import CausalLM
 from distill_env.models.pretrained import recompute_layers
@@ -26,13 +25,11 @@ from distill_env.models.toy import toy_student
 # an odd batch, so that one process has a pass more, of answers of several lengths; clipping and decay always at work;
 # more chunks than one
 CONFIG = DistillConfig(
-    method=dataclasses.replace(METHODS["gated"], tau=8.0),  # both write
+    method=variant(METHODS["gated"], tau=8.0),  # both write
     batch_size=5,
     micro_batch=2,
     chunk_positions=4,
-    max_grad_norm=0.05,
-    weight_decay=0.1,
-    learning_rate=1e-2,
+    optimizer=OptimizerConfig(1e-2, weight_decay=0.1, max_grad_norm=0.05),
     draft_length=3,
 )
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from agents.rollout import Rollout
-from distill_env.gate import Gate
+from distill_env.gate_settings import Gate
 from distill_env.models.tabular import TabularModel
 from distill_env.tasks.base import Grade, Prompt, Split
 from distill_env.tasks.categorical import CategoricalTask
@@ -45,7 +45,7 @@ def perturbed(model: TabularModel, scale: float, seed: int = 0) -> TabularModel:
 def naive_read(gate: Gate, raw: Sequence[float], starts: Sequence[bool], rewritten: Sequence[bool] = ()) -> float:
     """The score of the last of these states as a gate reads it: clipped, smoothed or set against the average before,
     over the step or since the last of the states before it that were rewritten; no carry."""
-    clipped = [min(score, gate.clip) for score in raw]
+    clipped = [min(score, gate.score_clip) for score in raw]
     averages: list[float] = []
     for i, score in enumerate(clipped):
         if gate.smoothing:
@@ -58,7 +58,7 @@ def naive_read(gate: Gate, raw: Sequence[float], starts: Sequence[bool], rewritt
     if gate.cumulative:
         return sum(values[max((i + 1 for i, flag in enumerate(rewritten) if flag), default=0) :])
     step = values[max(i for i, start in enumerate(starts) if start) :]
-    return {"none": step[-1], "mean": sum(step) / len(step), "max": max(step), "sum": sum(step)}[gate.over_step]
+    return {"none": step[-1], "mean": sum(step) / len(step), "max": max(step), "sum": sum(step)}[gate.step_reduction]
 
 
 def naive_score(gate: Gate, log_q: Tensor, log_p: Tensor, token: int) -> float:
@@ -110,13 +110,13 @@ def gated_law(
 
     def rewrite_probability(raw: list[float], starts: list[bool], decided: list[bool]) -> float:
         if gate.score == "uniform":
-            return 1 - gate.threshold if 0 <= gate.threshold <= 1 else float(gate.always)
-        if gate.lasting and any(decided):
+            return 1 - gate.tau if 0 <= gate.tau <= 1 else float(gate.always)
+        if gate.hand_over_rest and any(decided):
             return 1.0
         score = naive_read(gate, raw, starts, decided)
-        if gate.alpha is None:
-            return float(score >= gate.threshold)
-        return 1 - 1 / (1 + math.exp(-gate.alpha * (gate.threshold - score)))
+        if math.isinf(gate.alpha):
+            return float(score >= gate.tau)
+        return 1 - 1 / (1 + math.exp(-gate.alpha * (gate.tau - score)))
 
     def go_on(
         p: float,
@@ -174,5 +174,14 @@ def rollout_of(
     nothing = torch.full(shape, torch.nan, dtype=torch.float64)
     grades = torch.zeros(len(answers), dtype=torch.float64)
     return Rollout(
-        [prompt] * len(answers), tokens, rewritten, rewards, own, nothing, grades, torch.stack(rows), None, (0,)
+        prompts=[prompt] * len(answers),
+        tokens=tokens,
+        rewritten=rewritten,
+        rewards=rewards,
+        token_log_prob=own,
+        score=nothing,
+        grades=grades,
+        teacher=torch.stack(rows),
+        support=None,
+        step_end_ids=(0,),
     )

@@ -19,7 +19,7 @@ from agents.collector import collect
 from agents.references import read_references
 from distill_env.divergence import entropy, forward_kl, project, reverse_kl, support, truncation_gap
 from distill_env.env import DistillVectorEnv
-from distill_env.gate import Gate
+from distill_env.gate_settings import Gate
 from distill_env.models.base import ServerLostError
 from distill_env.models.causal_lm import CausalLM
 from distill_env.models.load import build_model, load_model
@@ -54,7 +54,7 @@ def write(teacher: Any, top_k: int = 0, rewrite: str = "sample", gate: Gate | No
         5, Ragged(V, HORIZON), teacher, chunk=8, autoreset_mode="Disabled", reveal_teacher=False, rewrite=rewrite
     )
     prompts = [env.prompts[i % len(env.prompts)] for i in range(N)]
-    return collect(env, STUDENT, prompts, episode_keys(0, np.arange(N)), gate or Gate(threshold=0.5), 4, top_k)
+    return collect(env, STUDENT, prompts, episode_keys(0, np.arange(N)), gate or Gate(tau=0.5), 4, top_k)
 
 
 def assert_equal(actual: Rollout, expected: Rollout) -> None:
@@ -77,7 +77,7 @@ def test_all_ids_told_it_is_the_local_teacher(server: CompletionsServer, rewrite
 
 def test_gates_and_truncated_divergences_are_exact_on_the_likeliest(server: CompletionsServer) -> None:
     teacher = ask(server, 3)
-    for gate in (Gate(threshold=0.5), Gate("forward_kl", 0.5), Gate("teacher_entropy", 0.8)):
+    for gate in (Gate(tau=0.5), Gate("forward_kl", 0.5), Gate("teacher_entropy", 0.8)):
         actual, expected = write(teacher, 3, "argmax", gate), write(TEACHER, 3, "argmax", gate)
         assert_equal(actual, expected)
         assert actual.support is not None
@@ -121,7 +121,7 @@ def test_the_bound_is_reached() -> None:
 
 def test_rewrites_are_keyed_draws_of_the_likeliest(server: CompletionsServer) -> None:
     teacher = ask(server, 3)
-    rollout = write(teacher, 3, gate=Gate(threshold=0.1))
+    rollout = write(teacher, 3, gate=Gate(tau=0.1))
     seen = 0
     for n, prompt in enumerate(rollout.prompts):
         for t in torch.nonzero(rollout.rewritten[n])[:, 0].tolist():

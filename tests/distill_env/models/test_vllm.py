@@ -37,7 +37,7 @@ from agents.rollout import Rollout
 from agents.collector import collect
 from distill_env.divergence import LEAST_TAIL, project, reverse_kl, support, truncation_gap
 from distill_env.env import DistillVectorEnv
-from distill_env.gate import Gate
+from distill_env.gate_settings import Gate
 from distill_env.models.load import load_model
 from distill_env.models.hub import load_tokenizer
 from distill_env.models.served import KEY_VARIABLE, ServedModel, cheaper_from_cache
@@ -193,7 +193,7 @@ def write(models: Models, teacher: Any, rewrite: str) -> Rollout:
         rewrite=rewrite,
     )  # fmt: skip
     student = load_model(str(models.folder / "student"))
-    return collect(env, student, list(env.prompts), episode_keys(0, np.arange(4)), Gate(threshold=2.0), 4, K)
+    return collect(env, student, list(env.prompts), episode_keys(0, np.arange(4)), Gate(tau=2.0), 4, K)
 
 
 @pytest.mark.parametrize("rewrite", ["argmax", "nucleus", "sample"])

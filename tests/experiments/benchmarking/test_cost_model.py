@@ -95,7 +95,17 @@ def test_speed_up_and_best_length() -> None:
 def rollout(tokens: list[list[int]], teacher: torch.Tensor) -> Rollout:
     t = torch.tensor(tokens)
     zeros = torch.zeros(t.shape, dtype=torch.float64)
-    return Rollout([], t, t < -1, zeros, zeros, zeros, zeros[:, 0], teacher, None)
+    return Rollout(
+        prompts=[],
+        tokens=t,
+        rewritten=t < -1,
+        rewards=zeros,
+        token_log_prob=zeros,
+        score=zeros,
+        grades=zeros[:, 0],
+        teacher=teacher,
+        support=None,
+    )
 
 
 def test_where_two_rollouts_part() -> None:

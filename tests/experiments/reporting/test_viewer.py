@@ -103,5 +103,5 @@ def test_the_viewer_shows_the_tau_that_a_budget_ended_at(tmp_path: Path) -> None
     arguments = ["--env", "categorical", "--agent", "budget", "--iterations", "5", "--batch-size", "8"]
     assert run_module.main([*arguments, "--eval-samples", "2", "--out", str(tmp_path), "--name", "run"]) == 0
     agent, _, _ = load_checkpoint(tmp_path / "run" / "checkpoints", DistillAgent.load)
-    assert agent.method.tau != tau_of(load_config(tmp_path / "run"))
-    assert see_run(tmp_path / "run", prompts=2, positions_from=4)["tau"] == agent.method.tau
+    assert agent.method.gate.tau != tau_of(load_config(tmp_path / "run"))
+    assert see_run(tmp_path / "run", prompts=2, positions_from=4)["tau"] == agent.method.gate.tau

@@ -62,7 +62,7 @@ def sums(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "0",
             "--agent",
             "soft",
-            "--writer",
+            "--teacher-writes",
             "random",
             "--tau",
             "2.5",

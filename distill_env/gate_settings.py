@@ -1,0 +1,100 @@
+"""The settings of a gate. Light to import: the functions that read them are in `gate.py`."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from distill_env.checks import check_types
+
+ScoreName = Literal["divergence", "forward_kl", "teacher_entropy", "rank", "uniform", "episode_uniform"]
+StepReduction = Literal["none", "mean", "max", "sum"]
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A score, a threshold and a sharpness. A position is hard where `score >= tau`.
+
+    hard gate (alpha = inf)   rewrite where hard;                   reverse weight 1 where easy, 0 where hard
+    soft gate (alpha < inf)   rewrite with probability 1 - lambda;  reverse weight lambda = sigmoid(alpha (tau - score))
+
+    Raises:
+        ValueError: for settings out of range or that exclude each other.
+    """
+
+    score: ScoreName = "divergence"
+    """What the gate reads: divergence (D_t), forward_kl, teacher_entropy (nats), or rank of the drafted token under the
+    teacher (0 is the likeliest)."""
+    tau: float = math.inf
+    """Threshold, in the unit of the score: nats, ranks, or with relative multiples of the average."""
+    alpha: float = math.inf
+    """Sharpness of a soft gate, per unit of the score."""
+    step_reduction: StepReduction = "none"
+    """Read the score as its mean, max or sum over the reasoning step so far, the current position included."""
+    smoothing: float = 0.0
+    """Weight of the past in an exponential moving average of the score over the completion, in [0, 1)."""
+    score_clip: float = math.inf
+    """Larger scores are clipped to this."""
+    relative: bool = False
+    """Read the score as a multiple of the average of the preceding scores in the completion; the first reads 0."""
+    cumulative: bool = False
+    """Read the score as its sum since the last rewrite, so that tau is a budget for each stretch between rewrites."""
+    hand_over_rest: bool = False
+    """The first hard position hands the rest of the completion to the teacher."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        if self.score in ("divergence", "forward_kl", "teacher_entropy", "rank") and self.tau < 0:
+            raise ValueError(f"tau: {self.tau} is negative; expected at least 0 with score {self.score!r}")
+        if not self.alpha > 0:
+            raise ValueError(f"alpha: {self.alpha} is not positive; a larger alpha is a harder gate")
+        if not 0 <= self.smoothing < 1:
+            raise ValueError(f"smoothing: {self.smoothing}; expected a number in [0, 1)")
+        if not self.score_clip > 0:
+            raise ValueError(f"score_clip: {self.score_clip}; expected a positive number")
+        if self.cumulative and self.step_reduction != "none":
+            raise ValueError(f"step_reduction: {self.step_reduction!r} with cumulative; expected none")
+        if self.has_memory and not self.reads_a_model:
+            raise ValueError(f"score: {self.score!r} with a gate that has memory; expected a score of the models")
+
+    @property
+    def reads_a_model(self) -> bool:
+        """Whether the score is a function of the models; otherwise it is a uniform random number."""
+        return self.score not in ("uniform", "episode_uniform")
+
+    @property
+    def needs_scores(self) -> bool:
+        """Whether a decision needs the models; otherwise it is known before anything is drafted."""
+        return self.reads_a_model and math.isfinite(self.tau)
+
+    @property
+    def has_memory(self) -> bool:
+        """Whether a decision depends on the states before."""
+        return self.smoothing > 0 or self.step_reduction != "none" or self.relative or self.feeds_back
+
+    @property
+    def feeds_back(self) -> bool:
+        """Whether a decision depends on the decisions before."""
+        return self.cumulative or self.hand_over_rest
+
+    @property
+    def always(self) -> bool:
+        return self.tau == -math.inf
+
+    @property
+    def never(self) -> bool:
+        return self.tau == math.inf
+
+
+NEVER = Gate("uniform", math.inf)
+ALWAYS = Gate("uniform", -math.inf)
+
+
+def random_gate(rate: float, per_completion: bool = False) -> Gate:
+    """Rewrite each position, or each whole completion, with probability `rate`."""
+    if not 0 <= rate <= 1:
+        raise ValueError(f"rate: {rate}; expected a number in [0, 1]")
+    if rate in (0, 1):
+        return ALWAYS if rate else NEVER
+    return Gate("episode_uniform" if per_completion else "uniform", 1 - rate)
