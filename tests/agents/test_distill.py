@@ -758,7 +758,7 @@ def test_what_is_not_a_number_stops_the_run_and_changes_nothing(name: str, whose
         ({"score": "rank", "top_k": 4}, "score"),
         ({"loss": "todi", "top_k": 4}, "loss"),
         ({"loss": "akl", "top_p": 0.9}, "loss"),
-        ({"loss": "negative"}, "writer"),
+        ({"loss": "negative"}, "teacher_writes"),
         (
             {"weighting": "soft", "hand_over_rest": True},
             "weighting",
@@ -770,10 +770,10 @@ def test_what_is_not_a_number_stops_the_run_and_changes_nothing(name: str, whose
         ({"teacher_rate_anneal": -1}, "teacher_rate_anneal"),
         ({"forward_kl_anneal": -1}, "forward_kl_anneal"),
         ({"forward_kl_anneal": 5, "loss": "reverse"}, "forward_kl_anneal"),
-        ({"importance_weights": True}, "importance"),
+        ({"importance_weights": True}, "importance_weights"),
         (
             {"importance_weights": True, "teacher_writes": "random", "top_k": 3},
-            "importance",
+            "importance_weights",
         ),
     ],
 )

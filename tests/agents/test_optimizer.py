@@ -172,7 +172,8 @@ def test_bfloat16_with_masters_stays_near_float32() -> None:
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
 def test_a_resumed_bfloat16_run_equals_the_uninterrupted_one(weight_decay: float, tmp_path: Path) -> None:
     """Masters, moments and weights, bit by bit; the student's folder holds bfloat16."""
-    options = {"method": METHODS["gated"], "micro_batch": 3, "weight_decay": weight_decay}
+    optimizer = OptimizerConfig(1e-3, warmup_iterations=0, weight_decay=weight_decay)
+    options = {"method": METHODS["gated"], "micro_batch": 3, "optimizer": optimizer}
     whole, env = start(torch.bfloat16, **options)
     whole.learn(env, 4)
     first, env = start(torch.bfloat16, **options)

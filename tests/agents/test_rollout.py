@@ -37,7 +37,7 @@ GATES: dict[str, Gate] = {
     "entropy": Gate("teacher_entropy", 1.0),
     "rank": Gate("rank", 2),
     "random": random_gate(0.3),
-    "mixture": random_gate(0.5, per_answer=True),
+    "mixture": random_gate(0.5, per_completion=True),
     "step mean": Gate(tau=0.5, step_reduction="mean"),
     "step max": Gate(tau=0.7, step_reduction="max"),
     "step sum": Gate(tau=1.0, step_reduction="sum", alpha=4.0),

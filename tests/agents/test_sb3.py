@@ -249,7 +249,6 @@ def test_nan_is_an_error_that_names_the_iteration() -> None:
         {"algorithm": "dqn"},
         {"batch_size": 0},
         {"learning_rate": 0.0},
-        {"tau": -1.0},
         {"gamma": 1.5},
         {"ent_coef": float("nan")},
         {"n_epochs": 0},
