@@ -73,10 +73,7 @@ class TeacherCache:
         references = method.teacher_writes == "reference"
         told = {
             **self._known[1],
-            "prompts": [
-                [p.ids, p.final_answer, p.reference_completion if method.teacher_writes == "reference" else None]
-                for p in prompts
-            ],
+            "prompts": [[p.ids, p.final_answer, p.reference_completion if references else None] for p in prompts],
             "keys": keys.tolist(),
             "writer": method.teacher_writes,
             "kept": [method.needs_teacher, method.top_k, method.top_p],

@@ -384,9 +384,9 @@ def test_pairs_of_two_runs(tmp_path: Path, capfd: pytest.CaptureFixture[str]) ->
     assert " 1 pairs " in (output := capfd.readouterr().out)
     assert " 1 completions " in output
     assert make("--samples", "2") == [("p", "a1", "b1"), ("p", "a2", "b2")]
-    assert make("--teacher-writes-a", "teacher") == [("p", "t1", "b1")]
+    assert make("--writer-a", "teacher") == [("p", "t1", "b1")]
     capfd.readouterr()
-    assert judge.main(["pairs", *runs, "--teacher-writes-b", "reference", "--out", str(out)]) == 1
+    assert judge.main(["pairs", *runs, "--writer-b", "reference", "--out", str(out)]) == 1
     one_line(capfd, "writer_b")
     (tmp_path / "b" / FILE).unlink()
     assert judge.main(["pairs", *runs, "--out", str(out)]) == 1
