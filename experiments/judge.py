@@ -1,7 +1,7 @@
 """Win rate: a judge compares the completions of two runs pair by pair, in both orders.
 
     python experiments/judge.py pairs runs/a runs/b --out pairs.jsonl
-    python experiments/judge.py pairs runs/a runs/a --teacher-writes-b teacher --out pairs.jsonl
+    python experiments/judge.py pairs runs/a runs/a --writer-b teacher --out pairs.jsonl
     python experiments/judge.py api pairs.jsonl --model gpt-4.1            # the key is in $OPENAI_API_KEY
     python experiments/judge.py api pairs.jsonl --model NAME --base-url http://localhost:8000/v1 --key-variable ''
     python experiments/judge.py local pairs.jsonl --model PATH_OR_ID
