@@ -19,6 +19,9 @@ from safetensors.torch import load_file, save_file
 from agents.atomic_io import remove_folder, write_folder
 from agents.distributed import shard_like
 
+# the errors that damaged files cause; a missing package or too little memory is no damage
+DAMAGE = (OSError, SafetensorError, LookupError, TypeError, ValueError, RuntimeError, ArithmeticError, AttributeError)
+
 
 def save_checkpoint(root: Path, iteration: int, save: Callable[[Path], None], keep: int) -> None:
     """Write `root/<iteration>/` with an agent and the state of the global random generators; delete old checkpoints.
@@ -135,16 +138,7 @@ def damage_as_value_error(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (
-        OSError,
-        SafetensorError,
-        LookupError,
-        TypeError,
-        ValueError,
-        RuntimeError,
-        ArithmeticError,
-        AttributeError,
-    ) as error:
+    except DAMAGE as error:
         if str(error).startswith("checkpoint: "):
             raise  # from a block inside this one
         reason = f"{type(error).__name__}: {error}".splitlines()[0]

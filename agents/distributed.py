@@ -19,11 +19,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+T = TypeVar("T")
 TIMEOUT = timedelta(days=1)  # the other processes wait while the main process evaluates
 # settings of accelerate that have no effect here: (name, environment variable, accepted values, what to use instead)
 FIXED_SETTINGS = (
@@ -54,7 +55,7 @@ class ProcessGroup:
 
     rank: int = 0
     world_size: int = 1
-    device: str = "cpu"  # of the tensors that are exchanged
+    device: str = "cpu"  # of tensors that are summed
     mesh: Any = None  # the device mesh of a sharded student
 
     @property
@@ -76,31 +77,20 @@ class ProcessGroup:
         Raises:
             TrainingEnded: in the other processes, if there is none.
         """
-        command = self._broadcast_command(Command.CONTINUE if more else Command.STOP)
+        command = self.broadcast(Command.CONTINUE if more else Command.STOP)
         while self.rank and command == Command.GATHER:
             gather()
-            command = self._broadcast_command()
+            command = self.broadcast(command)
         if self.rank and command == Command.STOP:
             raise TrainingEnded
 
-    def _broadcast_command(self, command: Command = Command.CONTINUE) -> Command:
-        """The command of the main process."""
+    def broadcast(self, value: T) -> T:
+        """The value of the main process."""
         if self.world_size == 1:
-            return command
-        import torch
+            return value
         from torch import distributed
 
-        message = torch.tensor(command, device=self.device)
-        distributed.broadcast(message, 0)
-        return Command(int(message))
-
-    def broadcast_str(self, text: str) -> str:
-        """The text of the main process."""
-        if self.world_size == 1:
-            return text
-        from torch import distributed
-
-        message = [text]
+        message = [value]
         distributed.broadcast_object_list(message, 0)
         return message[0]
 
@@ -217,7 +207,7 @@ class ProcessGroup:
         if self.mesh is None:
             return tensors
         if self.rank == 0:
-            self._broadcast_command(Command.GATHER)
+            self.broadcast(Command.GATHER)
         gathered = {}
         for name, tensor in tensors.items():  # one at a time, since every process holds the full tensor for a moment
             full = getattr(tensor, "full_tensor", lambda tensor=tensor: tensor)()

@@ -27,7 +27,7 @@ class TeacherBuffer:
 
     def __init__(self, states: int) -> None:
         self._states = states
-        self._blocks: list[tuple[Tensor, Tensor | None]] = []  # log p [m, S] and ids [m, S - 1]; the last is not full
+        self._blocks: list[list[Tensor]] = []  # log p [m, S] and, if truncated, ids [m, S - 1]; the last is not full
         self._filled = 0  # rows of the last block in use
         self._episodes: list[NDArray[np.int64]] = []
         self._positions: list[NDArray[np.int64]] = []
@@ -45,34 +45,30 @@ class TeacherBuffer:
         """
         self._episodes.append(episodes)
         self._positions.append(positions)
+        parts = [log_probs] if ids is None else [log_probs, ids]
         begin = 0
         while begin < len(log_probs):
             if not self._blocks or self._blocks[-1][0].shape[1:] != log_probs.shape[1:] or not self._room():
-                self._open_block(log_probs, ids)
-            block, block_ids = self._blocks[-1]
+                self._open_block(parts)
             count = min(len(log_probs) - begin, self._room())
-            here = slice(self._filled, self._filled + count)
-            block[here] = log_probs[begin : begin + count]
-            if block_ids is not None and ids is not None:
-                block_ids[here] = ids[begin : begin + count]
+            for block, part in zip(self._blocks[-1], parts, strict=True):
+                block[self._filled : self._filled + count] = part[begin : begin + count]
             self._filled += count
             begin += count
 
     def _room(self) -> int:
         return len(self._blocks[-1][0]) - self._filled
 
-    def _open_block(self, log_probs: Tensor, ids: Tensor | None) -> None:
-        """Start a block for rows of this width and dtype."""
+    def _open_block(self, parts: list[Tensor]) -> None:
+        """Start a block for rows of these widths and dtypes."""
         self._trim_last_block()
-        size = max(1, min(self._states, _BLOCK // log_probs.shape[1]))
-        empty_ids = None if ids is None else ids.new_empty(size, ids.shape[1])
-        self._blocks.append((log_probs.new_empty(size, log_probs.shape[1]), empty_ids))
+        size = max(1, min(self._states, _BLOCK // parts[0].shape[1]))
+        self._blocks.append([part.new_empty(size, part.shape[1]) for part in parts])
         self._filled = 0
 
     def _trim_last_block(self) -> None:
         if self._blocks:
-            block, ids = self._blocks.pop()
-            self._blocks.append((block[: self._filled], None if ids is None else ids[: self._filled]))
+            self._blocks[-1] = [block[: self._filled] for block in self._blocks[-1]]
 
     def pop(self) -> tuple[Tensor, Tensor | None]:
         """Return all states, completion by completion and position by position, and empty the buffer.
@@ -84,21 +80,22 @@ class TeacherBuffer:
         self._trim_last_block()
         order = np.lexsort((np.concatenate(self._positions), np.concatenate(self._episodes)))
         if len(self._blocks) == 1 and (order[1:] > order[:-1]).all():
-            return self._blocks.pop()
+            teacher, *ids = self._blocks.pop()
+            return teacher, ids[0] if ids else None
         place = np.empty_like(order)
         place[order] = np.arange(len(order))
-        ends = np.cumsum([0, *(len(block) for block, _ in self._blocks)])
-        widest = max(block.shape[1] for block, _ in self._blocks)
-        first, first_ids = self._blocks[0]
+        ends = np.cumsum([0, *(len(block) for block, *_ in self._blocks)])
+        widest = max(block.shape[1] for block, *_ in self._blocks)
+        first, *first_ids = self._blocks[0]
         teacher = first.new_empty(len(order), widest)
-        support = None if first_ids is None else first_ids.new_full((len(order), widest - 1), PAD)
+        support = first_ids[0].new_full((len(order), widest - 1), PAD) if first_ids else None
         del first, first_ids
         for begin, end in pairwise(ends):
             rows = torch.from_numpy(place[begin:end])
-            block, ids = self._blocks.pop(0)
-            if support is not None and ids is not None:
+            block, *ids = self._blocks.pop(0)
+            if support is not None:
                 missing = widest - block.shape[1]
-                support[rows, : widest - 1 - missing] = ids
+                support[rows, : widest - 1 - missing] = ids[0]
                 block = torch.cat([block[:, :-1], block.new_full((len(block), missing), LOG_ZERO), block[:, -1:]], 1)
             teacher[rows] = block
             del block, ids

@@ -94,7 +94,7 @@ def follow(config: RunConfig, processes: ProcessGroup) -> None:
     if config.training.threads:
         torch.set_num_threads(config.training.threads)
     try:
-        name = processes.broadcast_str("")  # an automatic name is the first one's to choose
+        name = processes.broadcast("")  # an automatic name is the first one's to choose
         processes.continue_or_stop()  # the first has saved a checkpoint
         agent, _, _ = load_checkpoint(config.out / name / "checkpoints", agent_loader(config, processes))
         env = make_env(config, "train", training_rows(config, processes), purpose="train")
@@ -126,7 +126,7 @@ def teacher_cache(config: RunConfig, console: Console) -> TeacherCache | None:
 def run(config: RunConfig, console: Console, processes: ProcessGroup = SINGLE_PROCESS) -> dict[str, Any]:
     """The whole job, of the first process if there are several. Returns what is in `evaluation.json`."""
     try:
-        processes.broadcast_str(config.name)
+        processes.broadcast(config.name)
         return run_first(config, console, processes)
     finally:
         processes.continue_or_stop(False)
