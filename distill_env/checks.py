@@ -3,41 +3,60 @@
 from __future__ import annotations
 
 import math
+import operator
+from collections.abc import Mapping
+from enum import EnumType
 from functools import lru_cache
 from numbers import Integral, Real
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+BOUNDS = {
+    "least": ("at least", operator.ge),
+    "above": ("above", operator.gt),
+    "most": ("at most", operator.le),
+    "below": ("below", operator.lt),
+}
 
 
 def check_types(config: Any) -> None:
-    """Whether every field of a dataclass is what its annotation says, and no number is nan.
+    """Check that every field of a dataclass has the type of its annotation, and that no number is NaN.
 
-    Choices (Literal), str, bool, int, float and None are checked, and unions of them; other types are not.
+    Choices (Literal), str, bool, int, float, enumerations and None are checked, and unions of them; other types are
+    not.
 
     Raises:
         ValueError: in one line that names the field, its value and what is accepted.
     """
-    for name, kind in _hints(cast(Any, type(config))).items():
+    check_values(vars(config), type(config))
+
+
+def check_values(values: Mapping[str, Any], annotated: Any) -> None:
+    """`check_types` of values by name, with the annotations of a class; names that the class lacks are ignored."""
+    for name, kind in _hints(annotated).items():
         kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
-        value = getattr(config, name)
-        if not any(_fits(value, k) for k in kinds):
-            raise ValueError(f"{name}: {value!r}; accepted: {', '.join(map(_words, kinds))}")
+        if name in values and not any(_fits(values[name], k) for k in kinds):
+            raise ValueError(f"{name}: {values[name]!r}; accepted: {', '.join(map(_words, kinds))}")
 
 
-def check_range(
-    config: Any, *names: str, least: float = -math.inf, most: float = math.inf, finite: bool = False
-) -> None:
-    """Whether numbers, as far as they are not None, are from `least` to `most`, and if asked so not infinite.
+def check_range(config: Any, *names: str, finite: bool = False, **bounds: float) -> None:
+    """Check that the numbers of these names, if not None, are in a range.
+
+    Args:
+        config: any object with these attributes.
+        names: attributes.
+        finite: whether infinities and NaN are refused.
+        bounds: `least` and `most`, which belong to the range, or `above` and `below`, which do not.
 
     Raises:
         ValueError: in one line that names the field, its value and what is accepted.
     """
-    said = [f"at least {least}"] * (least > -math.inf) + [f"at most {most}"] * (most < math.inf)
     for name in names:
         value = getattr(config, name)
-        if value is not None and not (least <= value <= most and (math.isfinite(value) or not finite)):
-            words = [*said, "finite"] if math.isinf(value) else said
-            raise ValueError(f"{name}: {value}; accepted: {' and '.join(words)}")
+        infinite = finite and value is not None and not math.isfinite(value)
+        if infinite or not all(value is None or BOUNDS[kind][1](value, bound) for kind, bound in bounds.items()):
+            accepted = [f"{BOUNDS[kind][0]} {bound}" for kind, bound in bounds.items()] + ["finite"] * infinite
+            raise ValueError(f"{name}: {value}; accepted: {' and '.join(accepted)}")
 
 
 @lru_cache
@@ -52,10 +71,11 @@ def _fits(value: Any, kind: Any) -> bool:
         return isinstance(value, Real) and not isinstance(value, bool) and not math.isnan(value)
     if kind is int:
         return isinstance(value, Integral) and not isinstance(value, bool)
-    return kind not in (str, bool, NoneType) or isinstance(value, kind)
+    return not (kind in (str, bool, NoneType) or isinstance(kind, EnumType)) or isinstance(value, kind)
 
 
 def _words(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return ", ".join(map(str, get_args(kind)))
-    return {str: "a text", bool: "true, false", int: "a whole number", float: "a number", NoneType: "none"}[kind]
+    words = {str: "a text", bool: "true, false", int: "a whole number", float: "a number", NoneType: "none"}
+    return words.get(kind) or kind.__name__

@@ -479,8 +479,8 @@ def show_samples(config: RunConfig, agent: Any, folder: Path, console: Console) 
     import numpy as np
 
     from agents.collector import collect
-    from distill_env.env import colour_answer
     from distill_env.randomness import episode_keys
+    from distill_env.rendering import render_ansi
 
     env = make_env(config, "test", 3, purpose="train")
     prompts = [env.prompts[i] for i in np.linspace(0, len(env.prompts) - 1, 3).astype(int)]
@@ -490,7 +490,7 @@ def show_samples(config: RunConfig, agent: Any, folder: Path, console: Console) 
     console.print("\nthree answers with the teacher on call ([red]red[/]: hard steps that it wrote)")
     lines = []
     for prompt, tokens, rewritten, mask in zip(prompts, rollout.tokens, rollout.rewritten, rollout.mask, strict=True):
-        coloured = colour_answer(env.task, prompt, tokens[mask].tolist(), rewritten[mask].tolist())
+        coloured = render_ansi(env.task, prompt, tokens[mask].tolist(), rewritten[mask].tolist())
         console.print("  ", Text.from_ansi(coloured))
         lines.append(coloured)
     write_text(folder / "samples.txt", "\n".join(lines) + "\n")

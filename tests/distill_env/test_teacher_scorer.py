@@ -1,4 +1,4 @@
-"""The teacher's place in each answer: what waits and what is drafted are read in one pass, row by row."""
+"""Committed tokens and a draft are scored in one pass, each row by itself."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ from distill_env.teacher_scorer import TeacherScorer
         ([[1, 2], [3, 4]], [[], []]),
     ],
 )
-def test_what_waits_and_a_draft_are_read_as_one_by_one(unread: list[list[int]], draft: list[list[int]]) -> None:
+def test_one_pass_scores_what_single_tokens_would(unread: list[list[int]], draft: list[list[int]]) -> None:
     teacher = markov(5, order=2, seed=1)
     scorer = TeacherScorer(teacher.fork(), 2, 5)
-    scorer.start([(0,), (3, 1)])
+    scorer.start([(0,), (3, 1)], np.arange(2))
     tokens = torch.tensor(draft, dtype=torch.long).reshape(2, -1)
-    said = scorer.score(np.array(unread), tokens, np.ones(2, np.bool_))
+    log_probs = scorer.score(np.array(unread), tokens, np.ones(2, np.bool_))
     for row, prompt in enumerate([(0,), (3, 1)]):
         before = [*prompt, *(t for t in unread[row] if t >= 0)]
         drafted = [t for t in draft[row] if t >= 0]
         for j in range(len(drafted) + 1):
             expected = teacher.log_table()[teacher.walk([*before, *drafted[:j]])]
-            torch.testing.assert_close(said[row, j], expected.detach(), rtol=0, atol=1e-12)
+            torch.testing.assert_close(log_probs[row, j], expected.detach(), rtol=0, atol=1e-12)
         alone = teacher.log_table()[teacher.walk(before)]
         torch.testing.assert_close(scorer.log_probs[row], alone.detach(), rtol=0, atol=1e-12)
 
 
-def test_what_is_given_up_is_asked_for_again() -> None:
-    """Released between a look-ahead and a step along it or away from it, an environment pays and goes on as ever, and
-    holds no distributions of a draft."""
+def test_what_was_released_is_computed_again() -> None:
+    """`release` between a look-ahead and a step, along the draft or away from it, changes no result and frees the
+    distributions of the draft."""
     draft = torch.tensor([[0, 1, 2], [3, 0, -1]])
     for actions in ([[0, 1], [3, 6]], [[2, 1], [0, 0]]):
         seen = []

@@ -620,11 +620,11 @@ def after_reset(call: Callable[[DistillVectorEnv], Any], **options: Any) -> Act:
     def act(*_: Any) -> None:
         env = environment(**options)
         env.reset(seed=0)
-        before = env._observation.copy()
+        before = env.completions.ids.copy()
         try:
             call(env)
         finally:
-            assert (env._observation == before).all()
+            assert (env.completions.ids == before).all()
 
     return act
 

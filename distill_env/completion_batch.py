@@ -1,0 +1,112 @@
+"""The completions that are being written: their tokens, who wrote each, and the keys of their episodes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distill_env.ragged import PAD, row_and_column, slice_rows
+from distill_env.randomness import Purpose, episode_keys, uniform
+from distill_env.tasks.base import Prompt
+
+
+class CompletionBatch:
+    """n rows, each a prompt and the completion written after it so far.
+
+    Args:
+        num_rows: n.
+        prompts: what `begin` draws from.
+        max_prompt_length: of any prompt that a row may hold, in tokens.
+        max_new_tokens: at which a completion ends.
+        eos_token_id: the token with which it ends earlier.
+
+    Attributes:
+        ids: int64 [n, T], prompt and completion, padded on the right with -1; T is the sum of both largest lengths.
+        rewritten: bool [n, T], which of these tokens the teacher wrote.
+        prompts: `Prompt` [n].
+        prompt_lengths: int64 [n].
+        lengths: int64 [n], tokens of the completion.
+        keys: uint64 [n], from which all randomness of the episode follows.
+        ended: bool [n], whether the completion has ended; True before the first `begin`.
+    """
+
+    def __init__(
+        self, num_rows: int, prompts: Sequence[Prompt], max_prompt_length: int, max_new_tokens: int, eos_token_id: int
+    ) -> None:
+        self.max_new_tokens, self.eos_token_id = max_new_tokens, eos_token_id
+        self.ids = np.full((num_rows, max_prompt_length + max_new_tokens), PAD, np.int64)
+        self.rewritten = np.zeros(self.ids.shape, np.bool_)
+        self.prompts = np.full(num_rows, prompts[0], object)
+        self.prompt_lengths, self.lengths, self._episodes = np.zeros((3, num_rows), np.int64)
+        self.keys, self._seeds = np.zeros((2, num_rows), np.uint64)
+        self.ended = np.ones(num_rows, np.bool_)
+        self._prompt_array, self._prompt_ids = _as_array(prompts), _flatten(prompts)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def seed(self, row: int, seed: int) -> None:
+        """Begin the row's stream of episodes anew: 0 <= seed < 2**64."""
+        self._seeds[row], self._episodes[row] = seed, 0
+
+    def begin(
+        self, rows: NDArray[np.intp], prompts: Sequence[Prompt] | None = None, keys: NDArray[np.uint64] | None = None
+    ) -> None:
+        """Start the next episode of `rows` with these prompts and keys, [len(rows)], or those that the seed gives."""
+        if keys is None:
+            keys = episode_keys(self._seeds[rows], self._episodes[rows])
+        if prompts is None:
+            index = (uniform(keys, 0, Purpose.PROMPT) * len(self._prompt_array)).astype(np.int64)
+            chosen, (ids, starts, lengths) = self._prompt_array[index], self._prompt_ids
+            starts, lengths = starts[index], lengths[index]
+        else:
+            chosen, (ids, starts, lengths) = _as_array(prompts), _flatten(prompts)
+        self.keys[rows] = keys
+        self._episodes[rows] += 1
+        row, column = row_and_column(lengths)
+        self.ids[rows] = PAD
+        self.ids[rows[row], column] = ids[starts[row] + column]
+        self.rewritten[rows] = False
+        self.prompts[rows] = chosen
+        self.prompt_lengths[rows] = lengths
+        self.lengths[rows] = 0
+        self.ended[rows] = False
+
+    def append(self, tokens: NDArray[np.int64], counts: NDArray[np.int64], rewritten: NDArray[np.bool_]) -> None:
+        """Append the first `counts[i]` of row i's tokens [n, k], written by the teacher where `rewritten` [n, k]."""
+        rows, columns = row_and_column(counts)
+        place = (self.prompt_lengths + self.lengths)[rows] + columns
+        self.ids[rows, place] = tokens[rows, columns]
+        self.rewritten[rows, place] = rewritten[rows, columns]
+        self.lengths = self.lengths + counts
+        at_end = (self.last_tokens() == self.eos_token_id) | (self.lengths >= self.max_new_tokens)
+        self.ended |= (counts > 0) & at_end
+
+    def last_tokens(self) -> NDArray[np.int64]:
+        """The last token of each row, [n]: of its completion, or of its prompt while that is empty."""
+        return self.ids[np.arange(len(self)), self.prompt_lengths + self.lengths - 1]
+
+    def tokens_from(self, start: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The tokens of each completion from number `start[i]` on, left-aligned and padded, [n, w]."""
+        return slice_rows(self.ids, self.prompt_lengths + start, self.prompt_lengths + self.lengths)
+
+    def completion(self, row: int) -> tuple[list[int], list[bool]]:
+        """The tokens of a row's completion, and which of them the teacher wrote."""
+        start = self.prompt_lengths[row]
+        part = slice(start, start + self.lengths[row])
+        return self.ids[row, part].tolist(), self.rewritten[row, part].tolist()
+
+
+def _as_array(prompts: Sequence[Prompt]) -> NDArray[np.object_]:
+    array = np.empty(len(prompts), object)
+    array[:] = prompts
+    return array
+
+
+def _flatten(prompts: Sequence[Prompt]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """The ids of all prompts in one array, where each prompt begins in it, and how long it is."""
+    lengths = np.array([len(p.ids) for p in prompts], np.int64)
+    ids = np.fromiter((t for p in prompts for t in p.ids), np.int64, int(lengths.sum()))
+    return ids, lengths.cumsum() - lengths, lengths
