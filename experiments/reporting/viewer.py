@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from agents.config import DistillConfig
 from agents.methods import GATED, Method
 from distill_env.gate_settings import NEVER, Gate
-from experiments.running.teacher_marks import END
+from distill_env.rendering import END
 
 if TYPE_CHECKING:
     from torch import Tensor

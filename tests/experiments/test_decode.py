@@ -22,6 +22,7 @@ from distill_env.models.load import load_model
 from distill_env.models.tabular import TabularModel, markov
 from distill_env.models.toy import TEACHERS
 from distill_env.randomness import Purpose, episode_keys, inverse_cdf, uniform
+from distill_env.rendering import END
 from distill_env.tasks.base import Prompt
 from experiments import decode as decode_module
 from experiments.answering.assisted import Decoded, decode, short_labels, writer
@@ -30,7 +31,6 @@ from experiments.running.build import make_env, make_student
 from experiments.running.config_file import to_dict
 from experiments.running.flags import parse
 from experiments.running.lifecycle import EVALUATION_SEED
-from experiments.running.teacher_marks import END
 from tests.helpers.tables import Ragged, gated_law, perturbed
 
 V, HORIZON, N = 5, 9, 21

@@ -12,13 +12,13 @@ from agents.checkpoint import load_checkpoint
 from agents.distill import DistillAgent
 from distill_env.divergence import reverse_kl
 from distill_env.models.load import build_model, load_model
+from distill_env.rendering import END
 from distill_env.tasks.registry import make_task
 from experiments.reporting.viewer import see_run, spread, token_text
 from experiments.running import lifecycle as run_module
 from experiments.running.build import CATEGORICAL_VOCABULARY
 from experiments.running.config import tau_of
 from experiments.running.config_file import load_config
-from experiments.running.teacher_marks import END
 
 TAU = 0.3
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from distill_env.rendering import END, split_by_writer
 from distill_env.tasks.base import Prompt
-from experiments.running.teacher_marks import END, mark_teacher, split_by_writer
+from experiments.running.teacher_marks import mark_teacher
 
 
 class Bytes:
