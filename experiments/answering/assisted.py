@@ -1,88 +1,138 @@
-"""A student with its teacher on call: hard steps are handed over when it is deployed, too.
+"""Assisted decoding: a run's student writes, and its teacher writes the tokens at hard positions, as in training.
 
-`decode` writes answers by draft and verify without any update; tau = inf is the student alone, tau = 0 the teacher
-alone. All draws are keyed by the answer's number, so that answers part only where another hand writes. `curve` sets
-what such answers are worth against the share of their tokens that the teacher wrote.
+With tau = inf the student writes alone, with tau = 0 the teacher does. All random draws belong to a completion's number
+and a position, so that completions at different tau are equal up to the first token of another writer.
 """
 
 from __future__ import annotations
 
-import csv
-import io
-import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 import numpy as np
+import tyro
+from rich.table import Table
+from rich.text import Text
 
-from agents.atomic_io import write_text
+from agents.methods import GATED
+from distill_env.checks import check_range
 from distill_env.gate_settings import ALWAYS, Gate
+from distill_env.tasks.base import Split
 from experiments.comparing.statistics import Estimate, proportion
-from experiments.reporting import figures
-from experiments.reporting.figures import Panel, Style
-from experiments.reporting.results import Line, Measure, measure
-from experiments.running.lifecycle import EVALUATION_SEED
-from experiments.running.tracking import markdown_table
+from experiments.reporting.viewer import load_student, spread
+from experiments.running.build import make_env, task_arguments
+from experiments.running.config import DRAFT_LENGTH, RunConfig
+from experiments.running.config_file import load_config
+from experiments.running.lifecycle import EVALUATION_ROWS, EVALUATION_SEED
+from experiments.running.metric_display import metric
+from experiments.running.teacher_marks import mark_teacher
 
 if TYPE_CHECKING:
     from agents.draft_length import DraftLength
     from agents.rollout import Rollout
     from distill_env.env import DistillVectorEnv
     from distill_env.models.base import TokenModel
-    from distill_env.tasks.base import Grade, Prompt
+    from distill_env.tasks.base import Grade, Prompt, Task
+    from distill_env.tasks.language import LanguageTask
 
-LARGEST = sys.float_info.max  # no D_t reaches it, and unlike inf it has the gate read D_t
-ON_CALL = Measure("share", "tokens that the teacher wrote", "%", 1)
-WORTH = {
-    m.key: m
-    for m in (
-        measure("correct_chains"),
-        measure("accuracy"),
-        Measure("divergence", "D_t of own tokens, per token of the answers", "nats", 3, less_is_better=True),
-    )
-}
-
-Row = dict[str, Any]
-
-
-def writer(tau: float, gate: Gate | None = None) -> Gate:
-    """The hard gate on D_t, or this gate, at tau; at 0 every step is hard, so that nobody need ask."""
-    return ALWAYS if tau == 0 else replace(gate or Gate(), tau=min(tau, LARGEST))
+MAX_TAU = sys.float_info.max  # in place of inf, with which a gate would not read the scores
+LM_ROWS = 16  # completions of a language model at a time
+GRADES = ("accuracy", "correct_chains")
 
 
 @dataclass(frozen=True)
-class Decoded:
-    """Answers that were written with the teacher on call: `samples` to each prompt, one after the other."""
+class DecodeConfig:
+    """Generate with a run's student while its teacher writes the tokens at hard positions."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Folder of a run; with --curve any number of runs on one task."""
+    tau: tuple[float, ...] = ()
+    """Thresholds in nats; 0 is the teacher alone, inf the student alone. The default is the run's tau, or with --curve
+    a grid; both ends are added to a curve."""
+    curve: Path | None = None
+    """Decode at every tau, and write the quality of the completions against the share of teacher tokens into this
+    folder: curve.csv, curve.png and curve.md. Runs that differ only by seed are averaged."""
+    picture: Path | None = None
+    """File to draw a completion into, with the score of each position and tau: the completion, of those decoded, that
+    shows both writers best."""
+    split: Split = "test"
+    """Split of the prompts."""
+    prompts: int | None = None
+    """Number of prompts, evenly spaced in the split. The default is 8, or with --curve that of the run's evaluation."""
+    samples: int = 1
+    """Completions per prompt."""
+    prompt: tuple[str, ...] = ()
+    """Prompts of your own, formatted like the questions of the run's task (--env lm)."""
+    rewrite: Literal["sample", "argmax", "nucleus"] | None = None
+    """How the teacher draws a token; as in the run by default."""
+    gate: Literal["divergence", "run"] = "divergence"
+    """Score that is compared with tau: D_t, or what the gate of the run's method reads."""
+    draft_length: int | None = None
+    """Tokens per draft, which change the speed but not the completions; 0 adapts the length."""
+
+    def check(self) -> None:
+        """Raises ValueError for flags that exclude one another."""
+        check_range(self, "samples", "prompts", least=1)
+        if not self.runs or (self.curve is None and len(self.runs) > 1):
+            raise ValueError(f"runs: {len(self.runs)} folders; expected one, or with --curve at least one")
+        if self.curve is not None and (self.prompt or self.picture):
+            raise ValueError("curve: given with --prompt or --picture; expected one of the three")
+        if self.prompt and load_config(self.runs[0]).env != "lm":
+            raise ValueError("prompt: given for a run without language models; expected a run of --env lm")
+
+
+class Parts(NamedTuple):
+    """One completion. The lists have an entry per token."""
+
+    prompt: Prompt
+    tokens: list[int]
+    rewritten: list[bool]
+    scores: list[float]
+
+
+@dataclass(frozen=True)
+class AssistedCompletions:
+    """The completions of one tau, `samples` to each prompt, one after the other."""
 
     tau: float
     samples: int
     rollout: Rollout
     grades: list[Grade]  # empty if the task cannot grade
 
+    def __iter__(self) -> Iterator[Parts]:
+        r = self.rollout
+        for prompt, mask, *rows in zip(r.prompts, r.mask, r.tokens, r.rewritten, r.score, strict=True):
+            yield Parts(prompt, *(row[mask].tolist() for row in rows))
+
     @property
-    def share(self) -> float:
-        """Of the tokens of all answers, those that the teacher wrote."""
+    def teacher_share(self) -> float:
+        """The share of all tokens that the teacher wrote."""
         return float(self.rollout.rewritten[self.rollout.mask].double().mean())
 
     @property
     def divergence(self) -> float:
-        """Sum of D_t over own tokens, nats per token of the answers; nan where the gate reads something else.
+        """The sum of D_t over the student's tokens, nats per token; NaN if the gate reads another score.
 
-        With rewrites by `sample` its mean is KL(these answers || the teacher's) per token (chain rule: a rewritten
-        token adds 0).
+        If the teacher rewrites by `sample`, its mean is KL(law of these completions || law of the teacher's) per token,
+        by the chain rule: a rewritten token adds 0.
         """
         own = self.rollout.mask & ~self.rollout.rewritten
         return float(self.rollout.score[own].sum()) / float(self.rollout.mask.sum())
 
     def grade(self, key: str) -> Estimate | None:
-        """Mean of `accuracy` or `correct_chains` with the interval over prompts; None if not graded."""
+        """Mean `accuracy` or `correct_chains` with the interval over prompts; None if they are not graded."""
         values = [g.correct if key == "accuracy" else g.chain_correct for g in self.grades]
         if not values or any(v is None for v in values):
             return None
         return proportion(np.array(values, np.float64).reshape(-1, self.samples).mean(1))
+
+
+def assisted_gate(tau: float, gate: Gate | None = None) -> Gate:
+    """The given gate, by default the hard gate on D_t, with this tau. At tau = 0 every position is hard."""
+    return ALWAYS if tau == 0 else replace(gate or Gate(), tau=min(tau, MAX_TAU))
 
 
 def decode(
@@ -95,127 +145,110 @@ def decode(
     draft_length: DraftLength | int = 1,
     top_k: int = 0,
     top_p: float = 1.0,
-) -> Decoded:
-    """Answers to the prompts, the teacher writing where the gate says so; arguments as of `collect` and `writer`."""
+) -> AssistedCompletions:
+    """Completions of the prompts by draft and verify; see `assisted_gate` and `collect` for the arguments."""
     from agents.collector import collect
     from distill_env.randomness import episode_keys
 
     repeated = [p for p in prompts for _ in range(samples)]
     keys = episode_keys(EVALUATION_SEED, np.arange(len(repeated)))
-    chosen = writer(tau, gate)
     top_k = top_k or env.teacher_top_k
-    rollout = collect(env, student, repeated, keys, chosen, draft_length, top_k, top_p, keep_teacher=False)
-    grades = []
+    rollout = collect(
+        env, student, repeated, keys, assisted_gate(tau, gate), draft_length, top_k, top_p, keep_teacher=False
+    )
+    completions = AssistedCompletions(tau, samples, rollout, [])
     if env.task.graded:
-        answers = zip(repeated, rollout.tokens, rollout.mask, strict=True)
-        grades = [env.task.grade(p, tokens[mask].tolist()) for p, tokens, mask in answers]
-    return Decoded(tau, samples, rollout, grades)
+        completions.grades.extend(env.task.grade(part.prompt, part.tokens) for part in completions)
+    return completions
 
 
-# ---------------------------------------------------------------------- the curve
+class AssistedRun:
+    """A run's student and method, and its configuration with the flags of the command.
 
-
-def curve_row(run: str, label: str, seed: int, decoded: Decoded) -> Row:
-    """What a run's answers at one tau are worth and cost, a row of `curve.csv`."""
-    mask = decoded.rollout.mask
-    row: Row = {"run": run, "label": label, "seed": seed, "tau": decoded.tau, "share": decoded.share}
-    row |= {"prompts": len(mask) // decoded.samples, "samples": decoded.samples, "tokens": int(mask.sum())}
-    row |= {"teacher_tokens": int(decoded.rollout.rewritten[mask].sum())}
-    for key in ("correct_chains", "accuracy"):
-        estimate = decoded.grade(key)
-        if estimate is not None:
-            row |= {key: estimate.value, f"{key}_low": estimate.low, f"{key}_high": estimate.high}
-    if not math.isnan(decoded.divergence):
-        row["divergence"] = decoded.divergence
-    return row
-
-
-def worth(rows: Sequence[Row]) -> Measure:
-    """What the answers are judged by: correct chains, else accuracy, else how far they are from the teacher's."""
-    return next(m for m in WORTH.values() if all(m.key in row for row in rows))
-
-
-def over_runs(rows: Sequence[Row], key: str) -> Estimate:
-    """The mean over the runs of a label with their range; of a single run its interval over prompts."""
-    values = [float(row[key]) for row in rows]
-    if len(values) > 1:
-        return Estimate(float(np.mean(values)), min(values), max(values))
-    return Estimate(values[0], *(float(rows[0].get(f"{key}_{end}", math.nan)) for end in ("low", "high")))
-
-
-def by_label(rows: Sequence[Row]) -> dict[str, dict[float, list[Row]]]:
-    """label -> tau, falling -> rows of its runs."""
-    found: dict[str, dict[float, list[Row]]] = {}
-    for row in sorted(rows, key=lambda r: -r["tau"]):
-        found.setdefault(row["label"], {}).setdefault(row["tau"], []).append(row)
-    return {label: found[label] for label in dict.fromkeys(row["label"] for row in rows)}
-
-
-def curve_line(points: Mapping[float, Sequence[Row]], x: str, y: Measure) -> Line:
-    """A label's points in the order of tau; x is `share` or `tau`, shares in percent."""
-    if x == "tau":
-        points = {tau: rows for tau, rows in points.items() if 0 < tau < math.inf}
-    estimates = [over_runs(rows, y.key) for rows in points.values()]
-    at = [tau if x == "tau" else 100 * over_runs(rows, "share").value for tau, rows in points.items()]
-    middle, low, high = (np.array([getattr(e, k) for e in estimates]) * y.scale for k in ("value", "low", "high"))
-    return Line(np.array(at), middle, low, high)
-
-
-def write_curve(folder: Path, rows: Sequence[Row]) -> str:
-    """`curve.csv`, a row a run and tau; `curve.png`; `curve.md`, the table, which is returned."""
-    y, labels = worth(rows), by_label(rows)
-    text = io.StringIO(newline="")
-    sheet = csv.DictWriter(text, list(dict.fromkeys(k for row in rows for k in row)), lineterminator="\n")
-    sheet.writeheader()
-    sheet.writerows(rows)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "curve.csv", text.getvalue())
-    style = Style(tuple(labels))
-
-    def by_share(axes: Any) -> None:
-        lines = {label: curve_line(points, "share", y) for label, points in labels.items()}
-        figures.curves(axes, lines, style, ON_CALL.title, y.title)
-
-    def by_tau(axes: Any) -> None:
-        lines = {label: curve_line(points, "tau", ON_CALL) for label, points in labels.items()}
-        figures.curves(axes, lines, style, "tau, nats", ON_CALL.title)
-        axes.set_xscale("log")
-        ticks = sorted({float(x) for line in lines.values() for x in line.x})
-        axes.set_xticks(ticks, [f"{tau:g}" for tau in ticks])
-        axes.minorticks_off()
-        axes.set_ylim(bottom=0)
-
-    panels = [Panel("what the teacher's tokens buy", by_share)]
-    if any(0 < tau < math.inf for points in labels.values() for tau in points):
-        panels.append(Panel("what tau costs", by_tau))
-    figures.png(panels, folder / "curve.png", style, tuple(labels))
-    table = curve_table(labels, y)
-    write_text(folder / "curve.md", table + "\n")
-    return table
-
-
-def curve_table(labels: Mapping[str, Mapping[float, Sequence[Row]]], y: Measure) -> str:
-    """A line a tau; a cell is the teacher's share of the tokens, a colon, and what the answers are worth."""
-    taus = sorted({tau for points in labels.values() for tau in points}, reverse=True)
-    names = {math.inf: "inf: the student alone", 0.0: "0: the teacher alone"}
-    lines = [["tau, nats", *labels]]
-    for tau in taus:
-        cells = []
-        for points in labels.values():
-            share, value = over_runs(points[tau], "share"), over_runs(points[tau], y.key)
-            cells.append(f"{ON_CALL.number(share.value)}%: {y.number(value.value)} {y.interval(value)}".rstrip())
-        lines.append([names.get(tau, f"{tau:g}"), *cells])
-    return markdown_table(lines)
-
-
-def short_labels(names: Sequence[str], seeds: Sequence[int]) -> list[str]:
-    """Labels of runs: their folders' names without the seed and without the parts that all of them begin or end with.
-
-    Runs with one label are one contender with several seeds.
+    Raises:
+        ValueError: if the folder holds no run, or no student.
     """
-    parts = [name.removesuffix(f"-s{seed}").split("-") for name, seed in zip(names, seeds, strict=True)]
-    if len({tuple(p) for p in parts}) > 1:
-        for end in (0, -1):
-            while all(len(p) > 1 for p in parts) and len({p[end] for p in parts}) == 1:
-                parts = [p[1:] if end == 0 else p[:-1] for p in parts]
-    return ["-".join(p) for p in parts]
+
+    def __init__(self, folder: Path, config: DecodeConfig) -> None:
+        self.config = config
+        self.run = with_rewrite(load_config(folder), config)
+        self.student, self.method = load_student(folder, self.run)
+
+    @property
+    def tau(self) -> float:
+        """The tau of the run, or the default if it is not in nats of D_t."""
+        own = self.method.gate
+        return own.tau if self.config.gate == "run" or own.score == "divergence" else GATED.gate.tau
+
+    def decode(self, env: DistillVectorEnv, prompts: Sequence[Prompt], tau: float) -> AssistedCompletions:
+        """The completions at this tau."""
+        from agents.draft_length import DraftLength
+
+        config = self.config
+        length = DRAFT_LENGTH[self.run.env] if config.draft_length is None else config.draft_length
+        draft: DraftLength | int = length or DraftLength(env.chunk)
+        if config.gate == "divergence":
+            return decode(env, self.student, prompts, tau, config.samples, None, draft)
+        gate, top_k, top_p = self.method.hard_gate, self.method.top_k, self.method.top_p
+        return decode(env, self.student, prompts, tau, config.samples, gate, draft, top_k, top_p)
+
+
+def with_rewrite(run: RunConfig, config: DecodeConfig) -> RunConfig:
+    """The run with the command's --rewrite, if it is given."""
+    rewrite = config.rewrite or run.environment.rewrite
+    return replace(run, environment=replace(run.environment, rewrite=rewrite))
+
+
+class OwnPrompts:
+    """The run's task with the user's prompts in every split; their right answers are unknown."""
+
+    graded = False
+
+    def __init__(self, run: RunConfig, texts: Sequence[str]) -> None:
+        from distill_env.tasks.registry import make_task
+
+        self._task = cast("LanguageTask", make_task(run.data.task, **task_arguments(run)))
+        self._prompts = tuple(self._task.ask(texts))
+
+    def prompts(self, split: Split) -> tuple[Prompt, ...]:
+        return self._prompts
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._task, name)
+
+
+def open_task(config: DecodeConfig, run: RunConfig, count: int) -> tuple[DistillVectorEnv, list[Prompt]]:
+    """An environment for whole drafts, and the prompts: the user's own, --prompts or `count` of the split."""
+    run = with_rewrite(run, config)
+    own: Any = OwnPrompts(run, config.prompt) if config.prompt else None
+    prompts = list(make_env(run, config.split, 1, purpose="decode", task=own).prompts)
+    if own is None:
+        prompts = spread(prompts, min(config.prompts or count, len(prompts)))
+    rows = min(LM_ROWS if run.env == "lm" else EVALUATION_ROWS, len(prompts) * config.samples)
+    return make_env(run, config.split, rows, purpose="decode", task=own), prompts
+
+
+def completion_lines(task: Task, completions: AssistedCompletions) -> list[Text]:
+    """Each prompt and completion with the teacher's tokens marked and counted."""
+    lines = []
+    for i, part in enumerate(completions):
+        line = mark_teacher(task, part.prompt, part.tokens, part.rewritten)
+        verdict = f", {'right' if completions.grades[i].right else 'wrong'}" if completions.grades else ""
+        line.append(f"   {sum(part.rewritten)} of {len(part.tokens)} tokens by the teacher{verdict}", "dim")
+        lines.append(line)
+    return lines
+
+
+def summary_table(title: str, decoded: Sequence[AssistedCompletions]) -> Table:
+    """A column per tau: the teacher's share of the tokens, and the grades."""
+    table = Table(title=title, title_justify="left")
+    table.add_column("tau, nats", no_wrap=True)
+    for completions in decoded:
+        table.add_column(f"{completions.tau:g}", justify="right")
+    table.add_row("tokens", *(f"{int(c.rollout.mask.sum()):,}" for c in decoded))
+    table.add_row("tokens by the teacher", *(f"{c.teacher_share:.1%}" for c in decoded))
+    for key in GRADES:
+        estimates = [c.grade(key) for c in decoded]
+        if all(estimates):
+            table.add_row(metric(key).title, *(Text(metric(key).number(e)) for e in estimates if e is not None))
+    return table

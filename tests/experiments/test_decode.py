@@ -1,4 +1,4 @@
-"""A student with its teacher on call: the ends of the curve, the marks, and that drafting changes nothing."""
+"""Assisted decoding: the ends of the curve, the marks, the picture, and that drafting changes nothing."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ from distill_env.randomness import Purpose, episode_keys, inverse_cdf, uniform
 from distill_env.rendering import END
 from distill_env.tasks.base import Prompt
 from experiments import decode as decode_module
-from experiments.answering.assisted import Decoded, decode, short_labels, writer
+from experiments.answering.assisted import AssistedCompletions, assisted_gate, completion_lines, decode
+from experiments.answering.curve import short_labels
+from experiments.answering.gate_picture import clearest, draw_gate
 from experiments.comparing.statistics import proportion
 from experiments.running.build import make_env, make_student
 from experiments.running.config_file import to_dict
@@ -38,7 +40,7 @@ TEACHER = markov(V, order=2, seed=4, sharpness=1.5)
 STUDENT = perturbed(TEACHER, 1.0)
 
 
-def answers(tau: float, draft_length: int = 4, rows: int = 7, **kwargs: Any) -> Decoded:
+def complete(tau: float, draft_length: int = 4, rows: int = 7, **kwargs: Any) -> AssistedCompletions:
     env = DistillVectorEnv(
         rows, Ragged(V, HORIZON), TEACHER, chunk=16, autoreset_mode="Disabled", reveal_teacher=False, **kwargs
     )
@@ -63,24 +65,24 @@ def tokens_of(rollout: Rollout) -> list[list[int]]:
 
 
 def test_the_ends_are_the_student_and_the_teacher_alone() -> None:
-    student, teacher = answers(math.inf), answers(0.0)
+    student, teacher = complete(math.inf), complete(0.0)
     assert tokens_of(student.rollout) == alone(STUDENT, student.rollout.prompts, Purpose.STUDENT)
     assert tokens_of(teacher.rollout) == alone(TEACHER, teacher.rollout.prompts, Purpose.TEACHER)
-    assert (student.share, teacher.share) == (0, 1)
+    assert (student.teacher_share, teacher.teacher_share) == (0, 1)
     assert student.divergence > teacher.divergence == 0
 
 
 @pytest.mark.parametrize("tau", [0.0, 0.3, math.inf])
 @pytest.mark.parametrize("rewrite", ["sample", "argmax", "nucleus"])
-def test_neither_drafts_nor_batches_change_the_answers(tau: float, rewrite: str) -> None:
-    one = answers(tau, 1, rows=1, rewrite=rewrite)
+def test_neither_drafts_nor_batches_change_the_complete(tau: float, rewrite: str) -> None:
+    one = complete(tau, 1, rows=1, rewrite=rewrite)
     for length, rows in ((3, 7), (16, 5)):
-        other = answers(tau, length, rows, rewrite=rewrite)
+        other = complete(tau, length, rows, rewrite=rewrite)
         assert other.rollout.tokens.equal(one.rollout.tokens)
         assert other.rollout.rewritten.equal(one.rollout.rewritten)
 
 
-def test_the_divergence_is_that_of_the_law_of_the_answers() -> None:
+def test_the_divergence_is_that_of_the_law_of_the_complete() -> None:
     """KL(behaviour || teacher) an answer, from all answers that there are, is the mean of the sum of D_t."""
     tau, horizon = 0.3, 3
     law: dict[tuple[int, ...], float] = {}
@@ -102,7 +104,7 @@ def test_the_divergence_is_that_of_the_law_of_the_answers() -> None:
 
 def test_only_hard_steps_are_handed_over() -> None:
     tau = 0.3
-    decoded = answers(tau)
+    decoded = complete(tau)
     for prompt, tokens, flags in zip(
         decoded.rollout.prompts, tokens_of(decoded.rollout), decoded.rollout.rewritten, strict=True
     ):
@@ -113,8 +115,8 @@ def test_only_hard_steps_are_handed_over() -> None:
 
 
 def test_a_negative_tau_is_refused() -> None:
-    with pytest.raises(ValueError, match="tau: -1 is negative"):
-        writer(-1)
+    with pytest.raises(ValueError, match="tau"):
+        assisted_gate(-1)
 
 
 def test_labels_keep_what_differs() -> None:
@@ -133,11 +135,8 @@ def test_wilsons_interval() -> None:
     perfect = proportion([1.0] * 8)
     assert perfect.high == 1.0
     assert perfect.low == pytest.approx(8 / (8 + 1.959964**2))
-    with pytest.raises(ValueError, match="accepted: in"):
+    with pytest.raises(ValueError, match="values"):
         proportion([2.0])
-
-
-# ---------------------------------------------------------------------- the command line
 
 
 def folder_of(out: Path, agent: str, seed: int, *flags: str, student: TrainableModel) -> Path:
@@ -176,15 +175,15 @@ def test_the_share_is_that_of_the_marks(runs: list[Path], capsys: pytest.Capture
         counts = np.array([[int(t), int(n)] for _, t, n in found]).sum(0)
         shares.append(f"{counts[0] / counts[1]:.1%}")
     assert shares[1:] == ["100.0%", "0.0%"]
-    table = out.split("95 % intervals")[1]
-    assert [re.findall(r"[\d.]+%", line)[0] for line in table.splitlines() if re.search(r"[\d.]+%", line)] == shares
+    (line,) = [x for x in out.split("95 % intervals")[1].splitlines() if "tokens by the teacher" in x]
+    assert re.findall(r"[\d.]+%", line) == shares
 
 
 def test_the_teachers_tokens_are_red(runs: list[Path]) -> None:
-    decoded, env = answers(0.3), DistillVectorEnv(1, Ragged(V, HORIZON), TEACHER)
+    decoded, env = complete(0.3), DistillVectorEnv(1, Ragged(V, HORIZON), TEACHER)
     red = [
         len(line.plain[span.start : span.end].strip("⟦⟧"))
-        for line in decode_module.lines(env, decoded)
+        for line in completion_lines(env.task, decoded)
         for span in line.spans
         if span.style == "red"
     ]
@@ -192,7 +191,7 @@ def test_the_teachers_tokens_are_red(runs: list[Path]) -> None:
 
 
 def test_the_curve_has_both_ends_and_a_row_a_run_and_tau(runs: list[Path], tmp_path: Path) -> None:
-    arguments = ["--curve", *map(str, runs), "--tau", "0.5", "2", "--prompts", "4", "--out", str(tmp_path)]
+    arguments = [*map(str, runs), "--tau", "0.5", "2", "--prompts", "4", "--curve", str(tmp_path)]
     assert decode_module.main(arguments) == 0
     with (tmp_path / "curve.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -210,25 +209,43 @@ def test_the_curve_has_both_ends_and_a_row_a_run_and_tau(runs: list[Path], tmp_p
     assert (tmp_path / "curve.png").stat().st_size > 5000
 
 
-def test_mistakes_are_told_in_a_line(runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for arguments, expected in (
-        ([str(tmp_path)], "holds no run"),
-        ([*map(str, runs)], "accepted: one, or with --curve any number"),
-        ([str(runs[0]), "--prompt", "1+1="], "accepted: a run of --env lm"),
-        ([str(runs[0]), "--tau", "-1"], "tau: -1.0 is negative"),
-        ([str(runs[0]), "--prompts", "0"], "accepted: at least 1 each"),
-        (["--curve", str(runs[0]), "--prompt", "1+1="], "takes no --prompt"),
+def test_invalid_flags_are_one_line(runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    curve, picture = ("--curve", str(tmp_path / "curve")), ("--picture", str(tmp_path / "gate.png"))
+    for arguments, name in (
+        ([str(tmp_path)], "run"),
+        ([*map(str, runs)], "runs"),
+        ([str(runs[0]), "--prompt", "1+1="], "prompt"),
+        ([str(runs[0]), "--tau", "-1"], "tau"),
+        ([str(runs[0]), "--prompts", "0"], "prompts"),
+        ([str(runs[0]), "--prompt", "1+1=", *curve], "curve"),
+        ([str(runs[0]), "--tau", "0", *picture], "tau"),
     ):
         assert decode_module.main(arguments) == 1
-        said = capsys.readouterr().err
-        assert expected in said
-        assert said.count("\n") == 1
+        error = capsys.readouterr().err
+        assert error.startswith(f"error {name}: ")
+        assert error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_picture_is_of_the_completion_that_shows_both_writers(tmp_path: Path) -> None:
+    """Of all, none has more positions of the rarer writer, the student's counted where D_t is above tau / 10."""
+    tau, decoded = 0.3, complete(0.3)
+
+    def of_both(scores: list[float], rewritten: list[bool]) -> int:
+        own = [d for d, by_teacher in zip(scores, rewritten, strict=True) if not by_teacher]
+        return min(sum(rewritten), sum(d > tau / 10 for d in own))
+
+    best = clearest(decoded)
+    assert of_both(best.scores, best.rewritten) == max(of_both(p.scores, p.rewritten) for p in decoded) > 0
+    draw_gate(Ragged(V, HORIZON), decoded, tmp_path / "new" / "gate.png")
+    assert (tmp_path / "new" / "gate.png").stat().st_size > 5000
 
 
 def test_runs_of_two_tasks_make_no_curve(runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table = folder_of(tmp_path, "rkl", 0, "--env", "categorical", student=markov())
-    assert decode_module.main(["--curve", str(runs[0]), str(table), "--out", str(tmp_path)]) == 1
-    assert "differ in env" in capsys.readouterr().err
+    assert decode_module.main([str(runs[0]), str(table), "--curve", str(tmp_path / "curve")]) == 1
+    assert "error runs: " in capsys.readouterr().err
+    assert not (tmp_path / "curve").exists()
 
 
 def test_a_prompt_of_the_users_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
