@@ -17,7 +17,9 @@ from tests.helpers.paths import REPOSITORY
 
 ROOMS = ("distill_env", "agents", "experiments")
 EXAMPLE = """\
-import sys; sys.path.insert(0, {checkout!r})
+import sys
+
+sys.path.insert(0, {checkout!r})
 from agents.distill import DistillAgent, DistillConfig
 
 from distill_env.env import DistillVectorEnv
@@ -117,7 +119,7 @@ def test_every_command_starts_beside_foreign_packages(command: str, foreign: dic
 
 
 def test_a_script_of_ones_own_trains_from_another_folder(foreign: dict[str, str], tmp_path: Path) -> None:
-    """By the first line that README.md gives."""
+    """By the two lines that docs/index.md gives."""
     script = tmp_path / "mine/train.py"
     script.parent.mkdir()
     script.write_text(EXAMPLE.format(checkout=str(REPOSITORY)))
@@ -163,7 +165,6 @@ def imports_and_names() -> set[str]:
     return found
 
 
-@pytest.mark.xfail(reason="scipy takes the place of the project's own statistics", strict=False)
 def test_every_declared_dependency_is_imported() -> None:
     imported = imports_and_names()
     names = set.union(*declared())

@@ -814,7 +814,6 @@ COMMANDS: dict[str, list[Act]] = {
             for rest in ('"ga', "x,1,c,much,3\n", "x,one,c,1,3\n", "x,1,c,1,3,4\n")
         ),
     ],
-    "draws": [reported(GOOD, "--draws", "0")],
     "answers": [reported(GOOD, "--answers", "-1")],
 }
 
