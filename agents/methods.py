@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from distill_env.checks import check_types
+from distill_env.checks import check_range, check_types
 from distill_env.gate_settings import ALWAYS, NEVER, Gate, random_gate
 
 TeacherWrites = Literal["never", "always", "hard", "soft", "random", "mixture", "matched", "reference"]
@@ -80,7 +80,7 @@ class Method:
 
     def __post_init__(self) -> None:
         check_types(self)
-        random_gate(self.teacher_rate)
+        check_range(self, "teacher_rate", least=0, most=1)
         if not self.gate.reads_a_model:
             raise ValueError(f"score: {self.gate.score!r}; expected a score of the models")
         for name in ("beta", "skew"):

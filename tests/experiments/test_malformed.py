@@ -129,7 +129,7 @@ def kind_of(hint: Any) -> Any:
 
 
 FREE_BELOW = {"task_reward", "log_prob_floor"}  # may be negative
-MAY_BE_INFINITE = {"rewrite_cost", "tau", "score_clip", "loss_clip", "max_grad_norm"}
+MAY_BE_INFINITE = {"rewrite_cost", "tau", "alpha", "score_clip", "loss_clip", "max_grad_norm"}
 
 
 def flags() -> Iterator[tuple[str, str, str]]:
