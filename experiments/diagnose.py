@@ -22,12 +22,13 @@ if not __package__:  # run as a script: import from the checkout, not from this 
 from rich.console import Console
 from rich.progress import track
 
-from experiments.comparing.diagnosis import MEASURES, diagnose_run
+from experiments.comparing.diagnosis import diagnose_run
 from experiments.comparing.grid import read_results
 from experiments.comparing.statistics import mean
 from experiments.comparing.tables import print_table
 from experiments.running.cli import command
 from experiments.running.config import SMALL_TASKS
+from experiments.running.metric_display import DIAGNOSIS
 from experiments.running.tracking import markdown_table
 
 
@@ -68,8 +69,9 @@ def main(config: DiagnoseConfig) -> None:
     for row in track(rows, description="students", console=console):
         measured[row["label"]].append(diagnose_run(config.runs / row["run"], config.prompts, config.samples))
     lines = [["", *measured]]
-    for key, (title, form) in MEASURES.items():
-        lines.append([title, *(mean([run[key] for run in runs]).text(form) for runs in measured.values())])
+    for m in DIAGNOSIS:
+        estimates = [mean([run[m.key] for run in runs]).clipped(*m.range) for runs in measured.values()]
+        lines.append([m.label, *(e.text(m.form) for e in estimates)])
     print_table(lines, f"{config.env}, {config.warm} warm start", console)
     path = config.runs / f"diagnose-{config.env}-{config.warm}.md"
     path.write_text(markdown_table(lines) + "\n")

@@ -22,7 +22,7 @@ from distill_env.checks import check_range
 from distill_env.gate_settings import ALWAYS, Gate
 from distill_env.tasks.base import Split
 from experiments.comparing.statistics import Estimate, proportion
-from experiments.reporting.viewer import load_student, spread
+from experiments.reporting.viewer import evenly_spaced, load_student
 from experiments.running.build import make_env, task_arguments
 from experiments.running.config import DRAFT_LENGTH, RunConfig
 from experiments.running.config_file import load_config
@@ -223,7 +223,7 @@ def open_task(config: DecodeConfig, run: RunConfig, count: int) -> tuple[Distill
     own: Any = OwnPrompts(run, config.prompt) if config.prompt else None
     prompts = list(make_env(run, config.split, 1, purpose="decode", task=own).prompts)
     if own is None:
-        prompts = spread(prompts, min(config.prompts or count, len(prompts)))
+        prompts = evenly_spaced(prompts, min(config.prompts or count, len(prompts)))
     rows = min(LM_ROWS if run.env == "lm" else EVALUATION_ROWS, len(prompts) * config.samples)
     return make_env(run, config.split, rows, purpose="decode", task=own), prompts
 

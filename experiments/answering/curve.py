@@ -16,8 +16,8 @@ from agents.atomic_io import write_text
 from experiments.answering.assisted import GRADES, AssistedCompletions, AssistedRun, DecodeConfig, open_task
 from experiments.comparing.statistics import Estimate
 from experiments.reporting import figures
-from experiments.reporting.figures import Panel, Style
-from experiments.reporting.results import Line
+from experiments.reporting.drawing import Panel, Style, png
+from experiments.reporting.training_curves import Line
 from experiments.running.config import RunConfig
 from experiments.running.config_file import flag_values, load_config
 from experiments.running.metric_display import Metric, metric
@@ -131,11 +131,11 @@ def write_curve(folder: Path, rows: Sequence[Row]) -> str:
 
     def by_share(axes: Any) -> None:
         lines = {label: curve_line(points, "share", y) for label, points in labels.items()}
-        figures.curves(axes, lines, style, SHARE.title, y.title)
+        figures.curves(axes, lines, style, (SHARE.title, y.title))
 
     def by_tau(axes: Any) -> None:
         lines = {label: curve_line(points, "tau", SHARE) for label, points in labels.items()}
-        figures.curves(axes, lines, style, "tau, nats", SHARE.title)
+        figures.curves(axes, lines, style, ("tau, nats", SHARE.title))
         axes.set_xscale("log")
         ticks = sorted({float(x) for line in lines.values() for x in line.x})
         axes.set_xticks(ticks, [f"{tau:g}" for tau in ticks])
@@ -145,7 +145,7 @@ def write_curve(folder: Path, rows: Sequence[Row]) -> str:
     panels = [Panel("quality against the teacher's share", by_share)]
     if any(0 < tau < math.inf for points in labels.values() for tau in points):
         panels.append(Panel("the teacher's share by tau", by_tau))
-    figures.png(panels, folder / "curve.png", style, tuple(labels))
+    png(panels, folder / "curve.png", style, tuple(labels))
     table = curve_table(labels, y)
     write_text(folder / "curve.md", table + "\n")
     return table

@@ -20,17 +20,6 @@ if TYPE_CHECKING:
 SEED = 1_000_033
 WRONG = 0.01  # a token with less teacher probability is wrong
 FORCED = 0.1  # nats; a state in which the teacher's entropy is lower leaves no choice
-MEASURES = {
-    "chains@1": ("correct chains", "{:.1%}"),
-    "chains@0.5": ("correct chains at temperature 0.5", "{:.1%}"),
-    "chains@0.05": ("correct chains at temperature 0.05", "{:.1%}"),
-    "wrong_forced": ("wrong mass in states without a choice", "{:.2%}"),
-    "wrong_choice": ("wrong mass in states with a choice", "{:.2%}"),
-    "missing_choice": ("missed teacher mass in states with a choice", "{:.1%}"),
-    "first_wrong/0": ("completions whose first wrong token starts a reasoning step", "{:.1%}"),
-    "first_wrong/1": ("... is the result of a step", "{:.1%}"),
-    "first_wrong/2": ("... is a separator or the end token", "{:.1%}"),
-}
 
 
 class Tempered:

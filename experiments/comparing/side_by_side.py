@@ -8,17 +8,12 @@ from typing import Any
 
 from experiments.running import completions_file
 from experiments.running.config_file import load_config
+from experiments.running.metric_display import metric
 from experiments.running.tracking import cell, markdown_table, read_json, table_rows
 
 TRAINING = (
-    ("tokens", "tokens in training", "{:,.0f}"),
-    ("teacher_tokens", "of them by the teacher", "{:,.0f}"),
-    ("teacher_positions", "positions that the teacher scored", "{:,.0f}"),
-    ("hard_share_first", "hard steps in the first tenth", "{:.1%}"),
-    ("hard_share_last", "hard steps in the last tenth", "{:.1%}"),
-    ("grad_norm", "gradient norm", "{:.2f}"),
-    ("seconds", "seconds in training", "{:,.0f}"),
-)
+    "tokens", "teacher_tokens", "teacher_positions", "hard_share_first", "hard_share_last", "grad_norm", "seconds"
+)  # fmt: skip
 
 
 def side_by_side(runs: Sequence[Path], prompts: int) -> str:
@@ -45,8 +40,8 @@ def metrics_lines(names: Sequence[str], evaluations: Sequence[dict[str, Any]], s
     columns = [evaluations[0]["before"], *(evaluation["after"] for evaluation in evaluations)]
     lines = [["", "before", *names]]
     lines += [[label.strip(), *cells] for label, cells in table_rows(samples, columns)]
-    for key, label, form in TRAINING:
-        lines.append([label, "", *(cell(form, evaluation["training"].get(key)) for evaluation in evaluations)])
+    for m in map(metric, TRAINING):
+        lines.append([m.label, "", *(cell(m.form, evaluation["training"].get(m.key)) for evaluation in evaluations)])
     return lines
 
 

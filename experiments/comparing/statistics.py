@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from experiments.running.metric_display import Metric
+
 Z = 1.959964  # 97.5 % quantile of the normal distribution
 RESAMPLES = 9999  # a sign-flip test of up to 13 pairs enumerates all signs, a larger one draws this many
 
@@ -30,14 +32,19 @@ class Estimate:
         value, low, high = (form.format(x) for x in (self.value, self.low, self.high))
         return value if math.isnan(self.low) or low == high else f"{value} [{low}, {high}]"
 
+    def shown_as(self, metric: Metric, sign: bool = False) -> str:
+        """`value [low, high]` in the unit of the metric's title; with `sign` for a difference."""
+        return self.scaled(metric.scale).text(metric.number_form(sign))
+
     def scaled(self, factor: float) -> Estimate:
         """The estimate of `factor` times the quantity."""
         low, high = sorted((self.low * factor, self.high * factor))
         return Estimate(self.value * factor, low, high)
 
     def clipped(self, least: float, most: float) -> Estimate:
-        """The same with an interval that does not leave [least, most]."""
-        return Estimate(self.value, *np.clip((self.low, self.high), least, most).tolist())
+        """The same with an interval within [least, most], the range of possible values."""
+        low, high = max(self.low, min(least, self.value)), min(self.high, max(most, self.value))
+        return Estimate(self.value, low, high)
 
 
 @dataclass(frozen=True)

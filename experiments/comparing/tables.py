@@ -18,17 +18,13 @@ from experiments.comparing.statistics import (
     probability_of_improvement,
 )
 from experiments.comparing.studies import TUNED
-from experiments.running.tracking import TABLE_ROWS, markdown_table
+from experiments.running.metric_display import EVALUATION, metric
+from experiments.running.tracking import markdown_table
 
-COST_ROWS = (
-    ("rewritten_share_last", "rewritten steps, last tenth of training", "{:.1%}"),
-    ("teacher_tokens_per_student_token", "teacher tokens per student token", "{:.3f}"),
-    ("student_tokens", "tokens the student wrote", "{:,.0f}"),
-    ("teacher_positions", "teacher positions scored", "{:,.0f}"),
-    ("loss_oscillation", "loss oscillation, nats", "{:.3f}"),
-    ("grad_norm", "gradient norm", "{:.2f}"),
-    ("seconds", "seconds a run", "{:.0f}"),
-)
+COST = (
+    "rewritten_share_last", "teacher_tokens_per_student_token", "student_tokens", "teacher_positions",
+    "loss_oscillation", "grad_norm", "seconds",
+)  # fmt: skip
 ENDPOINT = "correct_chains"
 
 
@@ -40,18 +36,20 @@ def by_seed(rows: Sequence[Row], label: str | None, key: str) -> dict[int, float
 def estimate(rows: Sequence[Row], label: str | None, key: str) -> Estimate | None:
     """The interquartile mean over seeds; None where nothing finite was measured."""
     values = list(by_seed(rows, label, key).values())
-    return interquartile_mean(values) if values and np.isfinite(values).all() else None
+    if not values or not np.isfinite(values).all():
+        return None
+    return interquartile_mean(values).clipped(*metric(key.removeprefix("before/")).range)
 
 
 def metrics_table(rows: Sequence[Row], labels: Sequence[str]) -> list[list[str]]:
     """The cells for one environment and warm start: a line a metric, a column a contender."""
-    samples = max((int(k.split("@")[1]) for k in rows[0] if k.startswith("pass@")), default=0)
+    samples = max((int(k.split("@")[1]) for k in rows[0] if k.startswith("pass@")), default=1)
+    evaluation = [m.key.format(k=samples) for group in EVALUATION.values() for m in group]
     lines = [["", "before", *labels]]
-    for key, label, form in (*TABLE_ROWS, *COST_ROWS):
-        name = key.format(k=samples)
-        estimates = [estimate(rows, None, f"before/{name}"), *(estimate(rows, c, name) for c in labels)]
+    for m in map(metric, (*evaluation, *COST)):
+        estimates = [estimate(rows, None, f"before/{m.key}"), *(estimate(rows, c, m.key) for c in labels)]
         if any(estimates):
-            lines.append([label.format(k=samples or "k"), *(e.text(form) if e else "" for e in estimates)])
+            lines.append([m.label, *(e.text(m.form) if e else "" for e in estimates)])
     return lines
 
 

@@ -1,97 +1,23 @@
-"""The report's pictures: every panel is drawn once, as SVG for the page and, side by side, as PNG for Markdown.
-
-Ink and rules of an SVG are CSS variables, so that it follows the page into the dark; the colours of the contenders are
-the same in all pictures and legible on both grounds. matplotlib is imported where it is used.
-"""
+"""What the report's pictures show: each function fills a matplotlib axes."""
 
 from __future__ import annotations
 
-import io
 import math
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from experiments.comparing.statistics import Estimate
-from experiments.reporting.results import OURS, Line
+from experiments.reporting.drawing import HEAT, HIGHLIGHTED, INK, MUTED, Style, short
+from experiments.reporting.results import OURS
+from experiments.reporting.training_curves import Line
 
-INK, MUTED, RULE, HEAT = "#22262d", "#6a717c", "#dde1e7", "#e4572e"
-CSS_VARIABLES = {INK: "var(--ink)", MUTED: "var(--muted)", RULE: "var(--rule)"}
-KNOWN = {
-    # colour, marker; luminances of 0.16 to 0.24: contrast of at least 3.7 to white and to black
-    "gated": ("#d9480f", "o"),
-    "soft": ("#b3790a", "h"),
-    "rkl": ("#3576c9", "s"),
-    "fkl": ("#2b8a57", "^"),
-    "rewrite_only": ("#8a5cd0", "D"),
-    "gate_only": ("#c2458f", "v"),
-    "random_rewrite": ("#7d8590", "X"),
-    "sft": ("#0f8b8d", "<"),
-    "gkd": ("#8a7f1e", ">"),
-}
-OTHERS = (
-    ("#b5535c", "P"),
-    ("#5b8030", "p"),
-    ("#4f7a96", "*"),
-    ("#9b6b43", "d"),
-    ("#6c6cc4", "8"),
-    ("#a85a9a", "H"),
-    ("#3f8a7a", "s"),
-    ("#977325", "^"),
-)
-BEFORE_STYLE = (MUTED, "o")
-HIGHLIGHTED = ("gated", "soft", "rkl", "fkl", "rewrite_only")
-FEW = 24  # points of a line that are shown as such
-NAMED = 14  # more points than this, and only the foremost are named
-CROWD = 7  # more lines than this, and those that are not highlighted go grey
+FEW = 24  # a line with at most so many points shows them
+NAMED = 14  # among more points than this only the foremost are named
 
 PLACES = ((0.8, 0.6), (0.8, -0.6), (-0.8, 0.6), (-0.8, -0.6), (1, 0), (-1, 0), (0, 1), (0, -1))  # of a name, by rank
-
-WIDTH, HEIGHT = 4.3, 3.1  # inches of a panel; 310 points, about the width of a phone
-
-Draw = Callable[[Any], Callable[[], None] | None]
-
-
-@dataclass(frozen=True)
-class Panel:
-    """`draw` fills an axes; what it returns, if anything, is called once the layout stands."""
-
-    title: str
-    draw: Draw
-    height: float = HEIGHT
-
-
-@dataclass(frozen=True)
-class Style:
-    """Colour and marker of every contender, in the report's order."""
-
-    labels: tuple[str, ...]
-
-    def __getitem__(self, label: str) -> tuple[str, str]:
-        if label in KNOWN:
-            return KNOWN[label]
-        strangers = [name for name in self.labels if name not in KNOWN]
-        if label not in strangers:
-            return BEFORE_STYLE
-        round_, at = divmod(strangers.index(label), len(OTHERS))
-        return OTHERS[at][0], OTHERS[(at + round_) % len(OTHERS)][1]  # another marker every time round
-
-    def stands_out(self, label: str, among: Sequence[str]) -> bool:
-        return len(among) <= CROWD or label in HIGHLIGHTED
-
-
-def short(label: str, longest: int = 26) -> str:
-    """A name that leaves room for the picture."""
-    return label if len(label) <= longest else label[: longest - 1] + "\u2026"
-
-
-# ---------------------------------------------------------------------- panels
 
 
 class Point(NamedTuple):
@@ -101,9 +27,13 @@ class Point(NamedTuple):
 
 
 def scatter(
-    axes: Any, points: Sequence[Point], style: Style, x_label: str, y_label: str, diagonals: Sequence[float] = ()
+    axes: Any, points: Sequence[Point], style: Style, titles: tuple[str, str], diagonals: Sequence[float] = ()
 ) -> Callable[[], None]:
-    """Contenders in two measures, whiskers along both, names beside them; `diagonals` are lines y = share * x."""
+    """Contenders in two metrics, whiskers along both, names beside them; `diagonals` are lines y = share * x.
+
+    Returns:
+        what places the names, to be called when the layout is fixed.
+    """
     for point in points:
         colour, marker = style[point.label]
         bars = {"xerr": whisker(point.x), "yerr": whisker(point.y)}
@@ -112,25 +42,15 @@ def scatter(
             point.x.value, point.y.value, **bars, color=colour, marker=marker, markersize=size, elinewidth=1.1,
             markeredgewidth=0, zorder=3,
         )  # fmt: skip
-    axes.set_xlabel(x_label)
-    axes.set_ylabel(y_label)
+    axes.set(xlabel=titles[0], ylabel=titles[1])
     axes.margins(0.16, 0.12)
     axes.grid(True)
     if diagonals:
         (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
-        left, bottom = max(0.0, left), max(0.0, bottom)
         for share in diagonals:
-            if share * right <= bottom or share * (0.9 * left + 0.1 * right) >= top:
-                continue  # hardly in sight
-            axes.plot([0, right], [0, share * right], color=MUTED, linewidth=0.7, linestyle=(0, (3, 3)), zorder=1)
-            inside = share * right <= top  # leaves at the right, or at the top
-            where = (right, share * right) if inside else (top / share, top)
-            axes.annotate(
-                f"{share:.0%}", where, (4, 0) if inside else (0, 3), textcoords="offset points", color=MUTED,
-                ha="left" if inside else "center", va="center" if inside else "bottom", annotation_clip=False,
-            )  # fmt: skip
-        axes.set_xlim(left, right)
-        axes.set_ylim(bottom, top)
+            axes.axline((0, 0), slope=share, color=MUTED, linewidth=0.7, linestyle=(0, (3, 3)), zorder=1)
+        axes.set_xlim(max(0.0, left), right)
+        axes.set_ylim(max(0.0, bottom), top)
 
     def name_them() -> None:
         _place_names(axes, points, style, foremost(points))
@@ -197,7 +117,7 @@ def _overlap(a: Sequence[float], b: Sequence[float]) -> float:
     return max(0.0, width) * max(0.0, height)
 
 
-def curves(axes: Any, lines: Mapping[str, Line], style: Style, x_label: str, y_label: str) -> None:
+def curves(axes: Any, lines: Mapping[str, Line], style: Style, titles: tuple[str, str]) -> None:
     """A line a contender with its band; in a crowd those that are not highlighted are thin and grey."""
     for label in sorted(lines, key=lambda k: style.stands_out(k, list(lines))):
         line = lines[label]
@@ -209,8 +129,7 @@ def curves(axes: Any, lines: Mapping[str, Line], style: Style, x_label: str, y_l
             axes.plot(line.x, line.middle, color=colour, linewidth=wide, marker=few, markersize=3.5, markeredgewidth=0)
         else:
             axes.plot(line.x, line.middle, color=MUTED, linewidth=0.8, alpha=0.55)
-    axes.set_xlabel(x_label)
-    axes.set_ylabel(y_label)
+    axes.set(xlabel=titles[0], ylabel=titles[1])
     axes.margins(x=0.01)
     axes.grid(True, axis="y")
 
@@ -265,21 +184,21 @@ def dots(axes: Any, values: Mapping[str, Estimate], style: Style, x_label: str) 
     axes.tick_params(axis="y", length=0)
 
 
-def written(axes: Any, answers: Sequence[Mapping[str, Any]], scale: float, columns: int = 46) -> None:
-    """Answers as coloured tokens, as the viewer shows them: D_t behind each, rewrites boxed, hard ones underlined.
+def tokens(axes: Any, completions: Sequence[Mapping[str, Any]], scale: float, columns: int = 46) -> None:
+    """Completions as coloured tokens, as in the viewer: D_t behind each, the teacher's boxed, hard ones underlined.
 
     Args:
-        answers: each with `label` (beside it) and `tokens` of the viewer.
-        scale: the D_t of the full colour, nats.
-        columns: characters a line.
+        completions: each with `label` (beside it) and `tokens` of the viewer.
+        scale: the D_t with the full colour, nats.
+        columns: characters per line.
     """
     from matplotlib.patches import Rectangle
 
     row, widest = 0, 24.0
-    for answer in answers:
-        axes.text(-0.6, row, short(answer["label"]), ha="right", va="center", color=MUTED)
+    for completion in completions:
+        axes.text(-0.6, row, short(completion["label"]), ha="right", va="center", color=MUTED)
         at = 0.0
-        for token in answer["tokens"]:
+        for token in completion["tokens"]:
             text = short(token["text"].replace("\n", "\u21b5"), columns)
             wide = len(text) * 0.62 + 0.5
             if at and at + wide > columns:
@@ -302,107 +221,3 @@ def written(axes: Any, answers: Sequence[Mapping[str, Any]], scale: float, colum
 def heat(d: float, scale: float) -> float:
     """Opacity of the colour behind a token: D_t as a share of `scale`, at most 0.75 so that the text stays legible."""
     return 0.75 * min(max(d / scale, 0.0), 1.0)
-
-
-# ---------------------------------------------------------------------- output
-
-
-@contextmanager
-def _drawing(salt: str) -> Iterator[None]:
-    import matplotlib
-
-    settings: Any = {
-        "axes.edgecolor": MUTED,
-        "axes.labelcolor": MUTED,
-        "axes.labelsize": 9,
-        "axes.axisbelow": True,
-        "axes.spines.right": False,
-        "axes.spines.top": False,
-        "axes.titlecolor": INK,
-        "axes.titlelocation": "left",
-        "axes.titlesize": 10,
-        "axes.titleweight": "bold",
-        "axes.linewidth": 0.8,
-        "font.family": "DejaVu Sans",
-        "font.size": 8.5,
-        "grid.color": RULE,
-        "grid.linewidth": 0.7,
-        "legend.frameon": False,
-        "svg.fonttype": "none",
-        "svg.hashsalt": salt,
-        "text.color": INK,
-        "text.parse_math": False,
-        "xtick.color": MUTED,
-        "ytick.color": MUTED,
-        "xtick.labelcolor": INK,
-        "ytick.labelcolor": INK,
-        "xtick.labelsize": 8.5,
-        "ytick.labelsize": 8.5,
-    }
-    with matplotlib.rc_context(settings):
-        yield
-
-
-def _figure(panels: Sequence[Panel], columns: int, titles: bool) -> Any:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
-    rows = -(-len(panels) // columns)
-    heights = [max(p.height for p in panels[i * columns : (i + 1) * columns]) for i in range(rows)]
-    figure = Figure(figsize=(WIDTH * columns, sum(heights)), layout=ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.06))
-    FigureCanvasAgg(figure)
-    grid = figure.subplots(rows, columns, squeeze=False, gridspec_kw={"height_ratios": heights})
-    late = []
-    for axes, panel in zip(grid.flat, panels, strict=False):
-        after = panel.draw(axes)
-        if titles:
-            axes.set_title(panel.title)
-        if after is not None:
-            late.append(after)
-    for axes in list(grid.flat)[len(panels) :]:
-        axes.set_visible(False)
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # what is placed now stays where it is
-    for after in late:
-        after()
-    return figure
-
-
-def svg(panel: Panel, name: str) -> str:
-    """One panel as an `<svg>` element without a title; `name` makes its ids unique in a page."""
-    with _drawing(name):
-        file = io.StringIO()
-        _figure([panel], 1, titles=False).savefig(file, format="svg", transparent=True, metadata={"Date": None})
-    text = file.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', text)
-    text = re.sub(r'(url\(|href=")#', rf"\1#{name}-", text)
-    text = re.sub(r' (?:width|height)="[\d.]+pt"', "", text, count=2)  # the page decides
-    for colour, variable in CSS_VARIABLES.items():
-        text = text.replace(colour, variable)
-    return text
-
-
-def png(panels: Sequence[Panel], path: Path, style: Style, legend: Sequence[str] = (), columns: int = 2) -> None:
-    """The panels side by side, a legend below."""
-    from matplotlib.lines import Line2D
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with _drawing(path.stem):
-        figure = _figure(panels, min(columns, len(panels)), titles=True)
-        if legend:
-            names = [k for k in legend if style.stands_out(k, legend)]
-            marks = [Line2D([], [], color=style[k][0], marker=style[k][1], markeredgewidth=0) for k in names]
-            if len(names) < len(legend):
-                marks.append(Line2D([], [], color=MUTED, linewidth=0.8, alpha=0.55))
-                names.append(f"{len(legend) - len(names)} others")
-            figure.legend(
-                marks,
-                [short(name) for name in names],
-                loc="upper center",
-                bbox_to_anchor=(0.5, 0),
-                ncols=min(len(names), 7),
-            )
-        figure.savefig(path, dpi=150, bbox_inches="tight", pad_inches=0.08, metadata={"Software": None})

@@ -1,6 +1,6 @@
-"""Answers for the gate viewer: every state with its D_t, both distributions' likeliest tokens, and who wrote.
+"""Completions for the gate viewer: for every token D_t, the likeliest tokens of student and teacher, and who wrote it.
 
-The data are plain lists and numbers, ready for JSON; text in them is what models wrote and is to be escaped.
+The data are plain lists and numbers, ready for JSON. Texts in them are model output and must be escaped.
 """
 
 from __future__ import annotations
@@ -13,11 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.console import Console
+from rich.markup import escape
 
 from agents.config import DistillConfig
 from agents.methods import GATED, Method
 from distill_env.gate_settings import NEVER, Gate
 from distill_env.rendering import END
+from experiments.reporting.drawing import HIGHLIGHTED
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,16 +29,48 @@ if TYPE_CHECKING:
     from distill_env.env import DistillVectorEnv
     from distill_env.models.base import TrainableModel
     from distill_env.tasks.base import Prompt, Task
+    from experiments.reporting.results import Results
     from experiments.running.config import RunConfig
 
 
+def see_contenders(
+    folder: Path, results: Results, contenders: int, prompts: int, console: Console
+) -> dict[str, dict[str, Any]]:
+    """`see_run` of the first run of each contender on the first task, by contender, the main methods first.
+
+    Runs that cannot be loaded or have other prompts are left out, with a line on the console.
+    """
+    seen: dict[str, dict[str, Any]] = {}
+    for setting in results.primary()[:1]:
+        labels = sorted(results.labels(setting), key=lambda k: k not in HIGHLIGHTED)
+        for label in labels:
+            runs = sorted((r for r in results.of(setting, label=label) if r["run"]), key=lambda r: r["seed"])
+            if not runs or len(seen) == contenders:
+                continue
+            try:
+                run = see_run(folder / runs[0]["run"], prompts)
+                if seen and run["prompts"] != next(iter(seen.values()))["prompts"]:
+                    raise ValueError("its prompts differ")
+            except (ValueError, OSError) as error:
+                console.print(f"viewer: {label} is left out: {escape(str(error))}", highlight=False)
+                continue
+            seen[label] = run | {"setting": str(setting), "seed": runs[0]["seed"]}
+    return seen
+
+
 def see_run(folder: Path, prompts: int = 4, positions_from: int = 100, top: int = 5) -> dict[str, Any]:
-    """What a run's student writes, with the teacher on call and alone, and where its steps are hard.
+    """What a run's student writes, assisted by the teacher and alone, and where its positions are hard.
+
+    Args:
+        folder: of the run.
+        prompts: how many, evenly spaced over the test split.
+        positions_from: completions for `hard_by_position`.
+        top: the likeliest tokens listed for each token.
 
     Returns:
-        `tau` (None if it is not finite); `prompts`, their texts; `on_call` and `alone`, an answer to each (see
-        `describe`); `hard_by_position`, the share of hard steps at each position of `positions_from` answers that the
-        student writes alone.
+        `tau` in nats (None if the gate does not compare D_t itself with a finite tau); `prompts`, their texts;
+        `assisted` and `alone`, a completion of each (see `describe`); `hard_by_position`, the share of hard positions
+        at each position of completions that the student writes alone.
 
     Raises:
         ValueError: if the folder holds no run, or no student.
@@ -45,20 +80,21 @@ def see_run(folder: Path, prompts: int = 4, positions_from: int = 100, top: int 
 
     config = load_config(folder)
     student, method = load_student(folder, config)
-    tau = method.gate.tau
+    gate = method.hard_gate
     rows = min(positions_from, 16 if config.env == "lm" else 128)
     env = make_env(config, "test", prompts, purpose="evaluate")
-    chosen = spread(env.prompts, prompts)
-    on_call = write(env, student, chosen, method.hard_gate, method.top_k, method.top_p)
-    alone = write(env, student, chosen, NEVER)
+    chosen = evenly_spaced(env.prompts, prompts)
+    assisted = write_completions(env, student, chosen, gate, method.top_k, method.top_p)
+    alone = write_completions(env, student, chosen, NEVER)
     wide = make_env(config, "test", rows, purpose="evaluate")
-    many = write(wide, student, spread(wide.prompts, max(positions_from, rows)), NEVER)
+    many = write_completions(wide, student, evenly_spaced(wide.prompts, max(positions_from, rows)), NEVER)
+    reads_divergence = gate.score == "divergence" and not gate.has_memory and math.isfinite(gate.tau)
     return {
-        "tau": tau if math.isfinite(tau) else None,
+        "tau": gate.tau if reads_divergence else None,
         "prompts": [p.text for p in chosen],
-        "on_call": describe(env, student, on_call, tau, top),
-        "alone": describe(env, student, alone, tau, top),
-        "hard_by_position": hard_by_position(wide, student, many, tau),
+        "assisted": describe(env, student, assisted, gate, top),
+        "alone": describe(env, student, alone, gate, top),
+        "hard_by_position": hard_by_position(wide, student, many, gate),
     }
 
 
@@ -84,79 +120,87 @@ def load_student(folder: Path, config: RunConfig) -> tuple[TrainableModel, Metho
     return student, config.method or GATED
 
 
-def spread(prompts: Sequence[Prompt], count: int) -> list[Prompt]:
+def evenly_spaced(prompts: Sequence[Prompt], count: int) -> list[Prompt]:
     """That many prompts from first to last, some of them twice where there are too few."""
     return [prompts[i] for i in np.linspace(0, len(prompts) - 1, count).astype(int)]
 
 
-def write(
+def write_completions(
     env: DistillVectorEnv,
     student: TrainableModel,
     prompts: Sequence[Prompt],
-    writer: Gate,
+    gate: Gate,
     top_k: int = 0,
     top_p: float = 1.0,
 ) -> Rollout:
-    """One answer to each prompt, token by token; the same keys whoever writes, so that answers part where they must."""
+    """One completion of each prompt, token by token, with the same random numbers whatever the gate."""
     from agents.collector import collect
     from distill_env.randomness import episode_keys
     from experiments.running.lifecycle import EVALUATION_SEED
 
     keys = episode_keys(EVALUATION_SEED, np.arange(len(prompts)))
-    return collect(env, student, prompts, keys, writer, 1, top_k, top_p, keep_teacher=False)
+    return collect(env, student, prompts, keys, gate, 1, top_k, top_p, keep_teacher=False)
 
 
-def read_along(env: DistillVectorEnv, student: TrainableModel, rollout: Rollout) -> tuple[Tensor, Tensor]:
-    """log p of the student and of the teacher at every state of the answers, [N, T, V] each.
-
-    Places after an answer's end hold no meaning. N is at most the environment's rows.
+def read_along(
+    env: DistillVectorEnv, student: TrainableModel, rollout: Rollout, gate: Gate
+) -> tuple[Tensor, Tensor, Tensor]:
+    """log p of student and teacher [N, T, V] along N completions, at most the environment's rows, and where the gate is
+    hard [N, T]. Positions after the end of a completion have no meaning.
     """
     import torch
+
+    from distill_env.gate import DraftBlock, GateState, apply_gate
 
     n, rows = len(rollout.prompts), env.num_envs
     prompts = [rollout.prompts[min(i, n - 1)] for i in range(rows)]
     tokens = rollout.tokens[:, :-1]
     env.reset(options={"prompts": prompts})
-    teacher = env.lookahead(torch.cat([tokens, tokens[-1:].expand(rows - n, -1)]))[:n]
+    teacher = env.lookahead(torch.cat([tokens, tokens[-1:].expand(rows - n, -1)]))[:n].double()
     reader = student.fork()
     first = reader.start([p.ids for p in rollout.prompts])
     after = reader.extend(tokens) if tokens.shape[1] else first[:, None][:, :0]
-    return torch.cat([first[:, None], after], 1), teacher.clone()
+    log_probs = torch.cat([first[:, None], after], 1).double()
+
+    ends = torch.isin(tokens, torch.tensor(sorted(env.task.step_end_ids)))
+    starts = torch.cat([torch.ones(n, 1, dtype=torch.bool), ends], 1)
+    unused = torch.zeros(starts.shape, dtype=torch.float64)
+    draft = DraftBlock(rollout.tokens, starts, unused, unused[:, 0])
+    decision, _ = apply_gate(gate, log_probs, teacher, draft, GateState.start(n))
+    return log_probs, teacher, decision.hard
 
 
 def describe(
-    env: DistillVectorEnv, student: TrainableModel, rollout: Rollout, tau: float, top: int
+    env: DistillVectorEnv, student: TrainableModel, rollout: Rollout, gate: Gate, top: int
 ) -> list[dict[str, Any]]:
-    """Every answer as `{"correct": bool or None, "tokens": [...]}`.
+    """Every completion as `{"correct": bool or None, "tokens": [...]}`.
 
-    A token: its `text`, `d` (D_t at the state before it, nats), `hard` (d >= tau), `rewritten`, `q` and `p` (its
+    A token: its `text`, `d` (D_t in the state before it, nats), `hard` (by the gate), `rewritten`, `q` and `p` (its
     probability under student and teacher), `student` and `teacher`: the `top` likeliest tokens as [text, probability].
     """
     from distill_env.divergence import reverse_kl
 
-    student_log_probs, teacher_log_probs = read_along(env, student, rollout)
-    divergence = reverse_kl(student_log_probs.double(), teacher_log_probs.double()).clamp(min=0)
-    answers = []
+    log_q, log_p, hard = read_along(env, student, rollout, gate)
+    divergence = reverse_kl(log_q, log_p).clamp(min=0)
+    completions = []
     for i, prompt in enumerate(rollout.prompts):
         ids = rollout.tokens[i][rollout.mask[i]].tolist()
-        tokens = []
-        for t, token in enumerate(ids):
-            q, p = student_log_probs[i, t], teacher_log_probs[i, t]
-            tokens.append(
-                {
-                    "text": token_text(env.task, token),
-                    "d": round(float(divergence[i, t]), 4),
-                    "hard": bool(divergence[i, t] >= tau),
-                    "rewritten": bool(rollout.rewritten[i, t]),
-                    "q": round(float(q[token].exp()), 4),
-                    "p": round(float(p[token].exp()), 4),
-                    "student": likeliest(env.task, q, top),
-                    "teacher": likeliest(env.task, p, top),
-                }
-            )
+        tokens = [
+            {
+                "text": token_text(env.task, token),
+                "d": round(float(divergence[i, t]), 4),
+                "hard": bool(hard[i, t]),
+                "rewritten": bool(rollout.rewritten[i, t]),
+                "q": round(float(log_q[i, t, token].exp()), 4),
+                "p": round(float(log_p[i, t, token].exp()), 4),
+                "student": likeliest(env.task, log_q[i, t], top),
+                "teacher": likeliest(env.task, log_p[i, t], top),
+            }
+            for t, token in enumerate(ids)
+        ]
         grade = env.task.grade(prompt, ids) if env.task.graded else None
-        answers.append({"correct": None if grade is None else grade.right, "tokens": tokens})
-    return answers
+        completions.append({"correct": None if grade is None else grade.right, "tokens": tokens})
+    return completions
 
 
 def likeliest(task: Task, log_probs: Tensor, count: int) -> list[tuple[str, float]]:
@@ -169,22 +213,19 @@ def token_text(task: Task, token: int) -> str:
     return END if token == task.eos_token_id else task.decode([token])
 
 
-def hard_by_position(env: DistillVectorEnv, student: TrainableModel, rollout: Rollout, tau: float) -> list[float]:
-    """The share of hard steps among the answers that reach each position."""
-    from distill_env.divergence import reverse_kl
-
+def hard_by_position(env: DistillVectorEnv, student: TrainableModel, rollout: Rollout, gate: Gate) -> list[float]:
+    """The share of hard positions among the completions that reach each position."""
     longest = rollout.tokens.shape[1]
-    hard, there = np.zeros(longest), np.zeros(longest)
+    hard, reached = np.zeros(longest), np.zeros(longest)
     for begin in range(0, len(rollout.prompts), env.num_envs):
-        part = slice_rows(rollout, begin, begin + env.num_envs)
-        divergence = reverse_kl(*(x.double() for x in read_along(env, student, part)))
-        hard += ((divergence >= tau) & part.mask).sum(0).numpy()
-        there += part.mask.sum(0).numpy()
-    shares: NDArray[np.float64] = hard / np.maximum(there, 1)
-    return [round(float(s), 4) for s in shares[there > 0]]
+        part = rows_of(rollout, begin, begin + env.num_envs)
+        hard += (read_along(env, student, part, gate)[2] & part.mask).sum(0).numpy()
+        reached += part.mask.sum(0).numpy()
+    shares: NDArray[np.float64] = hard / np.maximum(reached, 1)
+    return [round(float(s), 4) for s in shares[reached > 0]]
 
 
-def slice_rows(rollout: Rollout, begin: int, end: int) -> Rollout:
-    """Some of the answers, without what the teacher thought of them."""
+def rows_of(rollout: Rollout, begin: int, end: int) -> Rollout:
+    """Some of the completions, without the teacher's distributions."""
     parts = ("prompts", "tokens", "rewritten", "rewards", "token_log_prob", "score", "grades")
     return replace(rollout, **{p: getattr(rollout, p)[begin:end] for p in parts}, teacher=None, support=None)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
-
-if TYPE_CHECKING:
-    from experiments.comparing.statistics import Estimate
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -18,6 +16,12 @@ class Metric:
     label: str
     form: str = "{:.3f}"
     better: Literal["more", "less", ""] = ""
+    signed: bool = False
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """Which values are possible."""
+        return (-math.inf if self.signed else 0.0), (1.0 if self.scale == 100 else math.inf)
 
     @property
     def scale(self) -> float:
@@ -29,10 +33,10 @@ class Metric:
         """The label for an axis or a column of plain numbers."""
         return f"{self.label}, %" if self.scale == 100 else self.label
 
-    def number(self, estimate: Estimate, sign: bool = False) -> str:
-        """`value [low, high]` in the unit of the title; with `sign` for a difference."""
-        form = self.form.replace("%}", "f}").replace("{:", "{:+") if sign else self.form.replace("%}", "f}")
-        return estimate.scaled(self.scale).text(form)
+    def number_form(self, sign: bool = False) -> str:
+        """The format of a number in the unit of the title; with `sign` for a difference."""
+        form = self.form.replace("%}", "f}")
+        return form.replace("{:", "{:+") if sign else form
 
 
 EVALUATION: dict[str, tuple[Metric, ...]] = {
@@ -44,11 +48,11 @@ EVALUATION: dict[str, tuple[Metric, ...]] = {
         Metric("majority@{k}", "majority@{k}", "{:.1%}", "more"),
     ),
     "distance to the teacher": (
-        Metric("perplexity", "perplexity of the teacher's completions", "{:.3f}", "less"),
-        Metric("reference_perplexity", "perplexity of the reference completions", "{:.3f}", "less"),
-        Metric("teacher_log_prob", "teacher's log-probability, nats per token", "{:.3f}", "more"),
-        Metric("divergence", "mean D_t, nats", "{:.3f}", "less"),
-        Metric("exposure_gap", "mean D_t minus that on the teacher's completions, nats", "{:.3f}", "less"),
+        Metric("perplexity", "perplexity of the teacher's completions", better="less"),
+        Metric("reference_perplexity", "perplexity of the reference completions", better="less"),
+        Metric("teacher_log_prob", "teacher's log-probability, nats per token", better="more", signed=True),
+        Metric("divergence", "mean D_t, nats", better="less"),
+        Metric("exposure_gap", "mean D_t minus that on the teacher's completions, nats", better="less", signed=True),
         Metric("high_divergence_share", "positions with D_t >= 0.5 nats", "{:.1%}", "less"),
         Metric("hard_share", "positions that the run's gate finds hard", "{:.1%}"),
         Metric("hard_share_quarter/1", "hard positions in the first quarter of a completion", "{:.1%}"),
@@ -59,7 +63,7 @@ EVALUATION: dict[str, tuple[Metric, ...]] = {
         Metric("distinct_ways", "distinct correct ways per prompt", "{:.2f}", "more"),
         Metric("distinct_answers", "distinct completions", "{:.1%}"),
         Metric("collapse", "prompts with identical completions", "{:.1%}", "less"),
-        Metric("self_bleu", "self-BLEU", "{:.3f}"),
+        Metric("self_bleu", "self-BLEU"),
         Metric("distinct_2", "distinct 2-grams", "{:.1%}"),
     ),
     "form": (
@@ -72,6 +76,7 @@ EVALUATION: dict[str, tuple[Metric, ...]] = {
         Metric("ood/accuracy", "accuracy of the final value, out of distribution", "{:.1%}", "more"),
         Metric("ood/correct_chains", "correct chains, out of distribution", "{:.1%}", "more"),
         Metric("ood/pass@{k}", "pass@{k}, out of distribution", "{:.1%}", "more"),
+        Metric("retention", "share of correct chains kept out of distribution", "{:.1%}", "more"),
     ),
 }
 """Metrics of an evaluation, by topic. Keys with "ood/" come from the out-of-distribution split."""
@@ -81,18 +86,31 @@ TRAINING: tuple[Metric, ...] = (
     Metric("student_tokens", "training tokens written by the student", "{:,.0f}"),
     Metric("teacher_tokens", "training tokens written by the teacher", "{:,.0f}", "less"),
     Metric("teacher_share", "training tokens written by the teacher", "{:.1%}", "less"),
-    Metric("teacher_tokens_per_student_token", "teacher tokens per student token", "{:.3f}", "less"),
+    Metric("teacher_tokens_per_student_token", "teacher tokens per student token", better="less"),
     Metric("teacher_positions", "positions scored by the teacher", "{:,.0f}", "less"),
     Metric("teacher_passes", "teacher passes", "{:,.0f}", "less"),
     Metric("rewritten_share_first", "rewritten positions, first tenth of training", "{:.1%}"),
     Metric("rewritten_share_last", "rewritten positions, last tenth of training", "{:.1%}"),
     Metric("hard_share_first", "hard positions, first tenth of training", "{:.1%}"),
     Metric("hard_share_last", "hard positions, last tenth of training", "{:.1%}"),
-    Metric("loss_oscillation", "loss oscillation, nats", "{:.3f}", "less"),
+    Metric("loss_oscillation", "loss oscillation, nats", better="less"),
     Metric("grad_norm", "gradient norm", "{:.2f}", "less"),
     Metric("seconds", "training time, seconds", "{:,.0f}"),
 )
 """Metrics of a run's training, from `evaluation.json`."""
+
+DIAGNOSIS: tuple[Metric, ...] = (
+    Metric("chains@1", "correct chains", "{:.1%}"),
+    Metric("chains@0.5", "correct chains at temperature 0.5", "{:.1%}"),
+    Metric("chains@0.05", "correct chains at temperature 0.05", "{:.1%}"),
+    Metric("wrong_forced", "wrong mass in states without a choice", "{:.2%}"),
+    Metric("wrong_choice", "wrong mass in states with a choice", "{:.2%}"),
+    Metric("missing_choice", "missed teacher mass in states with a choice", "{:.1%}"),
+    Metric("first_wrong/0", "completions whose first wrong token starts a reasoning step", "{:.1%}"),
+    Metric("first_wrong/1", "... is the result of a step", "{:.1%}"),
+    Metric("first_wrong/2", "... is a separator or the end token", "{:.1%}"),
+)
+"""Metrics of `diagnose.py`."""
 
 METRICS = {m.key: m for group in (*EVALUATION.values(), TRAINING) for m in group}
 

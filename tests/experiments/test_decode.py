@@ -28,7 +28,6 @@ from experiments import decode as decode_module
 from experiments.answering.assisted import AssistedCompletions, assisted_gate, completion_lines, decode
 from experiments.answering.curve import short_labels
 from experiments.answering.gate_picture import clearest, draw_gate
-from experiments.comparing.statistics import proportion
 from experiments.running.build import make_env, make_student
 from experiments.running.config_file import to_dict
 from experiments.running.flags import parse
@@ -125,18 +124,6 @@ def test_labels_keep_what_differs() -> None:
     assert short_labels(["gated-sums-s0", "rkl-sums-s3"], [0, 3]) == ["gated", "rkl"]
     assert short_labels(["gated-sums-s0"], [0]) == ["gated-sums"]
     assert short_labels(["a", "a-b"], [0, 0]) == ["a", "a-b"]
-
-
-def test_wilsons_interval() -> None:
-    """Against the quadratic that defines it, |p - x| = z sqrt(x (1 - x) / n), and at the ends."""
-    estimate = proportion([1, 1, 1, 0, 1, 1, 0, 1, 1, 1])
-    for bound in (estimate.low, estimate.high):
-        assert abs(0.8 - bound) == pytest.approx(1.959964 * math.sqrt(bound * (1 - bound) / 10))
-    perfect = proportion([1.0] * 8)
-    assert perfect.high == 1.0
-    assert perfect.low == pytest.approx(8 / (8 + 1.959964**2))
-    with pytest.raises(ValueError, match="values"):
-        proportion([2.0])
 
 
 def folder_of(out: Path, agent: str, seed: int, *flags: str, student: TrainableModel) -> Path:

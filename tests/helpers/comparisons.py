@@ -19,6 +19,7 @@ MEASURED = {
     "entropy": (0.25, 0.07),
     "collapse": (0.04, 0.02),
     "divergence": (0.35, 0.08),
+    "high_divergence_share": (0.12, 0.03),
     "hard_share": (0.12, 0.03),
     "perplexity": (1.35, 0.08),
     "loss_oscillation": (0.04, 0.015),

@@ -82,14 +82,14 @@ def test_one_run_has_no_interval() -> None:
     assert math.isnan(pair.estimate.low)
 
 
-def test_wilson_by_hand() -> None:
-    """8 of 10: (0.8 + 1.92 / 10 +- 1.96 sqrt(0.16 / 10 + 0.9604 / 100)) / 1.38415."""
-    found = proportion([1] * 8 + [0] * 2)
-    assert (found.value, found.low, found.high) == pytest.approx((0.8, 0.4902, 0.9433), abs=1e-4)
-    exact = stats.binomtest(8, 10).proportion_ci(method="wilson")
-    assert (found.low, found.high) == pytest.approx((exact.low, exact.high))
+def test_wilson_interval() -> None:
+    """Against the quadratic that defines it, |p - x| = z sqrt(x (1 - x) / n), and at the ends."""
+    found = proportion([1, 1, 1, 0, 1, 1, 0, 1, 1, 1])
+    for bound in (found.low, found.high):
+        assert abs(0.8 - bound) == pytest.approx(1.959964 * math.sqrt(bound * (1 - bound) / 10))
     perfect = proportion([1.0] * 8)
-    assert perfect.high == 1 > perfect.low > 0.6
+    assert perfect.high == 1.0
+    assert perfect.low == pytest.approx(8 / (8 + 1.959964**2))
 
 
 def test_probability_of_improvement_by_hand() -> None:

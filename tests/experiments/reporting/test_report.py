@@ -1,4 +1,4 @@
-"""The report: its numbers are the functions', its sentences follow its numbers, and hostile text in it is inert."""
+"""The report: its numbers are those of the statistics, its words follow them, and hostile text in it is inert."""
 
 from __future__ import annotations
 
@@ -15,20 +15,18 @@ import pytest
 
 from experiments import report
 from experiments.comparing.statistics import Estimate, holm, interquartile_mean, paired_difference
-from experiments.reporting import sections
-from experiments.reporting.figures import INK, Panel, Point, Style, scatter, svg
-from experiments.reporting.findings import (
-    CLAIMS,
-    answer,
-    crossed,
-    effects_sentence,
-    findings,
-    judge,
-    primary_comparisons,
-    secondary_comparisons,
-)
-from experiments.reporting.pages import Page, Viewer, inline, plain, script_json, to_html
-from experiments.reporting.results import BEFORE, ENDPOINT, MEASURES, Curves, Results, Setting, load_results
+from experiments.reporting import pictures, tables
+from experiments.reporting.answer import answer
+from experiments.reporting.claims import CLAIMS, findings, judge, primary_comparisons, secondary_comparisons
+from experiments.reporting.crossed import ALL, crossed
+from experiments.reporting.drawing import INK, Panel, Style, svg
+from experiments.reporting.figures import Point, scatter
+from experiments.reporting.material import Material
+from experiments.reporting.page import Page, Section, Viewer, inline, plain, to_html
+from experiments.reporting.results import BEFORE, ENDPOINT, Results, Setting, load_results
+from experiments.reporting.sections import SECTIONS, heading
+from experiments.reporting.training_curves import Curves
+from experiments.running.metric_display import METRICS, metric
 from tests.helpers.comparisons import random_rows, write_comparison
 from tests.helpers.paths import REPOSITORY
 
@@ -50,44 +48,38 @@ def made_results(**levels: list[float]) -> Results:
     return Results(rows)
 
 
-# ---------------------------------------------------------------------- numbers
-
-
-def test_estimates_are_those_of_the_functions(tmp_path: Path) -> None:
+def test_estimates_are_those_of_the_statistics(tmp_path: Path) -> None:
     results = results_of(tmp_path, settings=[("sums", "weak"), ("coins", "weak")], seeds=5)
     rows = [r for r in results.rows if r["env"] == "sums" and r["label"] == "gated"]
-    values = [r[ENDPOINT] for r in rows]
-    assert results.estimate(SUMS, "gated", ENDPOINT) == interquartile_mean(values)
+    assert results.estimate(SUMS, "gated", "entropy") == interquartile_mean([r["entropy"] for r in rows])
     kept = [r["ood/correct_chains"] / r[ENDPOINT] for r in rows]
     estimate = results.estimate(SUMS, "gated", "retention")
     assert estimate is not None
     assert estimate.value == pytest.approx(interquartile_mean(kept).value)
+    certain = made_results(gated=[1.0, 0.9, 1.0]).estimate(SUMS, "gated", ENDPOINT)
+    assert certain is not None
+    assert certain.high == 1 < interquartile_mean([1.0, 0.9, 1.0]).high  # no share is above 1
 
 
 def test_seeds_are_paired_whatever_their_order_and_only_those_of_both() -> None:
     results = made_results(gated=[0.5, 0.7, 0.9], rkl=[0.4, 0.5, 0.6])
     results.rows = [r for r in reversed(results.rows) if (r["label"], r["seed"]) != ("rkl", 1)]
-    difference = results.difference(SUMS, "gated", "rkl", ENDPOINT)
-    assert difference == paired_difference([0.5, 0.9], [0.4, 0.6])
+    assert results.difference(SUMS, "gated", "rkl", ENDPOINT) == paired_difference([0.5, 0.9], [0.4, 0.6])
 
 
-def test_holm_is_over_the_tasks_of_each_comparison(tmp_path: Path) -> None:
+def test_families_of_holm(tmp_path: Path) -> None:
+    """All primary comparisons together; of the others the tasks of each contender."""
     results = results_of(tmp_path, settings=[("sums", "weak"), ("sums", "strong"), ("coins", "weak")], seeds=5)
-    tests = secondary_comparisons(results, "rkl")
-    assert {(s.env, s.warm) for s, *_ in tests} == {("sums", "weak"), ("coins", "weak")}  # the primary warm start
-    for label in ("gated", "fkl", "rewrite_only"):
-        mine = {s.env: (d.p_value, adjusted) for s, name, d, adjusted in tests if name == label}
-        assert {env: p for env, (_, p) in mine.items()} == holm({env: p for env, (p, _) in mine.items()})
-
-
-def test_holm_is_over_all_primary_comparisons(tmp_path: Path) -> None:
-    results = results_of(tmp_path, settings=[("sums", "weak"), ("coins", "weak")], seeds=5)
     tests = primary_comparisons(results)
-    assert [(s.env, baseline) for s, baseline, *_ in tests] == [
-        (env, baseline) for env in ("sums", "coins") for baseline in ("rkl", "fkl", "rewrite_only")
+    assert [(*c.setting, c.baseline) for c in tests] == [
+        (env, "weak", baseline) for env in ("sums", "coins") for baseline in ("rkl", "fkl", "rewrite_only")
     ]
-    p_values = {str(i): d.p_value for i, (*_, d, _) in enumerate(tests)}
-    assert [adjusted for *_, adjusted in tests] == list(holm(p_values).values())
+    p_values = {str(i): c.difference.p_value for i, c in enumerate(tests)}
+    assert [c.adjusted for c in tests] == list(holm(p_values).values())
+    others = secondary_comparisons(results, "rkl")
+    for label in ("gated", "fkl", "rewrite_only"):
+        mine = {c.setting.env: c for c in others if c.label == label}
+        assert {env: c.adjusted for env, c in mine.items()} == holm({e: c.difference.p_value for e, c in mine.items()})
 
 
 def test_methods_that_ran_as_cells_or_rivals_are_contenders(tmp_path: Path) -> None:
@@ -96,88 +88,94 @@ def test_methods_that_ran_as_cells_or_rivals_are_contenders(tmp_path: Path) -> N
         labels=("gated prefix, gated", "student prefix, reverse", "random prefix, gated"), study="two_by_two"
     )
     rows = [*random_rows(labels=("rkl", "fkl")), *cells, *random_rows(labels=("gkd", "fkl"), study="rivals")]
-    results = Results(load_results(write_comparison(tmp_path, rows)))
+    write_comparison(tmp_path, rows)
+    results = Results(load_results(tmp_path))
     assert results.labels() == ["gated", "rkl", "fkl", "gkd"]
     ran = {r["seed"]: r[ENDPOINT] for r in cells if r["label"] == "gated prefix, gated"}
     assert results.by_seed(SUMS, "gated", ENDPOINT) == pytest.approx(ran)
     own = {r["seed"]: r[ENDPOINT] for r in rows if r["label"] == "rkl"}
     assert results.by_seed(SUMS, "rkl", ENDPOINT) == pytest.approx(own)
+    assert Results(load_results(tmp_path, ["main", "two_by_two"])).labels() == ["gated", "rkl", "fkl"]
 
 
 @pytest.mark.parametrize(
     ("bounds", "verdict"),
     [
-        ([(0.1, 0.2), (0.3, 0.4)], "holds"),
-        ([(0.1, 0.2), (-0.1, 0.4)], "cannot be told"),
-        ([(-0.1, 0.2), (-0.4, -0.3)], "does not hold"),
-        ([(0.1, 0.2), (np.nan, np.nan)], "cannot be told"),
-        ([], "cannot be told"),
+        ([(0.1, 0.2), (0.3, 0.4)], "yes"),
+        ([(0.1, 0.2), (-0.1, 0.4)], "undecided"),
+        ([(-0.1, 0.2), (-0.4, -0.3)], "no"),
+        ([(0.1, 0.2), (np.nan, np.nan)], "undecided"),
+        ([], "undecided"),
     ],
 )
 def test_verdicts(bounds: list[tuple[float, float]], verdict: str) -> None:
     assert judge(Estimate((low + high) / 2, low, high) for low, high in bounds) == verdict
 
 
-def test_what_was_expected_is_judged_by_its_direction() -> None:
-    """Entropy: between, whichever is the lower; oscillation: less is what was expected."""
-    base = {"env": "sums", "warm": "weak", "run": "", "study": "main"}
+def test_claims_are_judged_by_their_direction() -> None:
+    """Entropy: between, whichever is the lower; oscillation: less was expected."""
 
-    def rows(**levels: tuple[float, float]) -> Results:
-        return Results(
-            [
-                {**base, "label": k, "seed": s, "entropy": e + s / 1000, "loss_oscillation": o + s / 1000}
-                for k, (e, o) in levels.items()
-                for s in range(4)
-            ],
-        )
+    def verdicts(**levels: tuple[float, float]) -> dict[str, str]:
+        base = {"env": "sums", "warm": "weak", "run": "", "study": "main"}
+        rows = [
+            {**base, "label": k, "seed": s, "entropy": e + s / 1000, "loss_oscillation": o + s / 1000}
+            for k, (e, o) in levels.items()
+            for s in range(4)
+        ]
+        return {f.claim.key: f.verdict for f in findings(Results(rows), SUMS)}
 
-    def verdicts(results: Results) -> dict[str, str]:
-        return {f.claim.key: f.verdict for f in findings(results, SUMS)}
-
-    between = rows(gated=(0.3, 0.1), rkl=(0.4, 0.2), fkl=(0.2, 0.3))
-    assert verdicts(between) == {"entropy": "holds", "loss_oscillation": "holds"}
-    outside = rows(gated=(0.5, 0.25), rkl=(0.4, 0.2), fkl=(0.2, 0.3))
-    assert verdicts(outside) == {"entropy": "does not hold", "loss_oscillation": "does not hold"}
-    alone = rows(gated=(0.3, 0.1), rkl=(0.4, 0.2))  # half of the evidence
-    assert verdicts(alone) == {"entropy": "cannot be told", "loss_oscillation": "cannot be told"}
+    between = verdicts(gated=(0.3, 0.1), rkl=(0.4, 0.2), fkl=(0.2, 0.3))
+    assert between == {"entropy": "yes", "loss_oscillation": "yes"}
+    outside = verdicts(gated=(0.5, 0.25), rkl=(0.4, 0.2), fkl=(0.2, 0.3))
+    assert outside == {"entropy": "no", "loss_oscillation": "no"}
+    half_of_the_evidence = verdicts(gated=(0.3, 0.1), rkl=(0.4, 0.2))
+    assert half_of_the_evidence == {"entropy": "undecided", "loss_oscillation": "undecided"}
 
 
 def test_the_answer_follows_the_numbers() -> None:
-    best, good, _ = answer(made_results(gated=[0.8, 0.81], rkl=[0.7, 0.72], fkl=[0.6, 0.61], soft=[0.9, 0.91]))
-    assert "by `soft` on sums (90.5 % [84.1, 96.9]; `gated` 80.5 %" in best
-    assert good.startswith("`gated` is at least as good as both pure methods on sums")
-    _, worse, _ = answer(made_results(gated=[0.65, 0.66], rkl=[0.7, 0.711], fkl=[0.6, 0.61]))
-    assert worse.startswith("`gated` is not at least as good as both pure methods on sums")
-    _, unknown, _ = answer(made_results(gated=[0.8], rkl=[0.7], fkl=[0.6]))
-    assert unknown.startswith("`gated` may or may not be")
-    assert "one seed" in unknown
-    _, missing, _ = answer(made_results(gated=[0.8, 0.8]))
-    assert "cannot be compared" in missing
-    assert answer(made_results()) == ["No finished run of the main study was graded, so there is no answer yet."]
+    (good,) = answer(made_results(gated=[0.8, 0.81], rkl=[0.7, 0.72], fkl=[0.6, 0.61], soft=[0.9, 0.91]))
+    assert "`soft` has the most correct chains, 90.5 %" in good
+    assert "`gated` is at least as good as both" in good
+    (worse,) = answer(made_results(gated=[0.65, 0.66], rkl=[0.7, 0.711], fkl=[0.6, 0.61]))
+    assert "`gated` minus `rkl` is -5.0" in worse
+    assert "`gated` is not at least as good as both" in worse
+    (unknown,) = answer(made_results(gated=[0.8], rkl=[0.7], fkl=[0.6]))
+    assert "may or may not" in unknown
+    (missing,) = answer(made_results(gated=[0.8, 0.8], rkl=[0.7, 0.8]))
+    assert "no runs of `fkl`" in missing
+    (without_ours,) = answer(made_results(rkl=[0.8, 0.8], gkd=[0.7, 0.8]))
+    assert "gated" not in without_ours
+    assert len(answer(made_results())) == 1
+
+
+def test_the_title_says_what_was_compared() -> None:
+    assert heading(["gated", "rkl"])[0] != heading(["rkl", "gkd"])[0]
+    assert "`rkl`" in heading(["rkl", "gkd"])[1]
+    assert "gate" not in " ".join(heading(["rkl", "gkd"]))
 
 
 def test_main_effects_of_an_additive_table() -> None:
-    """Cells that are prefix + objective + seed have these as their main effects, with nothing left over."""
-    prefixes, objectives = {"student": 0.5, "gated": 0.6}, {"reverse": 0.0, "gated": -0.1, "forward": -0.2}
+    """Cells that are prefix + loss + seed have these as their effects, on average and at every level."""
+    prefixes, losses = {"student": 0.5, "gated": 0.6}, {"reverse": 0.0, "gated": -0.1, "forward": -0.2}
     rows = [
         {"env": "sums", "warm": "weak", "study": "two_by_two", "run": "", "seed": seed,
-         "label": f"{p} prefix, {o}", ENDPOINT: prefixes[p] + objectives[o] + seed / 50}
-        for p in prefixes for o in objectives for seed in range(3)
+         "label": f"{p} prefix, {o}", ENDPOINT: prefixes[p] + losses[o] + seed / 50}
+        for p in prefixes for o in losses for seed in range(3)
     ]  # fmt: skip
     found = crossed(Results(rows), SUMS)
     assert found is not None
-    assert (found.prefixes, found.objectives) == (("student", "gated"), ("reverse", "gated", "forward"))
-    effects = {name: (e.estimate.value, e.estimate.low, e.estimate.high) for name, e in found.effects.items()}
-    assert effects == {
-        "the gated prefix instead of the student prefix": pytest.approx((0.1, 0.1, 0.1)),
-        "the gated objective instead of the reverse one": pytest.approx((-0.1, -0.1, -0.1)),
-        "the forward objective instead of the reverse one": pytest.approx((-0.2, -0.2, -0.2)),
-    }
-    assert "the gated prefix instead of the student prefix adds +10.0 [+10.0, +10.0] points" in effects_sentence(found)
-    assert "the gated prefix changes it by +10.0 [+10.0, +10.0] under the reverse objective" in effects_sentence(found)
+    assert (found.prefixes, found.losses) == (("student", "gated"), ("reverse", "gated", "forward"))
+    effects = {change: test.estimate.value for change, test in found.effects.items()}
+    expected = {"gated prefix instead of student prefix": 0.1}
+    expected |= {"gated loss instead of reverse loss": -0.1, "forward loss instead of reverse loss": -0.2}
+    assert {change for change, _ in effects} == set(expected)
+    assert next(level for change, level in effects if "prefix instead" in change) == ALL
+    assert len(effects) == 4 + 3 + 3
+    for (change, _), value in effects.items():
+        assert value == pytest.approx(expected[change])
 
 
-def test_the_table_of_methods_stands_in_for_the_study() -> None:
+def test_the_methods_stand_in_for_the_crossed_study() -> None:
     levels = {"rkl": [0.8, 0.8], "gate_only": [0.7, 0.7], "rewrite_only": [0.9, 0.9], "gated": [0.6, 0.6]}
     found = crossed(made_results(**levels), SUMS)
     assert found is not None
@@ -200,11 +198,8 @@ def test_curves_are_means_over_runs(tmp_path: Path) -> None:
     np.testing.assert_allclose(binned.high, 100 * shares.reshape(3, 40, 10).mean(2).max(0))
 
 
-# ---------------------------------------------------------------------- the page
-
-
 class Parsed(HTMLParser):
-    """Elements with their attributes, the text in scripts, and the cells of tables."""
+    """Elements with their attributes, and the text of scripts."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -230,20 +225,16 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     cells = [f"{p} prefix, {o}" for p in ("student", "gated") for o in ("reverse", "gated")]
     rows = random_rows(settings) + random_rows(settings, cells, 3, "two_by_two")
     rows += random_rows(settings[:1], ("tau = 0.1", "tau = 1"), 2, "ablation:tau")
-    write_comparison(folder / "runs", rows, curves=True)
-    arguments = ["--runs", str(folder / "runs"), "--out", str(folder / "out"), "--no-viewer"]
-    assert report.main(arguments) == 0
+    write_comparison(folder, rows, curves=True)
+    assert report.main(["--runs", str(folder), "--no-viewer"]) == 0
     return folder
 
 
-def test_the_page_holds_everything_and_fetches_nothing(written: Path) -> None:
-    page = (written / "out" / "report.html").read_text()
+def test_the_page_holds_everything_and_loads_nothing(written: Path) -> None:
+    page = (written / "report" / "report.html").read_text()
     parsed = Parsed(page)
-    sections_there = [a["id"] for tag, a in parsed.elements if tag == "section"]
-    assert sections_there == [
-        *("expected", "diversity", "cost", "contenders", "differences", "learning", "difficulty"),
-        *("out-of-distribution", "hard-steps", "stability", "prefix-and-objective", "ablations", "method"),
-    ]
+    sections = [a["id"] for tag, a in parsed.elements if tag == "section"]
+    assert sections == [name for name, *_ in SECTIONS if name != "gate-viewer"]
     ids = [a["id"] for _, a in parsed.elements if "id" in a]
     assert len(ids) == len(set(ids))
     for tag, attributes in parsed.elements:
@@ -255,32 +246,25 @@ def test_the_page_holds_everything_and_fetches_nothing(written: Path) -> None:
     assert "{{" not in page
 
 
-def test_the_page_shows_the_functions_numbers(written: Path) -> None:
-    page = (written / "out" / "report.html").read_text().replace("\u00a0", " ")
-    results = Results(load_results(written / "runs"))
+def test_page_and_markdown_show_the_same_numbers(written: Path) -> None:
+    page = (written / "report" / "report.html").read_text().replace("\u00a0", " ")
+    text = (written / "report" / "report.md").read_text()
+    results = Results(load_results(written))
     for setting in results.settings():
         for label in (*results.labels(setting), BEFORE):
             estimate = results.estimate(setting, label, ENDPOINT)
             assert estimate is not None
-            m = MEASURES[ENDPOINT]
+            shown = estimate.shown_as(metric(ENDPOINT))
             assert f'data-value="{estimate.value!r}"' in page
-            assert f'{m.number(estimate.value)} <span class="note">{m.interval(estimate)}</span>' in page
-    for sentence in answer(results):
-        assert inline(sentence).replace("\u00a0", " ") in page
-
-
-def test_markdown_has_the_same_and_its_pictures(written: Path) -> None:
-    text = (written / "out" / "report.md").read_text()
-    results = Results(load_results(written / "runs"))
-    for sentence in answer(results):
-        assert plain(sentence) in text
-    pictures = re.findall(r"\]\((images/\w+\.png)\)", text)
-    assert len(pictures) >= 8
-    for name in pictures:
-        assert (written / "out" / name).read_bytes().startswith(b"\x89PNG")
-    tables = [block.splitlines() for block in text.split("\n\n") if block.startswith("|")]
-    assert tables
-    for lines in tables:
+            assert re.sub(r"<[^>]+>", "", page).count(shown) >= text.count(shown) >= 1
+    for paragraph in answer(results):
+        assert str(inline(paragraph)).replace("\u00a0", " ") in page
+        assert plain(paragraph) in text
+    images = re.findall(r"\]\((images/\w+\.png)\)", text)
+    assert len(images) >= 8
+    for name in images:
+        assert (written / "report" / name).read_bytes().startswith(b"\x89PNG")
+    for lines in (block.splitlines() for block in text.split("\n\n") if block.startswith("|")):
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines}) == 1, lines[0]
 
 
@@ -289,42 +273,38 @@ def test_markdown_has_the_same_and_its_pictures(written: Path) -> None:
     [
         {"labels": ("gated",), "seeds": 1},
         {"labels": ("rkl", "somebody's"), "seeds": 2},
-        {"settings": [("coins", "strong")], "seeds": 2},
         {"labels": ("student prefix, reverse",), "study": "two_by_two"},
         {"labels": ("tau = 1",), "study": "ablation:tau"},
     ],
 )
 def test_any_subset_makes_a_report(chosen: dict[str, Any], tmp_path: Path) -> None:
-    write_comparison(tmp_path / "runs", random_rows(**chosen))
-    arguments = ["--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]
-    assert report.main(arguments) == 0  # the viewer finds no run, and says so
-    page = (tmp_path / "out" / "report.html").read_text()
+    write_comparison(tmp_path, random_rows(**chosen))
+    assert report.main(["--runs", str(tmp_path)]) == 0  # the viewer finds no run, and says so
+    page = (tmp_path / "report" / "report.html").read_text()
     assert "nan" not in re.sub(r"<svg.*?</svg>", "", page, flags=re.DOTALL).split("<main>")[1].split("</main>")[0]
 
 
 def test_columns_may_be_missing(tmp_path: Path) -> None:
     kept = ("env", "warm", "label", "seed", ENDPOINT)
-    rows = [{k: v for k, v in row.items() if k in kept} for row in random_rows()]
-    write_comparison(tmp_path, rows)
+    write_comparison(tmp_path, [{k: v for k, v in row.items() if k in kept} for row in random_rows()])
     assert report.main(["--runs", str(tmp_path), "--out", str(tmp_path / "out")]) == 0
+    assert not (tmp_path / "report").exists()
 
 
 @pytest.mark.parametrize("content", [None, "env,warm,label,seed\n", "agent,seed\ngated,0\n"])
 def test_nothing_to_report_is_one_line(content: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     if content is not None:
         (tmp_path / "results.csv").write_text(content)
-    assert report.main(["--runs", str(tmp_path), "--out", str(tmp_path / "out")]) == 1
-    said = capsys.readouterr().err.strip()
-    assert said.startswith("error runs: ")
-    assert "\n" not in said
+    assert report.main(["--runs", str(tmp_path)]) == 1
+    message = capsys.readouterr().err.strip()
+    assert message.startswith("error runs: ")
+    assert "\n" not in message
 
 
 def test_help_is_light() -> None:
-    code = "import sys, experiments.report; sys.exit(bool({'torch', 'transformers', 'matplotlib'} & set(sys.modules)))"
+    heavy = "{'torch', 'transformers', 'matplotlib', 'scipy.stats', 'jinja2'}"
+    code = f"import sys, experiments.report; sys.exit(bool({heavy} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY).returncode == 0
-
-
-# ---------------------------------------------------------------------- hostile text
 
 
 def hostile_page() -> Page:
@@ -334,20 +314,15 @@ def hostile_page() -> Page:
          "student": [[HOSTILE, 0.5], ["7", 0.25]], "teacher": [["7", 0.75], [HOSTILE, 0.25]]}
         for i in range(4)
     ]  # fmt: skip
-    answers = [{"correct": True, "tokens": tokens}, {"correct": None, "tokens": tokens[:1]}]
-    found = {
-        "tau": 0.5,
-        "prompts": [HOSTILE, "2+5="],
-        "on_call": answers,
-        "alone": answers,
-        "setting": HOSTILE,
-        "seed": 0,
-    }
+    written = [{"correct": True, "tokens": tokens}, {"correct": None, "tokens": tokens[:1]}]
+    run = {"tau": 0.5, "prompts": [HOSTILE, "2+5="], "assisted": written, "alone": written, "setting": HOSTILE}
+    run |= {"seed": 0, "hard_by_position": []}
     style = Style((HOSTILE, "gated"))
     results = Results(random_rows(labels=("gated", HOSTILE, "rkl"), seeds=2))
-    viewer = sections.gate_viewer({HOSTILE: found, "gated": found}, style)
-    made = [viewer, sections.contenders(results), sections.differences(results), sections.stability(results, style)]
-    return Page(HOSTILE, HOSTILE, answer(results), [HOSTILE], [s for s in made if s is not None], style)
+    material = Material(results, Curves(Path(), results), style, {HOSTILE: run, "gated": run})
+    made = [pictures.gate_viewer, tables.contenders, tables.differences, pictures.stability]
+    sections = [Section(f"s{i}", HOSTILE, make(material)) for i, make in enumerate(made)]
+    return Page(HOSTILE, HOSTILE, answer(results), [HOSTILE], sections, style)
 
 
 def test_hostile_text_is_inert() -> None:
@@ -358,21 +333,21 @@ def test_hostile_text_is_inert() -> None:
     assert not any(tag == "img" or name.startswith("on") for tag, a in parsed.elements for name in a)
     viewer = page.sections[0].blocks[0]
     assert isinstance(viewer, Viewer)
+    assert "<" not in parsed.scripts[0]
     assert json.loads(parsed.scripts[0]) == json.loads(json.dumps(viewer.data))
-    assert "<" not in script_json(viewer.data)
     assert "innerHTML" not in parsed.scripts[1]
 
 
 def test_hostile_text_in_a_picture_is_text() -> None:
-    def draw(axes: Any) -> None:
+    def draw(axes: Any) -> Any:
         one = Estimate(1.0, 0.5, 1.5)
-        return scatter(axes, [Point(HOSTILE, one, one)], Style((HOSTILE,)), HOSTILE, "$\\frac{")  # type: ignore[return-value]
+        return scatter(axes, [Point(HOSTILE, one, one)], Style((HOSTILE,)), (HOSTILE, "$\\frac{"))
 
     drawn = Parsed(svg(Panel("", draw), "picture"))
     assert not {"script", "img"} & {tag for tag, _ in drawn.elements}
 
 
-def test_names_in_a_picture_do_not_lie_on_each_other() -> None:
+def test_names_in_a_picture_do_not_overlap() -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -381,7 +356,7 @@ def test_names_in_a_picture_do_not_lie_on_each_other() -> None:
     axes = figure.subplots()
     names = ("gated", "rkl", "fkl", "rewrite_only", "gate_only")
     points = [Point(k, Estimate(1 + i / 100, 0.9, 1.2), Estimate(2, 1.8, 2.3)) for i, k in enumerate(names)]
-    place = scatter(axes, points, Style(names), "x", "y")
+    place = scatter(axes, points, Style(names), ("x", "y"))
     figure.draw_without_rendering()
     place()
     boxes = [t.get_window_extent() for t in axes.texts]
@@ -393,5 +368,14 @@ def test_names_in_a_picture_do_not_lie_on_each_other() -> None:
         assert not any(box.overlaps(other) for other in boxes[:i])
 
 
-def test_every_claim_has_a_measure() -> None:
-    assert {c.key for c in CLAIMS} - {"hardest"} <= set(MEASURES)
+def test_every_claim_and_column_has_a_display() -> None:
+    keys = {c.key for c in CLAIMS} | {*tables.QUALITY, *tables.COST}
+    assert keys - {"hardest"} <= set(METRICS)
+
+
+def test_displays_of_keys_with_a_k_a_difficulty_or_a_split() -> None:
+    assert metric("pass@8").label == "pass@8"
+    assert metric("correct_chains/5").form == metric("ood/correct_chains/7").form == "{:.1%}"
+    assert "difficulty 7" in metric("ood/correct_chains/7").label
+    assert metric("ood/entropy").label.endswith("out of distribution")
+    assert metric("somebody's").label == "somebody's"

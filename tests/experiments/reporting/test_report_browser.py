@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from experiments.reporting.pages import to_html
+from experiments.reporting.page import to_html
 from tests.experiments.reporting.test_report import HOSTILE, hostile_page
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)

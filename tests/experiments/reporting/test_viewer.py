@@ -10,14 +10,13 @@ import pytest
 
 from agents.checkpoint import load_checkpoint
 from agents.distill import DistillAgent
-from distill_env.divergence import reverse_kl
+from distill_env.divergence import entropy, reverse_kl
 from distill_env.models.load import build_model, load_model
 from distill_env.rendering import END
 from distill_env.tasks.registry import make_task
-from experiments.reporting.viewer import see_run, spread, token_text
+from experiments.reporting.viewer import evenly_spaced, see_run, token_text
 from experiments.running import lifecycle as run_module
 from experiments.running.build import CATEGORICAL_VOCABULARY
-from experiments.running.config import tau_of
 from experiments.running.config_file import load_config
 
 TAU = 0.3
@@ -44,12 +43,12 @@ def ids_of(answer: dict[str, Any]) -> list[int]:
     return [names[token["text"]] for token in answer["tokens"]]
 
 
-@pytest.mark.parametrize("mode", ["on_call", "alone"])
+@pytest.mark.parametrize("mode", ["assisted", "alone"])
 def test_every_state_is_that_of_the_two_models(folder: Path, seen: dict[str, Any], mode: str) -> None:
     student = build_model(folder / "student")
     teacher = load_model("markov", vocab_size=CATEGORICAL_VOCABULARY)
     task = make_task("categorical")
-    prompts = spread(task.prompts("test"), 4)
+    prompts = evenly_spaced(task.prompts("test"), 4)
     assert [p.text for p in prompts] == seen["prompts"]
     hard = 0
     for prompt, answer in zip(prompts, seen[mode], strict=True):
@@ -60,7 +59,7 @@ def test_every_state_is_that_of_the_two_models(folder: Path, seen: dict[str, Any
             divergence = float(reverse_kl(q, p))
             assert token["d"] == pytest.approx(divergence, abs=1e-4)
             assert token["hard"] == (divergence >= TAU)
-            assert token["rewritten"] == (token["hard"] and mode == "on_call")
+            assert token["rewritten"] == (token["hard"] and mode == "assisted")
             assert token["q"] == pytest.approx(float(q[ids[t]].exp()), abs=1e-4)
             assert token["p"] == pytest.approx(float(p[ids[t]].exp()), abs=1e-4)
             for name, log_probs in (("student", q), ("teacher", p)):
@@ -72,9 +71,9 @@ def test_every_state_is_that_of_the_two_models(folder: Path, seen: dict[str, Any
 
 
 def test_both_ways_of_writing_are_one_until_the_first_hard_step(seen: dict[str, Any]) -> None:
-    for on_call, alone in zip(seen["on_call"], seen["alone"], strict=True):
+    for assisted, alone in zip(seen["assisted"], seen["alone"], strict=True):
         first = next((t for t, token in enumerate(alone["tokens"]) if token["hard"]), None)
-        assert ids_of(on_call)[:first] == ids_of(alone)[:first]
+        assert ids_of(assisted)[:first] == ids_of(alone)[:first]
 
 
 def test_hard_shares_by_position(folder: Path) -> None:
@@ -103,5 +102,25 @@ def test_the_viewer_shows_the_tau_that_a_budget_ended_at(tmp_path: Path) -> None
     arguments = ["--env", "categorical", "--agent", "budget", "--iterations", "5", "--batch-size", "8"]
     assert run_module.main([*arguments, "--eval-samples", "2", "--out", str(tmp_path), "--name", "run"]) == 0
     agent, _, _ = load_checkpoint(tmp_path / "run" / "checkpoints", DistillAgent.load)
-    assert agent.method.gate.tau != tau_of(load_config(tmp_path / "run"))
+    config = load_config(tmp_path / "run")
+    assert config.method is not None
+    assert agent.method.gate.tau != config.method.gate.tau
     assert see_run(tmp_path / "run", prompts=2, positions_from=4)["tau"] == agent.method.gate.tau
+
+
+def test_what_is_hard_is_what_the_gate_finds_hard(tmp_path: Path) -> None:
+    """A gate on the teacher's entropy: hard positions are those with an entropy of at least tau, not a D_t."""
+    arguments = ["--env", "categorical", "--score", "teacher_entropy", "--tau", "1.2", "--iterations", "2"]
+    arguments += ["--batch-size", "8", "--eval-samples", "2", "--out", str(tmp_path), "--name", "run"]
+    assert run_module.main(arguments) == 0
+    seen = see_run(tmp_path / "run", prompts=4, positions_from=4)
+    assert seen["tau"] is None
+    teacher, task = load_model("markov", vocab_size=CATEGORICAL_VOCABULARY), make_task("categorical")
+    found = []
+    for prompt, completion in zip(evenly_spaced(task.prompts("test"), 4), seen["assisted"], strict=True):
+        ids = ids_of(completion)
+        for t, token in enumerate(completion["tokens"]):
+            expected = float(entropy(teacher.start([[*prompt.ids, *ids[:t]]])[0].double())) >= 1.2
+            assert token["hard"] == token["rewritten"] == expected
+            found.append(expected)
+    assert 0 < sum(found) < len(found)

@@ -1,0 +1,153 @@
+"""How the report's pictures look and are written: colours of the contenders, SVG for the page, PNG for Markdown.
+
+Ink and rules of an SVG are CSS variables, so that it follows the page into dark mode; the colours of the contenders are
+the same in all pictures and legible on both backgrounds. matplotlib is imported where it is used.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from experiments.reporting.results import OURS
+
+INK, MUTED, RULE, HEAT = "#22262d", "#6a717c", "#dde1e7", "#e4572e"
+CSS_VARIABLES = {INK: "var(--ink)", MUTED: "var(--muted)", RULE: "var(--rule)"}
+KNOWN = {
+    # colour, marker; luminances of 0.16 to 0.24: contrast of at least 3.7 to white and to black
+    "gated": ("#d9480f", "o"),
+    "soft": ("#b3790a", "h"),
+    "rkl": ("#3576c9", "s"),
+    "fkl": ("#2b8a57", "^"),
+    "rewrite_only": ("#8a5cd0", "D"),
+    "gate_only": ("#c2458f", "v"),
+    "random_rewrite": ("#7d8590", "X"),
+    "sft": ("#0f8b8d", "<"),
+    "gkd": ("#8a7f1e", ">"),
+}
+OTHERS = (
+    ("#b5535c", "P"),
+    ("#5b8030", "p"),
+    ("#4f7a96", "*"),
+    ("#9b6b43", "d"),
+    ("#6c6cc4", "8"),
+    ("#a85a9a", "H"),
+    ("#3f8a7a", "s"),
+    ("#977325", "^"),
+)
+BEFORE_STYLE = (MUTED, "o")
+HIGHLIGHTED = (OURS, "soft", "rkl", "fkl", "rewrite_only")
+CROWD = 7  # among more contenders than this, those that are not highlighted are grey
+WIDTH, HEIGHT = 4.3, 3.1  # inches of a panel; 310 points, about the width of a phone
+COLUMNS = 2  # panels side by side in a PNG
+
+Draw = Callable[[Any], Callable[[], None] | None]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """`draw` fills an axes; what it returns, if anything, is called once the layout is fixed."""
+
+    title: str
+    draw: Draw
+    height: float = HEIGHT
+
+
+@dataclass(frozen=True)
+class Style:
+    """Colour and marker of every contender, in the report's order."""
+
+    labels: tuple[str, ...]
+
+    def __getitem__(self, label: str) -> tuple[str, str]:
+        others = [name for name in self.labels if name not in KNOWN]
+        if label in KNOWN or label not in others:
+            return KNOWN.get(label, BEFORE_STYLE)
+        turn, at = divmod(others.index(label), len(OTHERS))
+        return OTHERS[at][0], OTHERS[(at + turn) % len(OTHERS)][1]  # when colours repeat, markers differ
+
+    def stands_out(self, label: str, among: Sequence[str]) -> bool:
+        return len(among) <= CROWD or label in HIGHLIGHTED
+
+    def legend(self, labels: Sequence[str]) -> tuple[list[str], list[str]]:
+        """Those with a colour of their own, and the others."""
+        named = [k for k in labels if self.stands_out(k, labels)]
+        return named, [k for k in labels if k not in named]
+
+
+def short(label: str, longest: int = 26) -> str:
+    """A name that leaves room for the picture."""
+    return label if len(label) <= longest else label[: longest - 1] + "\u2026"
+
+
+@contextmanager
+def _drawing(salt: str) -> Iterator[None]:
+    import matplotlib
+
+    with matplotlib.rc_context({"svg.hashsalt": salt}, Path(__file__).with_name("report.mplstyle")):
+        yield
+
+
+def _figure(panels: Sequence[Panel], columns: int, titles: bool) -> Any:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    rows = -(-len(panels) // columns)
+    heights = [max(p.height for p in panels[i * columns : (i + 1) * columns]) for i in range(rows)]
+    figure = Figure(figsize=(WIDTH * columns, sum(heights)), layout=ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.06))
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(rows, columns, squeeze=False, gridspec_kw={"height_ratios": heights})
+    late = []
+    for axes, panel in zip(grid.flat, panels, strict=False):
+        after = panel.draw(axes)
+        if titles:
+            axes.set_title(panel.title)
+        if after is not None:
+            late.append(after)
+    for axes in list(grid.flat)[len(panels) :]:
+        axes.set_visible(False)
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # what is placed now does not move
+    for after in late:
+        after()
+    return figure
+
+
+def svg(panel: Panel, name: str) -> str:
+    """One panel as an `<svg>` element without a title; `name` makes its ids unique in a page."""
+    with _drawing(name):
+        file = io.StringIO()
+        _figure([panel], 1, titles=False).savefig(file, format="svg", transparent=True, metadata={"Date": None})
+    text = file.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', text)
+    text = re.sub(r'(url\(|href=")#', rf"\1#{name}-", text)
+    text = re.sub(r' (?:width|height)="[\d.]+pt"', "", text, count=2)  # the page decides
+    for colour, variable in CSS_VARIABLES.items():
+        text = text.replace(colour, variable)
+    return text
+
+
+def png(panels: Sequence[Panel], path: Path, style: Style, legend: Sequence[str] = ()) -> None:
+    """The panels side by side, a legend below."""
+    from matplotlib.lines import Line2D
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _drawing(path.stem):
+        figure = _figure(panels, min(COLUMNS, len(panels)), titles=True)
+        named, others = style.legend(legend)
+        marks = [Line2D([], [], color=style[k][0], marker=style[k][1], markeredgewidth=0) for k in named]
+        names = [short(k) for k in named]
+        if others:
+            marks.append(Line2D([], [], color=MUTED, linewidth=0.8, alpha=0.55))
+            names.append(f"{len(others)} others")
+        if names:
+            figure.legend(marks, names, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=min(len(names), 7))
+        figure.savefig(path, dpi=150, bbox_inches="tight", pad_inches=0.08, metadata={"Software": None})

@@ -1,0 +1,28 @@
+"""What a report is made of, and the words that its tables and pictures share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from experiments.reporting.drawing import Style
+from experiments.reporting.results import Results, Setting
+from experiments.reporting.training_curves import Curves
+
+INTERVALS = "Interquartile means over seeds with 95 % intervals."
+
+
+@dataclass(frozen=True)
+class Material:
+    """What a report is made of; `seen` is what `viewer.see_run` saw, by contender."""
+
+    results: Results
+    curves: Curves
+    style: Style
+    seen: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+
+
+def start_of(settings: Sequence[Setting]) -> str:
+    warm = sorted({s.warm for s in settings if s.warm})
+    return f"All from the {' or '.join(warm)} warm start." if warm else ""
