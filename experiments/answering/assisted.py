@@ -250,5 +250,5 @@ def summary_table(title: str, decoded: Sequence[AssistedCompletions]) -> Table:
     for key in GRADES:
         estimates = [c.grade(key) for c in decoded]
         if all(estimates):
-            table.add_row(metric(key).title, *(Text(metric(key).number(e)) for e in estimates if e is not None))
+            table.add_row(metric(key).title, *(Text(e.shown_as(metric(key))) for e in estimates if e is not None))
     return table

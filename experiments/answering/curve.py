@@ -157,7 +157,7 @@ def curve_table(labels: Mapping[str, Points], y: Metric) -> str:
     lines = [["tau, nats", *labels]]
     for tau in sorted({tau for points in labels.values() for tau in points}, reverse=True):
         cells = [
-            f"{SHARE.form.format(over_runs(points[tau], 'share').value)}: {y.number(over_runs(points[tau], y.key))}"
+            f"{SHARE.form.format(over_runs(points[tau], 'share').value)}: {over_runs(points[tau], y.key).shown_as(y)}"
             for points in labels.values()
         ]
         lines.append([names.get(tau, f"{tau:g}"), *cells])
