@@ -56,6 +56,7 @@ class CompletionsServer:
 
             def answer(self, status: int, body: Any) -> None:
                 self.send_response(status)
+                self.send_header("Content-Type", "application/json")
                 self.end_headers()
                 self.wfile.write(json.dumps(body).encode())
 
