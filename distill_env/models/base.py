@@ -1,4 +1,4 @@
-"""Token models: the one interface behind which teachers and students stand, and the names they are loaded by."""
+"""Token models: the interface of teachers and students."""
 
 from __future__ import annotations
 
@@ -12,54 +12,54 @@ if TYPE_CHECKING:
 
 
 class ServerLostError(OSError):
-    """A served model's server has not answered for as long as the run was willing to wait."""
+    """A model's server has not responded for as long as the run was willing to wait."""
 
 
 class TokenModel(Protocol):
-    """A batch of token sequences under one model: three verbs, for teacher and student alike.
+    """A batch of token sequences under one model, teacher or student.
 
-    A model holds N rows. Each row is a prompt and the tokens generated after it. All answers are log-probabilities in
-    nats, normalised over the `vocab_size` ids, in float32 (or float64 for a float64 model), without gradient. They come
-    on the CPU, wherever the model computes: gates, environment and ledger work there.
+    A model holds N rows. Each row is a prompt and the tokens generated after it. All methods return log-probabilities
+    in nats, normalised over the `vocab_size` ids, in float32 (float64 for a float64 model), without gradient. They are
+    on the CPU, wherever the model computes, since the gate and the environment work there.
     """
 
     vocab_size: int  # V
     eos_token_id: int
 
     def start(self, prompts: Sequence[Sequence[int]], rows: Sequence[int] | None = None) -> Tensor:
-        """Begin rows anew. `rows=None` makes a new batch of `len(prompts)` rows; otherwise only the named rows of the
-        present batch begin anew, the others are untouched.
+        """Start rows with new prompts. `rows=None` makes a new batch of `len(prompts)` rows; otherwise only these rows
+        of the batch start again, and the others do not change.
 
         Returns:
             log p of the first token after each of `prompts`, [len(prompts), V].
         """
 
     def extend(self, tokens: Tensor) -> Tensor:
-        """Append tokens to the rows: int64 [N, K], ragged on the right with -1; a row of -1 alone is untouched.
+        """Append tokens to the rows: int64 [N, K], padded on the right with -1; a row of -1 only does not change.
 
         Returns:
-            log p of the token that follows each appended one, [N, K, V]. Places of padding hold no meaning.
+            log p of the token after each appended one, [N, K, V]; values at padding have no meaning.
         """
 
     def rewind(self, lengths: Sequence[int] | Tensor) -> None:
-        """Row i keeps its first `lengths[i]` generated tokens, at most those it has. -1 gives the row up: it costs
-        nothing from then on and has to be started before it is extended."""
+        """Cut row i to its first `lengths[i]` generated tokens. -1 gives the row up: it costs nothing from then on, and
+        has to be started before it is extended."""
 
 
 class TrainableModel(TokenModel, Protocol):
-    """A token model that can be trained. A forward pass comes in two parts, so that a large vocabulary can be
-    processed in chunks of positions: `features` once, `head` chunk by chunk."""
+    """A token model that can be trained. Its forward pass has two parts, so that a large vocabulary can be processed in
+    chunks of positions: `features` once, `head` for each chunk."""
 
     def features(self, prompts: Sequence[Sequence[int]], tokens: Tensor, mask: Tensor) -> Tensor:
-        """What `head` needs to know of the states at which the tokens of `mask` are chosen.
+        """The input of `head` for the states in which the tokens of `mask` are chosen.
 
         Args:
             prompts: n prompts.
-            tokens: int64 [n, T], the answers, padded on the right with -1.
-            mask: bool [n, T]; m of them are set, all on tokens that are not padding.
+            tokens: int64 [n, T], the completions, padded on the right with -1.
+            mask: bool [n, T]; m of them are True, none at padding.
 
         Returns:
-            [m, ...] in row-major order of the mask; state t has seen the prompt and the tokens before t.
+            [m, ...] in row-major order of the mask; state t follows the prompt and the tokens before t.
         """
 
     def head(self, features: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Which rows share a forward pass: rows of like lengths, so that little padding is computed."""
+"""Groups of rows of similar length, which share a forward pass so that little padding is computed."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Sequence
 
 
 def length_groups(lengths: Sequence[int], overhead: int) -> list[list[int]]:
-    """Split rows into passes so that padded positions and the passes' own price are fewest.
+    """Split rows into passes of the least total cost.
 
-    A pass over n rows, the longest of L tokens, is taken to cost n L + overhead. Sorted by length, the best groups are
-    runs, found by dynamic programming in O(rows^2).
+    A pass over n rows, the longest of L tokens, costs n L + overhead. In the order of length the best groups are
+    consecutive rows, found by dynamic programming in O(rows^2).
 
     Args:
         lengths: tokens of each row.
-        overhead: what a pass costs whatever it computes, in positions.
+        overhead: cost of a pass of any size, in token positions.
 
     Returns:
         row numbers, ascending in each group; every row once.

@@ -1,9 +1,9 @@
-"""The two ends of a language model, with gradients that are added where the weights' gradients lie.
+"""The embedding and the head of a language model, with gradients that are added in place.
 
-Autograd makes a tensor of the whole weight's size for every use of it, then adds that to `weight.grad`. A vocabulary's
-weight is most of a small model, and it is used once for every chunk of states and every group of rows: the tensor would
-take more memory and time than the rest of the step. So once a weight has a gradient, more is added in place.
-`backward` works as ever; `torch.autograd.grad` in such a weight only while its `grad` is None.
+Autograd makes a tensor of a weight's whole size for every use of it, then adds it to `weight.grad`. A vocabulary's
+weight is most of a small model, and it is used once for every chunk of states and every group of rows: these tensors
+would take more memory and time than the rest of the update. So once a weight has a gradient, more is added in place.
+`backward` works as usual; `torch.autograd.grad` for such a weight works only while its `grad` is None.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from torch.autograd.function import once_differentiable
 
 
 def is_supported(module: nn.Module) -> bool:
-    """Whether a module is a linear map without bias, or an embedding, and nothing besides: no subclass, adapter, shard,
-    hook or option of another kind."""
+    """Whether a module is a plain linear map without bias, or a plain embedding: no subclass, adapter, shard, hook or
+    other option."""
     weight = getattr(module, "weight", None)
     if type(weight) is not nn.Parameter:
         return False
@@ -32,12 +32,12 @@ def is_supported(module: nn.Module) -> bool:
 
 
 def linear(module: nn.Linear, x: Tensor) -> Tensor:
-    """`module(x)` of a module that is served, [..., d] -> [..., V]."""
+    """`module(x)` of a supported module, [..., d] -> [..., V]."""
     return _Linear.apply(x, module.weight)
 
 
 def embedding(module: nn.Embedding, ids: Tensor) -> Tensor:
-    """`module(ids)` of a module that is served, int64 [...] -> [..., d]."""
+    """`module(ids)` of a supported module, int64 [...] -> [..., d]."""
     return _Embedding.apply(ids, module.weight, module.padding_idx)
 
 

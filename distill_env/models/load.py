@@ -1,4 +1,4 @@
-"""From names and paths to models. Weights are read once a process; every caller gets rows of its own over them."""
+"""From names and paths to models. Weights are loaded once per process; every caller gets a batch of its own."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from distill_env.models.base import TrainableModel
 
 
 def load_model(name: str | Path, **kwargs: Any) -> TrainableModel:
-    """A teacher by name, frozen and shared: asked for twice, it is loaded once.
+    """A teacher by name, frozen. A second call with the same arguments shares its weights.
 
     Args:
         name: `sums` or `coins` (the shipped teachers), `markov` or `two_modes` (tables in closed form), a folder
@@ -33,7 +33,7 @@ def _weights(name: str, kwargs: tuple[tuple[str, Any], ...]) -> Any:
 
 
 def build_model(name: str | Path, **kwargs: Any) -> Any:
-    """The same, but fresh: with weights of its own that may be trained."""
+    """The same with weights of its own, which may be trained."""
     from distill_env.models import tabular
 
     name = str(name)
@@ -52,5 +52,5 @@ def build_model(name: str | Path, **kwargs: Any) -> Any:
 
 
 def is_served(name: str | Path) -> bool:
-    """Whether a model of that name is behind a server."""
+    """Whether the name is the URL of a server."""
     return str(name).startswith(("http://", "https://"))

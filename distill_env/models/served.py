@@ -215,7 +215,7 @@ class ServedModel:
                 raise ValueError
         except (KeyError, TypeError, IndexError, ValueError, AttributeError):
             raise ValueError(
-                f"url: {self.url} gives no log-probabilities of prompts by token id; expected a completions server "
+                f"teacher: {self.url} gives no log-probabilities of prompts by token id; expected a completions server "
                 "such as vLLM's, with prompt_logprobs and return_tokens_as_token_ids"
             ) from None
         return torch.stack([self._distribution(s) for s in states])
@@ -252,23 +252,23 @@ class ServedModel:
             try:
                 response = json.loads(request())
             except json.JSONDecodeError:
-                raise ValueError(f"url: {self.url} does not respond in JSON; expected an address with /v1") from None
+                raise ValueError(f"teacher: {self.url} does not respond in JSON; expected a URL with /v1") from None
             except openai.APIStatusError as error:
                 reason = f"{error.status_code}: {_message(error)}"
                 if error.status_code not in RETRIED:
-                    raise ValueError(f"url: {self.url} refuses a request ({reason})") from None
+                    raise ValueError(f"teacher: {self.url} refuses a request ({reason})") from None
             except openai.APIConnectionError as error:
                 cause = _first_cause(error)
                 reason = f"{type(cause).__name__}: {cause}".rstrip(": ")
                 if isinstance(cause, ssl.SSLCertVerificationError):
-                    raise ValueError(f"url: {self.url} has no valid certificate ({cause.verify_message})") from None
+                    raise ValueError(f"teacher: {self.url} has no valid certificate ({cause.verify_message})") from None
             else:
                 with suppress(RuntimeError):  # it was not held
                     self._warned.release()
                 return response
             left = self._patience - (time.monotonic() - begin)
             if left <= 0 or halt.is_set():
-                raise ServerLostError(f"url: no response from {self.url} for {self._patience:g} s ({reason})")
+                raise ServerLostError(f"teacher: no response from {self.url} for {self._patience:g} s ({reason})")
             if self._warned.acquire(blocking=False):  # one of all waiting requests
                 self._warn(f"teacher: no response from {self.url} ({reason}); waiting for at most {left:.0f} s")
             halt.wait(min(wait, left))

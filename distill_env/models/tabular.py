@@ -1,11 +1,12 @@
-"""Tabular token models: a finite automaton with a categorical distribution in every state. Everything is known exactly.
+"""Tabular token models: a finite automaton with a categorical distribution in every state, known exactly.
 
-The state after a prompt and some tokens is found by walking `next_state` from state 0. A coarser automaton for the
-student than for the teacher makes an aliased problem: several of the teacher's contexts share a state of the student.
+Following `next_state` from state 0 along a prompt and its tokens gives their state. If the student has a coarser
+automaton than the teacher, several of the teacher's contexts share a state of the student.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,13 +22,13 @@ class TabularModel(nn.Module):
     """A categorical distribution per state, as a trainable table of logits.
 
     Args:
-        next_state: int64 [C, V], the state that follows state c on token v; every answer begins at state 0.
+        next_state: int64 [C, V], the state after state c and token v; every prompt begins in state 0.
         logits: [C, V].
-        eos_token_id: the id that ends an answer.
+        eos_token_id: the id that ends a completion.
     """
 
     next_state: Tensor
-    contents = "logits"  # what the table holds, its name on disk
+    contents = "logits"  # name of the table on disk
 
     def __init__(self, next_state: Tensor, logits: Tensor, eos_token_id: int) -> None:
         super().__init__()
@@ -35,7 +36,7 @@ class TabularModel(nn.Module):
         self.table = nn.Parameter(logits.clone())
         self.vocab_size = next_state.shape[1]
         self.eos_token_id = eos_token_id
-        self._walked: dict[tuple[int, ...], int] = {}
+        self._prompt_states: dict[tuple[int, ...], int] = {}
         self._clear()
 
     def log_table(self) -> Tensor:
@@ -45,17 +46,17 @@ class TabularModel(nn.Module):
     def walk(self, prompt: Sequence[int]) -> int:
         """The state after a prompt."""
         prompt = tuple(prompt)
-        if prompt not in self._walked:  # kept, since a step of a large batch begins many answers
+        if prompt not in self._prompt_states:
             state = 0
             for token in prompt:
                 state = int(self.next_state[state, token])
-            self._walked[prompt] = state
-        return self._walked[prompt]
+            self._prompt_states[prompt] = state
+        return self._prompt_states[prompt]
 
     def _walk_all(self, prompts: Sequence[Sequence[int]]) -> Tensor:
         try:
-            states = [self._walked[p] for p in prompts]  # type: ignore[index]
-        except (KeyError, TypeError):  # a prompt that is new, or no tuple
+            states = [self._prompt_states[p] for p in prompts]  # type: ignore[index]
+        except (KeyError, TypeError):  # a prompt that is new, or not a tuple
             states = [self.walk(p) for p in prompts]
         return torch.from_numpy(np.array(states, np.int64))
 
@@ -122,10 +123,10 @@ class TabularModel(nn.Module):
 
     @classmethod
     def load(cls, path: str | Path) -> TabularModel:
-        """Read what `save_pretrained` wrote, whichever kind of table it was.
+        """Read a folder that `save_pretrained` wrote, of either kind of table.
 
         Raises:
-            ValueError: in one line, if the file is missing or damaged.
+            ValueError: if the file is missing or damaged.
         """
         try:
             tensors = load_file(Path(path) / "table.safetensors")
@@ -134,19 +135,21 @@ class TabularModel(nn.Module):
             TabularModel.__init__(model, tensors["next_state"], tensors[kind.contents], int(tensors["eos_token_id"]))
             states, ids = model.next_state.shape
             if not 0 <= int(model.next_state.min()) <= int(model.next_state.max()) < states:
-                raise ValueError(f"a next state is not from 0 to {states - 1}")
+                raise ValueError(f"a next state is outside 0 to {states - 1}")
             if model.log_table().shape != (states, ids) or not 0 <= model.eos_token_id < ids:
-                raise ValueError(f"its parts are not of one table of {states} states and {ids} tokens")
+                raise ValueError(f"its tensors are not of one table of {states} states and {ids} tokens")
             if bool(model.log_table().isnan().any()):
-                raise ValueError("its probabilities are not numbers")
+                raise ValueError("its probabilities are NaN")
         except (OSError, SafetensorError, KeyError, ValueError, RuntimeError, IndexError) as error:
             reason = str(error).splitlines()[0]
-            raise ValueError(f"model: {str(path)!r} holds no readable table ({reason})") from None
+            raise ValueError(
+                f"path: {str(path)!r} has no readable table ({reason}); expected table.safetensors"
+            ) from None
         return model
 
 
 class OneModeModel(TabularModel):
-    """A student with one mode: a Gaussian over the token index in every state, two numbers a state.
+    """A student with one mode: in every state a Gaussian over the token index, so two numbers per state.
 
     p(v | c) is proportional to exp(-(v - mean_c)^2 / (2 scale_c^2)); the end token has no mass.
     """
@@ -165,23 +168,12 @@ class OneModeModel(TabularModel):
 
 
 def suffix_automaton(vocab_size: int, order: int) -> Tensor:
-    """Next states [C, V] of the automaton whose state is the last `order` tokens: order 0 has one state, order 1 has
-    V + 1 (state 0: nothing yet), order 2 has V^2 + V + 1, shorter histories first."""
-    histories: list[tuple[int, ...]] = [()]
-    for length in range(1, order + 1):
-        histories += [tuple(int(d) for d in divmod_digits(i, vocab_size, length)) for i in range(vocab_size**length)]
+    """Next states [C, V] of the automaton whose state is the last `order` tokens: one state for order 0, V + 1 for
+    order 1 (state 0: no token yet), V^2 + V + 1 for order 2, shorter histories first."""
+    histories = [h for length in range(order + 1) for h in itertools.product(range(vocab_size), repeat=length)]
     index = {history: i for i, history in enumerate(histories)}
     followers = [[index[(*h, v)[-order:] if order else ()] for v in range(vocab_size)] for h in histories]
     return torch.tensor(followers)
-
-
-def divmod_digits(number: int, base: int, length: int) -> list[int]:
-    """The digits of `number` in `base`, the most significant first."""
-    digits = []
-    for _ in range(length):
-        number, digit = divmod(number, base)
-        digits.append(digit)
-    return digits[::-1]
 
 
 def markov(vocab_size: int = 6, order: int = 1, seed: int = 0, sharpness: float = 2.0) -> TabularModel:
@@ -193,7 +185,7 @@ def markov(vocab_size: int = 6, order: int = 1, seed: int = 0, sharpness: float 
 
 
 def uniform(vocab_size: int, order: int = 1) -> TabularModel:
-    """A student that knows nothing: equal logits everywhere. With an order below the teacher's it is aliased."""
+    """A student with equal logits everywhere. With a lower order than the teacher's it is aliased."""
     next_state = suffix_automaton(vocab_size, order)
     return TabularModel(next_state, torch.zeros(next_state.shape, dtype=torch.float64), vocab_size - 1)
 

@@ -1,4 +1,4 @@
-"""The models of the small tasks: shapes of teacher and student, the tokenizer, where the shipped teachers lie."""
+"""The models of the small tasks: shapes of teacher and student, their tokenizer, folders of the shipped teachers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TEACHERS = {name: Path(__file__).parents[1] / "data" / f"{name}_teacher" for nam
 
 
 def small_teacher(task: str, width: int, layers: int) -> LlamaForCausalLM:
-    """The teacher's shape: a Llama of the task's vocabulary with fresh weights, from torch's global generator.
+    """A teacher: a Llama over the task's vocabulary with new weights, from torch's global generator.
 
     Args:
         task: `sums` or `coins`.
@@ -44,11 +44,11 @@ def small_teacher(task: str, width: int, layers: int) -> LlamaForCausalLM:
 
 
 def toy_student(task: str, width: int, layers: int, mlp: int) -> SmolLM3ForCausalLM:
-    """The student's shape: as the teacher, but with no position embedding in any layer, and fresh weights.
+    """A student: like the teacher, but with no position embedding in any layer.
 
-    Trained on 2 to 5 digits of Sums, students of this size with rotary positions had hardly a correct chain at 6;
-    without they go on to longer problems (Kazemnejad et al. 2023, "The Impact of Positional Encoding on Length
-    Generalization", 2305.19466).
+    Trained on 2 to 5 digits of Sums, students of this size with rotary positions had hardly any correct chain at 6
+    digits; without them they generalise to longer problems (Kazemnejad et al. 2023, "The Impact of Positional Encoding
+    on Length Generalization", 2305.19466).
 
     Args:
         task: `sums` or `coins`.
@@ -79,7 +79,7 @@ def toy_student(task: str, width: int, layers: int, mlp: int) -> SmolLM3ForCausa
 
 
 def toy_tokenizer(task: str) -> PreTrainedTokenizerFast:
-    """One token a symbol, as the task encodes them; spaces say nothing."""
+    """One token per symbol, as the task encodes them; spaces have no meaning."""
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

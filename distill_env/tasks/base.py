@@ -1,4 +1,4 @@
-"""Tasks: which prompts there are, how they are split, and how an answer is graded."""
+"""Tasks: their prompts by split, and the grade of a completion."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SPLITS: tuple[Split, ...] = ("train", "validation", "test", "ood")
 
 @dataclass(frozen=True)
 class Prompt:
-    """One prompt: its token ids, its text, and a difficulty by which results are grouped."""
+    """A prompt: its token ids, its text, and a difficulty by which results are grouped."""
 
     ids: tuple[int, ...]
     text: str
@@ -23,13 +23,13 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Grade:
-    """What an answer is worth. `score` is what the environment may pay at the end, in [0, 1]."""
+    """The grade of a completion. The environment may pay `score`, in [0, 1], at the end."""
 
     score: float
-    correct: bool  # the final value is right
-    chain_correct: bool | None  # every step is right, too; None if the task cannot tell
-    way: str | None = None  # names the right way that was taken, if there are several
-    undecided: bool = False  # grading ran into its limit of time or memory, which counts as wrong
+    correct: bool  # the final value is correct
+    chain_correct: bool | None  # every reasoning step is correct, too; None if the task cannot tell
+    way: str | None = None  # a name of the correct way that was taken, if there are several
+    undecided: bool = False  # grading reached its limit of time or memory, which counts as wrong
     final_value: str | None = None  # the final value in one spelling, by which majorities are counted; None: no value
 
     @property
@@ -44,8 +44,8 @@ class Task(Protocol):
     vocab_size: int
     eos_token_id: int
     step_end_ids: frozenset[int]  # a token of this set ends a reasoning step
-    max_new_tokens: int  # a sensible default horizon
-    graded: bool  # whether `grade` means something
+    max_new_tokens: int  # the default horizon
+    graded: bool  # whether `grade` has a meaning
 
     def prompts(self, split: Split) -> tuple[Prompt, ...]: ...
 

@@ -1,4 +1,4 @@
-"""Categorical: prompts for tabular teachers. Every prompt is a single token, or empty; nothing is graded."""
+"""Categorical: prompts of one token, or of none, for tabular teachers; nothing is graded."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from distill_env.tasks.base import Grade, Prompt, Split
 
 
 class CategoricalTask:
-    """All splits hold the same prompts: the tokens but the end token, one a prompt.
+    """All splits have the same prompts: each token but the end token.
 
     Args:
         vocab_size: V; the last id is the end token.
         max_new_tokens: horizon.
         step_end_id: the id that ends a reasoning step.
-        empty_prompt: one empty prompt in place of the single tokens.
+        empty_prompt: one empty prompt instead of these.
     """
 
     graded = False
@@ -37,7 +37,7 @@ class CategoricalTask:
         return Grade(0.0, False, False)
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """Ids to letters (or to numbers, if there are more than 26); the end token is not shown."""
+        """Ids to letters (or to numbers, if there are more than 26), without the end token."""
         if self.vocab_size <= 27:
             return "".join(chr(ord("a") + t) for t in tokens if 0 <= t < self.eos_token_id)
         return " ".join(str(t) for t in tokens if 0 <= t < self.eos_token_id)

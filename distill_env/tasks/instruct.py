@@ -1,4 +1,4 @@
-"""Instructions for any causal language model, in the forms in which such data come."""
+"""Instructions for any causal language model, in the usual forms of such data."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ EXAMPLE_PATH = Path(__file__).parents[1] / "data" / "example_prompts.txt"
 
 
 class InstructTask(LanguageTask):
-    """Instructions, of which nothing is graded.
+    """Instructions; nothing is graded.
 
-    A row has an `instruction` (or `prompt`, `question`, `text`), maybe with an `input` or `instances` of input and
-    output, and maybe an `output` (or `completion`, `answer`, `response`); or `messages` with role and content, of which
-    the last of the assistant is the reference answer; or `turns`, of which the first is the prompt. A line of a text
-    file is a prompt.
+    A row has an `instruction` (or `prompt`, `question`, `text`), perhaps with an `input` or `instances` of input and
+    output, and perhaps an `output` (or `completion`, `answer`, `response`); or `messages` with role and content, whose
+    last one is the reference completion if it is the assistant's; or `turns`, the first of which is the prompt. Each
+    line of a text file is a prompt.
 
     Args:
-        path: see `sources.read_rows`; validation and test are split off if they are not there.
+        path: see `sources.read_rows`; missing validation and test splits are split off train.
         tokenizer, max_new_tokens, max_prompt_tokens, step_pattern: see `LanguageTask`.
         chat, few_shot, seed: see `Wording`.
     """
@@ -46,7 +46,7 @@ class InstructTask(LanguageTask):
         super().__init__(tokenizer, max_new_tokens, max_prompt_tokens, step_pattern)
         examples = {split: [read_row(w, row) for w, row in rows] for split, rows in read_rows(path).items()}
         plain = "{}\n" if few_shot else "{}"
-        self._ask(complete_splits(examples), Wording(chat, few_shot, seed, plain))
+        self._set_examples(complete_splits(examples), Wording(chat, few_shot, seed, plain))
 
 
 def read_row(where: str, row: dict[str, Any]) -> Example:
@@ -61,23 +61,23 @@ def read_row(where: str, row: dict[str, Any]) -> Example:
         row = {"prompt": row["turns"][0]}
     key = next((k for k in QUESTION_KEYS if isinstance(row.get(k), str)), None)
     if key is None:
-        raise ValueError(f"task_path: {where}: the columns are {columns_of(row)}; accepted: {ACCEPTED}")
+        raise ValueError(f"path: {where}: the columns are {columns_of(row)}; expected {ACCEPTED}")
     if not row[key].strip():
-        raise ValueError(f"task_path: {where}: {key} is empty; accepted: a text")
+        raise ValueError(f"path: {where}: {key} is empty; expected text")
     instances = row.get("instances")
     if isinstance(instances, list) and instances and isinstance(instances[0], dict):
         row = row | {k: v for k, v in instances[0].items() if k in ("input", "output")}
-    given = _text(where, row, ("input",))
-    question = f"{row[key]}\n\n{given}" if given else row[key]
+    more = _text(where, row, ("input",))
+    question = f"{row[key]}\n\n{more}" if more else row[key]
     return Example(question, _text(where, row, SOLUTION_KEYS) or None)
 
 
 def _text(where: str, row: dict[str, Any], keys: Sequence[str]) -> str | None:
-    """The first text of these columns, None if all are empty. Raises ValueError if they hold only something else."""
-    found = {k: row[k] for k in keys if row.get(k) is not None}
-    text = next((value for value in found.values() if isinstance(value, str)), None)
-    if found and text is None:
-        raise ValueError(f"task_path: {where}: no text in {columns_of(found)}; accepted: a text")
+    """The first text in these columns, None if all are empty. Raises ValueError if they have other values only."""
+    columns = {k: row[k] for k in keys if row.get(k) is not None}
+    text = next((value for value in columns.values() if isinstance(value, str)), None)
+    if columns and text is None:
+        raise ValueError(f"path: {where}: the columns {columns_of(columns)}; expected text")
     return text
 
 
@@ -88,8 +88,8 @@ def _read_messages(where: str, messages: list[Any]) -> Example:
         if isinstance(m, dict) and m.get("role") in ROLES and isinstance(m.get("content"), str)
     ]
     if len(turns) < len(messages):
-        raise ValueError(f"task_path: {where}: messages need a role ({', '.join(ROLES)}) and a content each")
+        raise ValueError(f"path: {where}: messages; expected a role ({', '.join(ROLES)}) and content each")
     solution = turns.pop()[1] if turns and turns[-1][0] == "assistant" else None
     if not turns or turns[-1][0] != "user" or not turns[-1][1].strip():
-        raise ValueError(f"task_path: {where}: messages have no text of the user before the answer")
+        raise ValueError(f"path: {where}: messages end without a text of the user; expected one before the assistant's")
     return Example(turns[-1][1], solution or None, before=tuple(turns[:-1]))

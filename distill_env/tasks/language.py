@@ -1,4 +1,4 @@
-"""What the tasks of language models share: from examples in words to prompts in token ids."""
+"""What the tasks of language models share: from examples as text to prompts as token ids."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from typing import Any
 
 import numpy as np
 
-from distill_env.models.hub import TokenizerName, load_tokenizer
+from distill_env.models.hub import TokenizerName, load_tokenizer, reason_of
 from distill_env.tasks.base import SPLITS, Grade, Prompt, Split
 
-FEWEST = 20  # examples that are split; fewer serve as every split
+SMALLEST_TRAIN = 20  # examples; a smaller train split is used as validation and test, too
 
 
 @dataclass(frozen=True)
 class Example:
-    """A question in words and what is known of its answer."""
+    """A question as text, with its reference completion and final answer if the data has them."""
 
     question: str
-    solution: str | None = None  # a reference answer in words
-    answer: str | None = None  # its final value
+    solution: str | None = None  # the reference completion as text
+    final_answer: str | None = None
     difficulty: int = 0
-    before: tuple[tuple[str, str], ...] = ()  # role and content of earlier messages of a conversation
+    before: tuple[tuple[str, str], ...] = ()  # role and content of the conversation's earlier messages
 
 
 class LanguageTask:
@@ -34,12 +34,12 @@ class LanguageTask:
         tokenizer: folder or hub id.
         max_new_tokens: default horizon.
         max_prompt_tokens: longer prompts are left out; `dropped` counts them.
-        step_pattern: a regular expression; a token whose own text it matches somewhere ends a reasoning step. By
-            default a token with a newline does, so that a step is a line.
+        step_pattern: a regular expression; a token whose text contains a match ends a reasoning step. By default a
+            token with a newline does, so that a step is a line.
     """
 
     graded = False
-    wording: Wording | None = None  # how questions are put; None: a prompt is plain text
+    wording: Wording | None = None  # how questions become prompts; None: a prompt is plain text
 
     def __init__(
         self, tokenizer: TokenizerName, max_new_tokens: int, max_prompt_tokens: int | None, step_pattern: str
@@ -54,52 +54,51 @@ class LanguageTask:
         self.max_prompt_tokens = max_prompt_tokens
         self.dropped = 0
         self._splits: dict[Split, tuple[Prompt, ...]] = {}
-        self._solved: Sequence[Example] = ()  # what solved examples are taken from
+        self._train: Sequence[Example] = ()  # the examples that few-shot prompts show
 
     def _step_ends(self, pattern: str) -> frozenset[int]:
         try:
             ends = re.compile(pattern or "\n")
         except re.error as error:
-            raise ValueError(f"step_pattern: {pattern!r} is no regular expression ({error})") from None
+            raise ValueError(f"step_pattern: {pattern!r}; expected a regular expression ({error})") from None
         pieces = self.tokenizer.batch_decode([[i] for i in range(self.vocab_size)])
         ids = frozenset(i for i, piece in enumerate(pieces) if ends.search(piece))
         if pattern and not ids:
-            raise ValueError(f"step_pattern: no token's text matches {pattern!r}; it is matched against single tokens")
+            raise ValueError(f"step_pattern: {pattern!r} matches no token; expected a match in the text of one")
         return ids
 
-    def _keep(self, prompts: Mapping[Split, Sequence[Prompt]]) -> None:
-        """Take these prompts, but for those that are too long. Raises ValueError if none is left."""
+    def _set_prompts(self, prompts: Mapping[Split, Sequence[Prompt]]) -> None:
+        """Use these prompts, without those that are too long. Raises ValueError if none remains."""
         most = self.max_prompt_tokens
+        lengths = {id(p): len(p.ids) for ps in prompts.values() for p in ps}  # a prompt may be in several splits
         for prompt in (p for ps in prompts.values() for p in ps if not p.ids):
-            raise ValueError(f"task_path: the prompt {prompt.text[:40]!r} has no token; accepted: one at least")
-        for split, all_of_it in prompts.items():
-            self._splits[split] = tuple(p for p in all_of_it if most is None or len(p.ids) <= most)
-        shared = len({id(p) for ps in prompts.values() for p in ps})
-        kept = len({id(p) for ps in self._splits.values() for p in ps})
-        self.dropped = shared - kept
-        if not kept:
-            shortest = min(len(p.ids) for ps in prompts.values() for p in ps)
+            raise ValueError(f"path: the prompt {prompt.text[:40]!r} has no token; expected at least one")
+        for split, all_prompts in prompts.items():
+            self._splits[split] = tuple(p for p in all_prompts if most is None or len(p.ids) <= most)
+        self.dropped = 0 if most is None else sum(length > most for length in lengths.values())
+        if self.dropped == len(lengths):
             raise ValueError(
-                f"max_prompt_tokens: {most}; accepted: at least {shortest}, the shortest of {shared} prompts"
+                f"max_prompt_tokens: {most}; expected at least {min(lengths.values())}, the length of the shortest of "
+                f"{len(lengths)} prompts"
             )
 
     def prompts(self, split: Split) -> tuple[Prompt, ...]:
         if split not in SPLITS:
-            raise ValueError(f"split: {split!r}; accepted: {', '.join(SPLITS)}")
+            raise ValueError(f"split: {split!r} is unknown; expected one of {', '.join(SPLITS)}")
         return self._splits.get(split, ())
 
-    def _ask(self, examples: Mapping[Split, Sequence[Example]], wording: Wording) -> None:
-        """Take these examples, so worded."""
-        self.wording, self._solved = wording, examples.get("train", ()) if wording.few_shot else ()
-        self._keep(wording.encode(examples, self.tokenizer))
+    def _set_examples(self, examples: Mapping[Split, Sequence[Example]], wording: Wording) -> None:
+        """Use the prompts of these examples."""
+        self.wording, self._train = wording, examples.get("train", ()) if wording.few_shot else ()
+        self._set_prompts(wording.encode(examples, self.tokenizer))
 
-    def ask(self, texts: Sequence[str]) -> list[Prompt]:
-        """Prompts of the user's own, put as the task puts its own."""
+    def make_prompts(self, texts: Sequence[str]) -> list[Prompt]:
+        """Prompts from the user's texts, worded as the task's own."""
         if self.wording is None:
             ids = [self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] for text in texts]
             return [Prompt(tuple(i), text) for i, text in zip(ids, texts, strict=True)]
-        asked: dict[Split, Sequence[Example]] = {"train": self._solved, "test": [Example(text) for text in texts]}
-        return self.wording.encode(asked, self.tokenizer)["test"]
+        examples: dict[Split, Sequence[Example]] = {"train": self._train, "test": [Example(text) for text in texts]}
+        return self.wording.encode(examples, self.tokenizer)["test"]
 
     def grade(self, prompt: Prompt, tokens: Sequence[int]) -> Grade:
         return Grade(0.0, False, None)
@@ -111,32 +110,32 @@ class LanguageTask:
 
 @dataclass(frozen=True)
 class Wording:
-    """How examples are put to a model: as a conversation, or plainly between fixed words.
+    """How examples become prompts: as a conversation, or as plain text.
 
     Args:
-        chat: use the tokenizer's chat template; None does so if it has one.
-        few_shot: so many solved examples of the train split stand before each question.
+        chat: use the tokenizer's chat template; None uses it if there is one.
+        few_shot: number of solved examples of the train split before each question.
         seed: of their choice; they are the same for all questions, but never the question itself.
-        plain: a question, with what stands around it, if there is no chat.
-        answer: an answer after that; questions and answers are separated by an empty line.
-        request: is added to a question in a chat without solved examples.
+        plain: format of a question in plain text.
+        solution: format of the solution after it; questions and solutions are separated by an empty line.
+        request: added to a question in a chat without solved examples.
     """
 
     chat: bool | None = None
     few_shot: int = 0
     seed: int = 0
     plain: str = "{}"
-    answer: str = "{}"
+    solution: str = "{}"
     request: str = ""
 
     def encode(self, examples: Mapping[Split, Sequence[Example]], tokenizer: Any) -> dict[Split, list[Prompt]]:
-        """Prompts in the examples' order. An example of two splits is one prompt.
+        """Prompts in the order of the examples. An example that is in two splits is one prompt.
 
         Raises:
             ValueError: for too few solved examples, or a chat without a template.
         """
         if self.chat and not tokenizer.chat_template:
-            raise ValueError("chat: yes, but the tokenizer has no chat template; accepted: auto, no")
+            raise ValueError("chat: the tokenizer has no chat template; expected one, or prompts without a chat")
         chat = bool(tokenizer.chat_template) if self.chat is None else self.chat
         distinct = list({id(e): e for es in examples.values() for e in es}.values())
         shots = self._shots(examples.get("train", ()))
@@ -146,25 +145,25 @@ class Wording:
             texts.append(self._conversation(example, solved, tokenizer) if chat else self._plainly(example, solved))
         bare = {"return_attention_mask": False, "return_token_type_ids": False, "verbose": False}
         ids = tokenizer(texts, add_special_tokens=not chat, **bare)["input_ids"]
-        form = "{}" if chat else self.answer
+        form = "{}" if chat else self.solution
         solutions = [form.format(e.solution) if e.solution else "" for e in distinct]
         references = tokenizer(solutions, add_special_tokens=False, **bare)["input_ids"]
         end = (tokenizer.eos_token_id,)
         prompts = {
-            id(e): Prompt(tuple(i), e.question, e.difficulty, (*r, *end) if e.solution else None, e.answer)
+            id(e): Prompt(tuple(i), e.question, e.difficulty, (*r, *end) if e.solution else None, e.final_answer)
             for e, i, r in zip(distinct, ids, references, strict=True)
         }
         return {split: [prompts[id(e)] for e in es] for split, es in examples.items()}
 
     def _shots(self, train: Sequence[Example]) -> list[Example]:
-        """The chosen examples and one more, for the questions that are among them."""
+        """The chosen examples, and one more in place of a question that is among them."""
         if self.few_shot < 0:
-            raise ValueError(f"few_shot: {self.few_shot}; accepted: 0 or more")
+            raise ValueError(f"few_shot: {self.few_shot}; expected at least 0")
         if self.few_shot == 0:
             return []
         solved = list({e.question: e for e in train if e.solution}.values())
         if len(solved) <= self.few_shot:
-            raise ValueError(f"few_shot: {self.few_shot}; accepted: fewer than the {len(solved)} solved train examples")
+            raise ValueError(f"few_shot: {self.few_shot}; expected fewer than the {len(solved)} solved train examples")
         chosen = np.random.default_rng(self.seed).choice(len(solved), self.few_shot + 1, replace=False)
         return [solved[i] for i in chosen]
 
@@ -175,35 +174,37 @@ class Wording:
         messages = [{"role": role, "content": content} for role, content in turns]
         try:
             return str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
-        except Exception as error:  # a template is a program, and raises what it likes
-            said, roles = " ".join(str(error).split()), " ".join(role for role, _ in turns)
+        except Exception as error:  # a template is a program, which may raise anything
+            roles = " ".join(role for role, _ in turns)
             raise ValueError(
-                f"chat: the tokenizer's template refuses the roles {roles} ({type(error).__name__}: {said}); accepted: "
-                "messages as it wants them, or no"
+                f"chat: the tokenizer's template fails for the roles {roles} ({type(error).__name__}: "
+                f"{reason_of(error)}); expected roles that it accepts, or prompts without a chat"
             ) from None
 
     def _plainly(self, example: Example, solved: Sequence[Example]) -> str:
         def question(e: Example) -> str:
             return "\n\n".join([*(content for _, content in e.before), self.plain.format(e.question)])
 
-        return "\n\n".join([*(question(s) + self.answer.format(s.solution) for s in solved), question(example)])
+        return "\n\n".join([*(question(s) + self.solution.format(s.solution) for s in solved), question(example)])
 
 
 def complete_splits(examples: Mapping[Split, Sequence[Example]]) -> dict[Split, list[Example]]:
-    """Validation and test, where they are missing, are a tenth of train each, by a hash of the question, and leave it.
-    If train has under `FEWEST` examples, or a tenth would be empty, all of train serves as what is missing."""
-    found = {split: list(es) for split, es in examples.items()}
-    train = found.get("train")
-    missing: list[Split] = [s for s in ("validation", "test") if s not in found]
+    """Split a tenth of train off as validation and as test, where these are missing, by a hash of the question.
+
+    If train has less than `SMALLEST_TRAIN` examples, or one part would be empty, all of train is used as each of them.
+    """
+    complete = {split: list(es) for split, es in examples.items()}
+    train = complete.get("train")
+    missing: list[Split] = [s for s in ("validation", "test") if s not in complete]
     if not train or not missing:
-        return found
+        return complete
     parts: dict[Split, list[Example]] = {s: [] for s in ("train", *missing)}
     for example in train:
         split = _split_of(example.question)
         parts[split if split in parts else "train"].append(example)
-    if len(train) < FEWEST or not all(parts.values()):
+    if len(train) < SMALLEST_TRAIN or not all(parts.values()):
         parts = dict.fromkeys(parts, train)
-    return found | parts
+    return complete | parts
 
 
 def _split_of(text: str) -> Split:

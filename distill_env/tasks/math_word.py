@@ -1,4 +1,4 @@
-"""Mathematical problems with a right final answer: GSM8K, MATH, AIME, SVAMP, and what has the same columns."""
+"""Mathematical problems with a final answer: GSM8K, MATH, AIME, SVAMP, and data with the same columns."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ REQUEST = "\n\nReason step by step, and put the final answer into \\boxed{}."
 
 
 class MathTask(LanguageTask):
-    r"""Problems whose answers are graded by value: see `grading`.
+    r"""Problems whose final answers are graded by value: see `grading`.
 
-    A row has `question` and `answer`, where the value may follow `####` (GSM8K); or `problem` and `answer`, or a
-    `solution` with the value in `\boxed{}`, and maybe a `level` (MATH, AIME); or `Body`, `Question`, `Answer` and maybe
-    `Equation` (SVAMP). Upper and lower case are the same. The difficulty is the level, else the number of lines of the
-    solution (of operations of the equation); 0 if there is neither.
+    A row has `question` and `answer`, in which the final answer may follow `####` (GSM8K); or `problem` and `answer`,
+    or a `solution` with the final answer in `\boxed{}`, and perhaps a `level` (MATH, AIME); or `Body`, `Question`,
+    `Answer` and perhaps `Equation` (SVAMP), in upper or lower case. The difficulty is the level, else the number of
+    lines of the solution or of operations of the equation; 0 if there is none of them.
 
     Args:
-        path: see `sources.read_rows`; validation and test are split off if they are not there.
+        path: see `sources.read_rows`; missing validation and test splits are split off train.
         tokenizer, max_new_tokens, max_prompt_tokens, step_pattern: see `LanguageTask`.
         chat, few_shot, seed: see `Wording`; without a chat a prompt is `Question: ...\nAnswer:`.
 
     Raises:
-        ValueError: also if an answer is no plain number and math-verify is not installed.
+        ValueError: for damaged data, or if a final answer is not a plain number and math-verify is not installed.
     """
 
     graded = True
@@ -55,19 +55,22 @@ class MathTask(LanguageTask):
         super().__init__(tokenizer, max_new_tokens, max_prompt_tokens, step_pattern)
         rows = read_rows(path, self.hub)
         examples = {split: [read_row(where, row) for where, row in part] for split, part in rows.items()}
-        self.symbolic = any(number(str(e.answer)) is None for part in examples.values() for e in part)
+        self.symbolic = any(number(str(e.final_answer)) is None for part in examples.values() for e in part)
         if self.symbolic:
-            require("math_verify", "task: answers that are no plain numbers: their grading", "tasks")
+            require("math_verify", "path: grading of answers that are not plain numbers", "tasks")
         wording = Wording(chat, few_shot, seed, "Question: {}\nAnswer:", " {}", REQUEST)
-        self._ask(complete_splits(examples), wording)
+        self._set_examples(complete_splits(examples), wording)
 
     def grade(self, prompt: Prompt, tokens: Sequence[int]) -> Grade:
-        """`correct`: the final value is right; in an answer that was cut off, only if it is marked as such. Steps are
-        not checked. `final_value`: a number by its value, a formula as it is written; all correct ones are the same."""
+        """Grade the final answer; steps are not checked.
+
+        `correct`: its value is right; in a completion that was cut off, a final answer counts only if it is marked.
+        `final_value`: a number by its value, a formula as it is written; all correct ones are the same.
+        """
         if prompt.final_answer is None:
             return Grade(0.0, False, None)
-        completion, asks_on, _ = self.decode(tokens).partition("\nQuestion:")  # as after a plain prompt it may
-        ended = bool(asks_on) or (len(tokens) > 0 and tokens[-1] == self.eos_token_id)
+        completion, next_question, _ = self.decode(tokens).partition("\nQuestion:")  # which a plain prompt invites
+        ended = bool(next_question) or (len(tokens) > 0 and tokens[-1] == self.eos_token_id)
         verdict = grade(prompt.final_answer, completion, self.symbolic, ended)
         return Grade(
             float(verdict.correct), verdict.correct, None, undecided=verdict.undecided, final_value=verdict.value
@@ -116,7 +119,7 @@ def read_row(where: str, row: dict[str, Any]) -> Example:
         value = columns.get(key, "")
         is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
         if not isinstance(value, str) and not is_number:
-            raise ValueError(f"task_path: {where}: {key} is {str(value)[:40]!r}; accepted: a text or a number")
+            raise ValueError(f"path: {where}: {key} is {str(value)[:40]!r}; expected text or a number")
     if {"body", "question", "answer"} <= columns.keys():
         example = _read_svamp(columns)
     elif {"question", "answer"} <= columns.keys():
@@ -129,19 +132,19 @@ def read_row(where: str, row: dict[str, Any]) -> Example:
         level = re.search(r"\b\d{1,3}\b", str(columns.get("level", "")))
         example = _example(str(columns["problem"]), solution, answer, int(level[0]) if level else 0)
     else:
-        raise ValueError(f"task_path: {where}: the columns are {columns_of(row)}; accepted: {ACCEPTED}")
-    if not example.question.strip() or not example.answer:
+        raise ValueError(f"path: {where}: the columns are {columns_of(row)}; expected {ACCEPTED}")
+    if not example.question.strip() or not example.final_answer:
         missing = "answer" if example.question.strip() else "problem"
-        raise ValueError(f"task_path: {where}: the {missing} is empty; accepted: a text")
-    if len(example.answer) > LONGEST_ANSWER:
+        raise ValueError(f"path: {where}: the {missing} is empty; expected text")
+    if len(example.final_answer) > LONGEST_ANSWER:
         raise ValueError(
-            f"task_path: {where}: the answer has {len(example.answer)} characters; accepted: up to {LONGEST_ANSWER}"
+            f"path: {where}: the answer has {len(example.final_answer)} characters; expected at most {LONGEST_ANSWER}"
         )
     return example
 
 
 def _example(question: str, solution: str, answer: str, difficulty: int) -> Example:
-    """The solution ends as `REQUEST` asks for it, if the data's own ends in another way."""
+    """An example whose solution ends with the final answer in a box, as `REQUEST` asks for it."""
     answer = answer.strip()
     if last_boxed(solution) is None:
         solution = f"{solution}\nThe answer is \\boxed{{{answer}}}.".lstrip()

@@ -1,4 +1,4 @@
-"""Open text: the student goes on with passages of a corpus. The corpus' perplexity: `agents.evaluation`."""
+"""Open text: the student continues passages of a corpus."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ HUB: HubTable = {
 
 
 class TextTask(LanguageTask):
-    """Passages of a corpus, one after the other: the first tokens are the prompt, the next ones the reference answer.
+    """Consecutive passages of a corpus: their first tokens are the prompt, the next ones the reference completion.
 
-    Nothing is graded. Where validation and test are missing, the last two tenths of train are these.
+    Nothing is graded. Missing validation and test splits are the last tenths of train.
 
     Args:
         path: see `sources.read_rows`; a text file is one text, other rows have a `text`. Empty: WikiText-2 of the hub.
         prompt_tokens: length of a prompt.
-        tokenizer, max_new_tokens, max_prompt_tokens, step_pattern: see `LanguageTask`; max_new_tokens is the length of
-            the reference answers.
+        tokenizer, max_new_tokens, max_prompt_tokens, step_pattern: see `LanguageTask`; max_new_tokens is also the
+            length of the reference completions.
     """
 
     def __init__(
@@ -37,27 +37,21 @@ class TextTask(LanguageTask):
     ) -> None:
         super().__init__(tokenizer, max_new_tokens, max_prompt_tokens, step_pattern)
         if prompt_tokens < 1:
-            raise ValueError(f"prompt_tokens: {prompt_tokens}; accepted: at least 1")
+            raise ValueError(f"prompt_tokens: {prompt_tokens}; expected at least 1")
         passage = prompt_tokens + max_new_tokens
         prompts: dict[Split, list[Prompt]] = {}
         for split, text in read_corpus(path).items():
             ids = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
             cut = [ids[i : i + passage] for i in range(0, len(ids) - passage + 1, passage)]
             if not cut:
-                raise ValueError(f"task_path: the {split} text has {len(ids)} tokens; accepted: at least {passage}")
-            prompts[split] = [
-                Prompt(
-                    tuple(p[:prompt_tokens]),
-                    self.decode(p[:prompt_tokens]),
-                    reference_completion=tuple(p[prompt_tokens:]),
-                )
-                for p in cut
-            ]
-        self._keep(_complete(prompts))
+                raise ValueError(f"path: the {split} text has {len(ids)} tokens; expected at least {passage}")
+            parts = [(tuple(p[:prompt_tokens]), tuple(p[prompt_tokens:])) for p in cut]
+            prompts[split] = [Prompt(p, self.decode(p), reference_completion=completion) for p, completion in parts]
+        self._set_prompts(_complete(prompts))
 
 
 def read_corpus(path: str | Path) -> dict[Split, str]:
-    """The text of each split. Raises ValueError as `sources.read_rows`, and for rows without a `text`."""
+    """The text of each split. Raises ValueError as `sources.read_rows` does, and for rows without a `text`."""
     if not path or not Path(path).exists():
         parts = {s: [_text_of(*row) for row in rows] for s, rows in read_rows(path, HUB).items()}
     else:
@@ -72,7 +66,7 @@ def _texts(file: Path) -> list[str]:
 def _text_of(where: str, row: dict[str, object]) -> str:
     text = row.get("text")
     if not isinstance(text, str):
-        raise ValueError(f"task_path: {where}: the columns are {columns_of(row)}; accepted: text")
+        raise ValueError(f"path: {where}: the columns are {columns_of(row)}; expected the column text")
     return text
 
 

@@ -208,7 +208,7 @@ class OwnPrompts:
         from distill_env.tasks.registry import make_task
 
         self._task = cast("LanguageTask", make_task(run.data.task, **task_arguments(run)))
-        self._prompts = tuple(self._task.ask(texts))
+        self._prompts = tuple(self._task.make_prompts(texts))
 
     def prompts(self, split: Split) -> tuple[Prompt, ...]:
         return self._prompts

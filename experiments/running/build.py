@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from agents.config import DistillConfig, PluginConfig, SB3Config
 from agents.distributed import SINGLE_PROCESS, ProcessGroup
+from distill_env.models.load import is_served
 from distill_env.tasks.base import Split
 from experiments.running.config import RunConfig
 from experiments.running.lm_arguments import (
@@ -28,6 +30,22 @@ if TYPE_CHECKING:
     from distill_env.tasks.base import Task
 
 CATEGORICAL_VOCABULARY = 6
+# arguments of a served teacher, and of a task and a teacher that are loaded, and their flags
+SERVED_FLAGS = {"path": "task_path", "url": "teacher", "model": "teacher_model", "tokenizer": "teacher_tokenizer"}
+SERVED_FLAGS |= {"top_k": "teacher_top_k", "patience": "teacher_timeout"}
+LOADED_FLAGS = {"path": "task_path", "name_or_path": "teacher", "model": "teacher"}
+
+
+@contextmanager
+def errors_name_flags(flags: dict[str, str]) -> Iterator[None]:
+    """Errors that begin with one of these arguments begin with its flag."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        name, colon, rest = str(error).partition(":")
+        if not colon or name not in flags:
+            raise
+        raise type(error)(flags[name] + colon + rest) from None
 
 
 def shipped_pair(config: RunConfig) -> dict[str, Any]:
@@ -85,21 +103,22 @@ def make_env(
     arguments = PAIRS[config.env](config)
     if task is not None:
         arguments |= {"task": task, "task_kwargs": None}
-    return DistillVectorEnv(
-        rows,
-        split=split,
-        max_new_tokens=own.max_new_tokens,
-        rewrite=own.rewrite,
-        rewrite_top_p=own.rewrite_top_p,
-        rewrite_span=own.rewrite_span,
-        rewrite_cost=min(own.rewrite_cost, -own.log_prob_floor),
-        log_prob_floor=own.log_prob_floor,
-        task_reward=own.task_reward,
-        chunk=config.rollout.draft_limit if drafts else 1,
-        reveal_teacher=not drafts,
-        autoreset_mode="SameStep" if kind is SB3Config else "NextStep" if kind is PluginConfig else "Disabled",
-        **arguments,
-    )
+    with errors_name_flags(SERVED_FLAGS if is_served(config.teacher.model) else LOADED_FLAGS):
+        return DistillVectorEnv(
+            rows,
+            split=split,
+            max_new_tokens=own.max_new_tokens,
+            rewrite=own.rewrite,
+            rewrite_top_p=own.rewrite_top_p,
+            rewrite_span=own.rewrite_span,
+            rewrite_cost=min(own.rewrite_cost, -own.log_prob_floor),
+            log_prob_floor=own.log_prob_floor,
+            task_reward=own.task_reward,
+            chunk=config.rollout.draft_limit if drafts else 1,
+            reveal_teacher=not drafts,
+            autoreset_mode="SameStep" if kind is SB3Config else "NextStep" if kind is PluginConfig else "Disabled",
+            **arguments,
+        )
 
 
 def task_arguments(config: RunConfig) -> dict[str, Any]:
@@ -142,7 +161,8 @@ def make_student(config: RunConfig, env: DistillVectorEnv) -> TrainableModel:
         kwargs: dict[str, Any] = {} if config.env == "categorical" else {"dtype": own.dtype}
         if config.env == "lm":
             kwargs |= {**shared_ids(config), **student_arguments(config), **adapter_arguments(config)}
-        student: TrainableModel = build_model(own.model, **kwargs)
+        with errors_name_flags({"name_or_path": "student", "model": "student"}):
+            student: TrainableModel = build_model(own.model, **kwargs)
         if student.vocab_size != env.vocab_size:
             raise ValueError(f"student: {own.model!r} has {student.vocab_size} ids, the teacher {env.vocab_size}")
         return student

@@ -340,11 +340,11 @@ def train(config: RunConfig, agent: Agent, env: DistillVectorEnv, folder: Path, 
             raise FloatingPointError(
                 f"{error}; the last good checkpoint is {good}: --student {good}/agent/student begins another run there"
             ) from None
-        except ServerLostError:
+        except ServerLostError as error:
             # whose state is whole until an update, unless the others would have to help
             if isinstance(config.agent_options, DistillConfig) and agent.processes.mesh is None:  # type: ignore[attr-defined]
                 save_checkpoint(root, agent.iteration, agent.save, config.training.keep_checkpoints)  # type: ignore[attr-defined]
-            raise
+            raise ServerLostError(f"{error}; start it again, then the run with --resume") from None
         finally:
             tracker.close()
     return log.lines

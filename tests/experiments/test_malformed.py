@@ -334,7 +334,7 @@ def test_data_that_are_damaged(case: tuple[str, str | bytes], name: str, check: 
             (path / part).write_text(str(content))
     elif file:
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    check(lambda world, _: make_task("instruct", path=str(path), tokenizer=str(world.lm)), "task_path: ", name)
+    check(lambda world, _: make_task("instruct", path=str(path), tokenizer=str(world.lm)), "path: ", name)
 
 
 @each(PROBLEMS)
@@ -342,7 +342,7 @@ def test_problems_that_are_damaged(case: str, name: str, check: Check) -> None:
     path = check.folder / "a.jsonl"
     path.write_text(case)
     task, _, place = name.partition(" ")
-    check(lambda world, _: make_task(task, path=str(path), tokenizer=str(world.lm)), "task_path: ", place)
+    check(lambda world, _: make_task(task, path=str(path), tokenizer=str(world.lm)), "path: ", place)
 
 
 def with_template(name: str) -> Act:

@@ -1,11 +1,11 @@
-r"""Grading of final answers by value. What a model wrote is data: it is compared, never run.
+r"""Grading of final answers by value. A completion is data: it is compared, never run.
 
-1. The final answer is found by a scan (`final_answer`) of the last `LONGEST_COMPLETION` characters.
-2. Two plain numbers are compared as fractions, two equal texts are equal; this decides GSM8K, SVAMP and AIME.
-3. Everything else goes to math-verify in a process of its own (`worker.py`), one at a time, with a limit on processor
-   time, on real time and on memory; it reads LaTeX by a grammar, and `eval`, writing files, starting processes and
-   connections are refused in it. If a limit ends it, the answer counts as wrong and as `undecided`, and the next one
-   gets a new process.
+1. `final_answer` searches the last `LONGEST_COMPLETION` characters of the completion.
+2. Two plain numbers are compared as fractions, and equal texts are equal; this decides GSM8K, SVAMP and AIME.
+3. Everything else goes to math-verify in a process of its own (`worker.py`), one pair at a time, with limits on
+   processor time, wall time and memory. The process reads LaTeX by a grammar, and refuses `eval`, writing files,
+   starting processes and connections. If it reaches a limit, the answer counts as wrong and as `undecided`, and the
+   next pair gets a new process.
 """
 
 from __future__ import annotations
@@ -18,39 +18,39 @@ import re
 import subprocess
 import sys
 import threading
+from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
 
-LONGEST_COMPLETION = 10_000  # characters; of a longer one the end is read
-LONGEST_ANSWER = 500  # characters; a longer one is wrong unread (those of MATH-500 have 53 at most)
-DEEPEST_ANSWER = 20  # open brackets; a deeper one is wrong unread, as a parser takes long over it
+LONGEST_COMPLETION = 10_000  # characters; only the end of a longer one is read
+LONGEST_ANSWER = 500  # characters; a longer one counts as wrong (those of MATH-500 have at most 53)
+DEEPEST_ANSWER = 20  # open brackets; a deeper one counts as wrong, since parsing it takes long
 SECONDS = 3.0  # processor time for one comparison
 MEBIBYTES = 2048  # address space of the process
 
-# Not within a word, an exponent or another number; digits of other scripts do not count.
+# Not inside a word, an exponent or another number; ASCII digits only.
 NUMBER = r"(?:(?<![\w.)}])[-+])?(?<![A-Za-z0-9^_.])(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?"
 _NUMBER = re.compile(NUMBER, re.ASCII)
 _PLAIN = re.compile(r"([-+]?)(?:(\d+)(?:\.(\d*))?|\.(\d+))", re.ASCII)
 _FRACTION = re.compile(r"([-+]?)\\[dt]?frac\{([-+]?\d+)\}\{(\d+)\}|([-+]?\d+)/(\d+)", re.ASCII)
-_SAID = re.compile(r"answer(?: is|:)(?! *\n)", re.IGNORECASE)
+_ANSWER_IS = re.compile(r"answer(?: is|:)(?! *\n)", re.IGNORECASE)
 _UNIT = re.compile(r"\\(?:text|textbf|mathrm|mbox)\{[^{}]*\}|\\[!,;: ]")
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """`undecided`: a limit ended the comparison, which counts as wrong. `value`: the final answer in one spelling; the
-    reference's if it is right."""
+    """Whether a final answer is correct, and its value."""
 
     correct: bool
-    undecided: bool = False
-    value: str | None = field(default=None, compare=False)
+    undecided: bool = False  # the comparison reached a limit, which counts as wrong
+    value: str | None = field(default=None, compare=False)  # normalised; the reference's if it is correct
 
 
 def last_boxed(text: str) -> str | None:
-    r"""What stands in the last `\boxed{...}` (or `\fbox{...}`) whose braces close."""
+    r"""The content of the last `\boxed{...}` (or `\fbox{...}`) whose braces close."""
     for begin in sorted((m.end() for m in re.finditer(r"\\f?boxed\s*\{|\\fbox\s*\{", text)), reverse=True)[:16]:
         depth = 1
         for i in range(begin, len(text)):
@@ -61,22 +61,22 @@ def last_boxed(text: str) -> str | None:
 
 
 def final_answer(text: str) -> str | None:
-    r"""The answer that a completion marks: the last `\boxed{}`, else after the last `####`, else after the last "answer
-    is" or "answer:", up to the end of the sentence."""
+    r"""The answer that a completion marks: the last `\boxed{}`, else the text after the last `####`, else that after
+    the last "answer is" or "answer:", up to the end of the sentence."""
     boxed = last_boxed(text)
     if boxed is not None:
         return boxed
     if "####" in text:
         return text.rpartition("####")[2].strip().partition("\n")[0].strip()
-    said = [m.end() for m in _SAID.finditer(text)]
-    if said:
-        sentence = re.split(r"\.(?!\d)|\n", text[said[-1] :].lstrip(), maxsplit=1)[0]
+    ends = [m.end() for m in _ANSWER_IS.finditer(text)]
+    if ends:
+        sentence = re.split(r"\.(?!\d)|\n", text[ends[-1] :].lstrip(), maxsplit=1)[0]
         return sentence.strip(" *$").strip()
     return None
 
 
 def number(text: str) -> Fraction | None:
-    """The value of a plain number or fraction (with signs of money, per cent and thousands), or None."""
+    """The value of a plain number or fraction (with signs for money, per cent and thousands), or None."""
     text = re.sub(r"\\?[$%]|,(?=\d{3})|\s", "", _UNIT.sub("", text)).replace("\u2212", "-").rstrip(".")
     plain, fraction = _PLAIN.fullmatch(text), _FRACTION.fullmatch(text)
     if plain:
@@ -91,42 +91,40 @@ def number(text: str) -> Fraction | None:
 
 
 def last_number(text: str) -> str | None:
-    """The last number of a text as it stands there, or None."""
-    found = None
-    for found in _NUMBER.finditer(text):  # noqa: B007 (the last one)
-        pass
-    return found[0] if found and len(found[0]) <= LONGEST_ANSWER else None
+    """The last number of a text as it is written there, or None."""
+    last = next(iter(deque(_NUMBER.finditer(text), maxlen=1)), None)
+    return last[0] if last and len(last[0]) <= LONGEST_ANSWER else None
 
 
 def grade(reference: str, completion: str, symbolic: bool, ended: bool = True) -> Verdict:
-    """Whether a completion ends with the reference's value.
+    """Whether the final answer of a completion has the reference's value.
 
     Args:
-        reference: the right answer, a number or LaTeX.
+        reference: the final answer in the data, a number or LaTeX.
         completion: any text.
-        symbolic: math-verify decides what is not two plain numbers; otherwise only numbers are right.
+        symbolic: math-verify compares what is not two plain numbers; otherwise only numbers can be correct.
         ended: the completion was not cut off; if it marks no answer, its last number or formula counts.
     """
     completion = completion[-LONGEST_COMPLETION:]
     answer = final_answer(completion)
-    wanted = number(reference)
+    expected = number(reference)
     if answer is None and ended:
-        answer = last_number(completion) if wanted is not None else _last_formula(completion)
+        answer = last_number(completion) if expected is not None else _last_formula(completion)
     if answer is None or len(answer) > LONGEST_ANSWER:
         return Verdict(False)
-    verdict, said = _compare(reference, wanted, answer, symbolic)
-    return replace(verdict, value=_spelt(reference) if verdict.correct else _spelt(said))
+    verdict, compared = _compare(reference, expected, answer, symbolic)
+    return replace(verdict, value=_normalised(reference if verdict.correct else compared))
 
 
-def _compare(reference: str, wanted: Fraction | None, answer: str, symbolic: bool) -> tuple[Verdict, str]:
+def _compare(reference: str, expected: Fraction | None, answer: str, symbolic: bool) -> tuple[Verdict, str]:
     """Whether an answer has the reference's value, and the part of it that was compared."""
-    given = number(answer)
-    if wanted is not None and given is not None:
-        return Verdict(wanted == given), answer
+    value = number(answer)
+    if expected is not None and value is not None:
+        return Verdict(expected == value), answer
     if not symbolic:  # `18 dollars`, `x = 18`, but nothing that remains to be computed
         words = _UNIT.sub("", answer.rpartition("=")[2]).replace("\\$", "")
-        told = None if re.search(r"[\\^/*+]", words) else last_number(words)
-        return Verdict(told is not None and number(told) == wanted), told or answer
+        last = None if re.search(r"[\\^/*+]", words) else last_number(words)
+        return Verdict(last is not None and number(last) == expected), last or answer
     if _bare(answer) == _bare(reference):
         return Verdict(True), answer
     if _depth(answer) > DEEPEST_ANSWER:
@@ -135,8 +133,8 @@ def _compare(reference: str, wanted: Fraction | None, answer: str, symbolic: boo
     return Verdict(bool(same), undecided=same is None), answer
 
 
-def _spelt(answer: str) -> str | None:
-    """The same for equal numbers, and for formulas that differ in spaces; None for nothing."""
+def _normalised(answer: str) -> str | None:
+    """One text for equal numbers, and for formulas that differ in spaces; None for an empty answer."""
     value = number(answer)
     return (_bare(answer) if value is None else str(value)) or None
 
@@ -155,22 +153,22 @@ def _last_formula(text: str) -> str | None:
 
 
 def verifier() -> Verifier:
-    """The one of this process; a forked process gets its own."""
+    """The verifier of this process; a forked process gets its own."""
     return _verifier(os.getpid())
 
 
 @lru_cache
 def _verifier(process: int) -> Verifier:
-    made = Verifier()
-    atexit.register(made.close)
-    return made
+    verifier = Verifier()
+    atexit.register(verifier.close)
+    return verifier
 
 
 class Verifier:
-    """math-verify in a child process that is started when it is needed, and again after it was killed.
+    """math-verify in a child process, which starts when it is needed and again after it was killed.
 
     Args:
-        seconds: processor time for one comparison; three times as much real time ends it, too.
+        seconds: limit on processor time for one comparison; the limit on wall time is three times as long.
         mebibytes: address space of the child.
     """
 
@@ -181,7 +179,7 @@ class Verifier:
         self._child: subprocess.Popen[str] | None = None
 
     def same(self, reference: str, answer: str) -> bool | None:
-        """Whether two LaTeX expressions are equal; None if a limit of time or memory ended it."""
+        """Whether two LaTeX expressions are equal; None if the comparison reached a limit of time or memory."""
         with self._lock:
             if self._child is None:
                 self._start()
@@ -203,10 +201,10 @@ class Verifier:
         )
         if self._ask(None, 120.0) is None:
             self.close()
-            raise RuntimeError(f"grading: {' '.join(command)} does not start; is math-verify installed?")
+            raise RuntimeError(f"grading: {' '.join(command)} does not start; expected math-verify to be installed")
 
     def _ask(self, line: str | None, seconds: float) -> dict[str, bool | None] | None:
-        """Write a line and read the reply; None if the child is dead, or was killed since it took too long."""
+        """Write a line and read the reply; None if the child has died, or took too long and was killed."""
         child = self._child
         assert child is not None
         assert child.stdin is not None
@@ -229,5 +227,5 @@ class Verifier:
         child, self._child = self._child, None
         if child is not None:
             child.kill()
-            with suppress(BrokenPipeError), child:  # closes the pipes, in which a question may be left, and waits
+            with suppress(BrokenPipeError), child:  # closes the pipes, which may hold a request, and waits
                 pass

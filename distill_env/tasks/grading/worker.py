@@ -1,11 +1,11 @@
-"""The process in which math-verify reads what a model wrote. `grading.Verifier` starts it, times it and kills it.
+"""The process in which math-verify reads completions. `grade.Verifier` starts it, limits its time and kills it.
 
 Requests and replies are JSON lines: `{"reference": TeX, "answer": TeX}` -> `{"same": true, false, or null}`, null if
-the memory ran out. It is run as a file, so that it imports neither this package nor torch.
+the memory ran out. The file runs as a script, so that it imports neither this package nor torch.
 
-SymPy's own parser evaluates text as Python. Here only LaTeX is read, by a grammar (latex2sympy2_extended). That still
-hands the text of each number to SymPy's parser, so `read_number` takes its place; and should any path lead to `eval`
-after all, the interpreter refuses: see `guard`.
+SymPy's own parser evaluates text as Python. Here only LaTeX is read, by a grammar (latex2sympy2_extended). That grammar
+still passes the text of each number to SymPy's parser, which `read_number` replaces. Should any path still lead to
+`eval`, the interpreter refuses it: see `guard`.
 """
 
 from __future__ import annotations
@@ -18,44 +18,22 @@ import signal
 import sys
 from typing import Any
 
-REFUSED = (
-    "os.exec",
-    "os.fork",
-    "os.kill",
-    "os.posix_spawn",
-    "os.spawn",
-    "os.startfile",
-    "os.system",
-    "os.chmod",
-    "os.chown",
-    "os.link",
-    "os.mkdir",
-    "os.remove",
-    "os.rename",
-    "os.rmdir",
-    "os.symlink",
-    "os.truncate",
-    "ctypes.",
-    "ftplib.",
-    "pty.",
-    "shutil.",
-    "socket.",
-    "subprocess.",
-    "urllib.",
-)
+STARTING = ("os.exec", "os.fork", "os.kill", "os.posix_spawn", "os.spawn", "os.startfile", "os.system", "subprocess.")
+CHANGING = ("os.chmod", "os.chown", "os.link", "os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.symlink")
+REFUSED = (*STARTING, *CHANGING, "os.truncate", "ctypes.", "ftplib.", "pty.", "shutil.", "socket.", "urllib.")
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
 def guard() -> None:
-    """From here on this process compiles no text, writes no file, starts no process and opens no connection.
+    """From now on this process compiles no text, writes no file, starts no process and opens no connection.
 
-    An audit hook, which cannot be taken off again. What it refuses raises PermissionError. It is a second lock, not a
-    sandbox for Python code: none gets to run.
+    An audit hook, which cannot be removed, raises PermissionError. It is a second protection, not a sandbox for Python
+    code, since none is ever run.
     """
     sys.dont_write_bytecode = True
 
     def refuse(event: str, arguments: tuple[Any, ...]) -> None:
-        if event == "compile":  # modules that are imported late come from files, `eval` and `exec` do not
+        if event == "compile":  # late imports compile files, `eval` and `exec` do not
             refused = not str(arguments[1]).endswith(".py")
         elif event == "open":
             refused = bool((arguments[2] or 0) & WRITING)
@@ -68,7 +46,7 @@ def guard() -> None:
 
 
 def limit(mebibytes: int) -> None:
-    """Cap the address space; no core dumps, no bytes into files. Nothing on systems without such limits."""
+    """Limit the address space, and forbid core dumps and bytes in files. No effect on systems without such limits."""
     with contextlib.suppress(ImportError):
         import resource
 
@@ -77,12 +55,12 @@ def limit(mebibytes: int) -> None:
             (resource.RLIMIT_CORE, 0),
             (resource.RLIMIT_FSIZE, 0),
         ):
-            with contextlib.suppress(ValueError, OSError):  # a stricter limit is there already
+            with contextlib.suppress(ValueError, OSError):  # a stricter limit exists already
                 resource.setrlimit(kind, (most, most))
 
 
 def read_number(text: str, *_: Any, **__: Any) -> Any:
-    """What SymPy's `parse_expr` makes of a number, without `eval`. Raises ValueError for anything else."""
+    """SymPy's `parse_expr` for a number, without `eval`. Raises ValueError for anything else."""
     from sympy import Float, Integer
 
     if re.fullmatch(r"\d+", text, re.ASCII):
@@ -93,8 +71,8 @@ def read_number(text: str, *_: Any, **__: Any) -> Any:
 
 
 def prepare() -> None:
-    """Load what `same` needs, and let SymPy generate the arithmetic of its polynomials while it still may: code of its
-    own, which depends on the number of variables alone and which it keeps."""
+    """Import what `same` needs, and let SymPy generate and cache the code of its polynomial arithmetic before `guard`
+    forbids it; that code depends on the number of variables only."""
     from sympy.parsing import sympy_parser
     from sympy.polys.monomials import MonomialOps
 
@@ -106,7 +84,7 @@ def prepare() -> None:
 
 
 def same(reference: str, answer: str) -> bool | None:
-    """Whether math-verify holds two LaTeX expressions for equal; what it cannot read equals nothing."""
+    """Whether math-verify finds two LaTeX expressions equal; what it cannot read equals nothing."""
     from math_verify import LatexExtractionConfig, parse, verify
 
     def read(text: str) -> Any:
@@ -122,7 +100,7 @@ def same(reference: str, answer: str) -> bool | None:
 
 
 def main(seconds: float, mebibytes: int) -> None:
-    """Answer until the input ends; more than `seconds` of processor time for one request end the process."""
+    """Reply until the input ends; more than `seconds` of processor time for one request end the process."""
     replies, sys.stdout = sys.stdout, sys.stderr
     prepare()
     limit(mebibytes)
@@ -130,7 +108,7 @@ def main(seconds: float, mebibytes: int) -> None:
     print("{}", file=replies, flush=True)
     for line in sys.stdin:
         request = json.loads(line)
-        if hasattr(signal, "setitimer"):  # by the kernel, so that no loop in C outlasts it
+        if hasattr(signal, "setitimer"):  # by the kernel, so that it also ends a loop in C
             signal.setitimer(signal.ITIMER_PROF, seconds)
         reply = same(request["reference"], request["answer"])
         if hasattr(signal, "setitimer"):

@@ -36,7 +36,7 @@ from tests.helpers.environments import REWRITE, V, arguments_of, assert_equal
         ("num_envs", {"num_envs": 0}),
         ("render_mode", {"render_mode": "human"}),
         ("autoreset_mode", {"autoreset_mode": "Later"}),
-        ("task_path", {"task": "instruct", "teacher": "sums", "task_kwargs": {"path": "nowhere.txt"}}),
+        ("path", {"task": "instruct", "teacher": "sums", "task_kwargs": {"path": "nowhere.txt"}}),
     ],
 )
 def test_a_bad_argument_is_named_in_one_line(name: str, arguments: dict[str, Any]) -> None:
