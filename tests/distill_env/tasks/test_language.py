@@ -280,7 +280,7 @@ def test_an_environment_grades_problems_and_reports_them_by_difficulty(tmp_path:
     task = {"path": write(tmp_path / "train.jsonl", *rows), "tokenizer": str(TEACHERS["sums"]), "chat": False}
     wording = {"max_prompt_tokens": 60}
     env = DistillVectorEnv(3, "math", "sums", task_kwargs=task | wording, max_new_tokens=4, autoreset_mode="Disabled")
-    metrics = completion_metrics(generate(None, env, env.prompts, 0, teacher_writes=True), 1.0)
+    metrics = completion_metrics(generate(None, env, env.prompts, 0, teacher_writes=True))
     assert {k for k in metrics if "accuracy" in k} == {"accuracy", "accuracy/1", "accuracy/2"}
     assert "correct_chains" not in metrics
 
