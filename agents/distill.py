@@ -42,7 +42,7 @@ from agents.losses import (
     policy_gradient_loss,
 )
 from agents.metrics import HIGH_DIVERGENCE
-from agents.optimizer import MasterAdamW, step_size
+from agents.optimizer import MasterAdamW, learning_rate
 from agents.prompts import PromptStream
 from agents.references import read_references
 from agents.rollout import Rollout
@@ -171,7 +171,7 @@ class DistillAgent:
                     "was not changed. Lower learning_rate, or set loss_clip"
                 )
             for group in self.optimizer.param_groups:
-                group["lr"] = step_size(self.config.optimizer, self.iteration)
+                group["lr"] = learning_rate(self.config.optimizer, self.iteration)
             self.optimizer.step()
             self.optimizer.zero_grad()  # gradients take no memory during the next rollout
         self.hard_share = totals.get("rollout/hard_share", 0.0)
@@ -210,14 +210,14 @@ class DistillAgent:
             for chunk in self._chunks(leaf):
                 loss = self._chunk_loss(leaf[chunk], states, chunk, decisions, sums)
                 (loss / count).backward()
-                self.optimizer.gather()
+                self.optimizer.move_gradients()
             if features.requires_grad and leaf.grad is not None:
                 features.backward(leaf.grad)
-                self.optimizer.gather()
+                self.optimizer.move_gradients()
         for _ in range(self.processes.extra_passes(self.config.batch_size, len(passes), self.config.micro_batch)):
             features = self.student.features([rollout.prompts[0].ids], rollout.tokens[:1], mask[:1])
             (0 * self.student.head(features[:1]).exp().sum()).backward()
-            self.optimizer.gather()  # the others' gradients of this process's shards
+            self.optimizer.move_gradients()  # the others' gradients of this process's shards
         self.processes.sum_gradients(self.optimizer.masters)
         return {key: value / count for key, value in self.processes.all_reduce_sum(sums).items()}
 

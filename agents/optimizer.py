@@ -1,4 +1,4 @@
-"""The optimiser: AdamW at a scheduled step size, in float32 or better whatever the student's weights are in."""
+"""The optimiser: AdamW with a learning-rate schedule, whose steps are in float32 also for a bfloat16 student."""
 
 from __future__ import annotations
 
@@ -13,34 +13,36 @@ from agents.checkpoint import optimizer_tensors, restore_optimizer
 from agents.config import OptimizerConfig
 from agents.distributed import shard_like
 
-LOWEST = 0.01  # what a fall leaves of the step size
+FINAL_SHARE = 0.01  # of the learning rate, at the end of the schedule
 
 
-def step_size(config: OptimizerConfig, iteration: int) -> float:
-    """The step size of an iteration (from 0): the lower of the warm-up's linear rise and the schedule's fall to a
-    hundredth, linear or by half a cosine (Loshchilov & Hutter 2017, "SGDR", 1608.03983)."""
-    rise = min(1.0, (iteration + 1) / (config.warmup_iterations + 1))
-    fall = 1.0
+def learning_rate(config: OptimizerConfig, iteration: int) -> float:
+    """The learning rate of an iteration, from 0: the smaller of a linear warm-up and a decay to a hundredth.
+
+    The decay is linear or half a cosine (Loshchilov & Hutter 2017, "SGDR", 1608.03983).
+    """
+    warmup = min(1.0, (iteration + 1) / (config.warmup_iterations + 1))
+    decay = 1.0
     if config.decay_iterations:
         done = iteration / config.decay_iterations
         if config.schedule == "cosine":
-            fall = LOWEST + (1 - LOWEST) * (1 + math.cos(math.pi * min(done, 1.0))) / 2
+            decay = FINAL_SHARE + (1 - FINAL_SHARE) * (1 + math.cos(math.pi * min(done, 1.0))) / 2
         else:
-            fall = max(1 - done, LOWEST)
-    return config.learning_rate * min(rise, fall)
+            decay = max(1 - done, FINAL_SHARE)
+    return config.learning_rate * min(warmup, decay)
 
 
 class MasterAdamW(torch.optim.AdamW):
-    """AdamW on a student's weights, and on float32 masters of those that are narrower.
+    """AdamW with float32 master copies of narrower weights (Micikevicius et al. 2018, "Mixed precision training",
+    1710.03740).
 
-    A step smaller than half the spacing of a weight's dtype (in bfloat16 up to 2^-8 of the weight) would be rounded
-    away; it adds up in the master, whose rounding the weight is after every step (Micikevicius et al. 2018, "Mixed
-    precision training", 1710.03740). Gradients of several backward passes add up in float32, too. Only matrices decay,
-    embeddings among them: neither biases nor norms.
+    A step below half the spacing of bfloat16 numbers (2^-8 of the weight) would be lost. It is added to the master, and
+    the weight is the master rounded. Gradients of several backward passes are also summed in float32. Weight decay
+    applies to matrices, embeddings included, and not to biases and norms.
 
     Args:
         weights: the student's trainable parameters, on any device.
-        config: step size, betas and weight decay.
+        config: learning rate, betas and weight decay.
     """
 
     def __init__(self, weights: Iterable[nn.Parameter], config: OptimizerConfig) -> None:
@@ -61,8 +63,8 @@ class MasterAdamW(torch.optim.AdamW):
         for weight, _ in self.narrow:
             weight.grad = None
 
-    def gather(self) -> None:
-        """Move the gradients of narrow weights to their masters; due after every backward pass."""
+    def move_gradients(self) -> None:
+        """Add the gradients of narrow weights to those of their masters. Call it after every backward pass."""
         for weight, master in self.narrow:
             if weight.grad is not None:
                 gradient = weight.grad.float()
@@ -72,19 +74,19 @@ class MasterAdamW(torch.optim.AdamW):
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         loss = super().step(closure)
-        for master in self.masters:  # the fused kernel does not say that it has changed them
+        for master in self.masters:  # the fused kernel does not count its changes
             torch.autograd.graph.increment_version(master)
         for weight, master in self.narrow:
             weight.copy_(master)
         return loss
 
     def tensors(self) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
-        """State and masters, flat, and the parameter groups: all that `restore` needs."""
+        """The state and the masters as a flat dict, and the parameter groups, for `restore`."""
         tensors, groups = optimizer_tensors(self)
         return tensors | {f"master.{i}": master for i, (_, master) in enumerate(self.narrow)}, groups
 
     def restore(self, tensors: dict[str, Tensor], groups: list[dict[str, Any]]) -> None:
-        """Go on where `tensors` was called. Raises KeyError if a master is missing."""
+        """Restore what `tensors` returned. Raises KeyError if a master is missing."""
         with torch.no_grad():
             for i, (_, master) in enumerate(self.narrow):
                 master.copy_(shard_like(tensors[f"master.{i}"], master))

@@ -1,4 +1,4 @@
-"""What a rollout showed and cost, as metrics."""
+"""Metrics of a rollout: what was written and what it cost."""
 
 from __future__ import annotations
 
@@ -12,46 +12,43 @@ from agents.metrics import repeated_share
 from agents.rollout import Rollout
 from distill_env.teacher_scorer import TeacherUsage
 
-CACHED = ("teacher_passes", "teacher_positions", "teacher_tokens")  # what an answer read from disk once cost
+TEACHER_COSTS = ("teacher_passes", "teacher_positions", "teacher_tokens")
 
 
 def rollout_sums(rollout: Rollout) -> dict[str, float]:
-    """What a rollout showed and cost, as numbers that add up over the processes that share a batch."""
+    """The numbers behind `rollout_metrics`, as sums, so that the processes that share a batch can add theirs."""
     cost, mask = rollout.cost, rollout.mask
     tokens, written = float(mask.sum()), float(rollout.rewritten.sum())
     return {
         "processes": 1.0,
-        "answers": float(len(rollout.prompts)),
+        "completions": float(len(rollout.prompts)),
         "reward": float(rollout.rewards.sum()),
         "grade": float(rollout.grades.sum()),
         "loops": float((repeated_share(rollout.tokens) > 0.5).sum()),
         "rollout/tokens": tokens,
         "rollout/student_tokens": tokens - written,
-        "cost/drafted": float(cost.drafted),
-        "cost/wasted": float(cost.wasted),
-        "cost/teacher_passes": float(cost.teacher_passes),
-        "cost/teacher_positions": float(cost.teacher_positions),
-        "cost/teacher_tokens": float(cost.teacher_tokens),
         "time/student_seconds": cost.student_seconds,
         "time/teacher_seconds": cost.teacher_seconds,
         "time/rollout_seconds": cost.seconds,
-    } | {f"cost/cached_{name}": float(getattr(rollout.cached_cost, name, 0)) for name in CACHED}
+        **{f"cost/{name}": float(getattr(cost, name)) for name in ("drafted", "wasted", *TEACHER_COSTS)},
+        **{f"cost/cached_{name}": float(getattr(rollout.cached_cost, name, 0)) for name in TEACHER_COSTS},
+    }
 
 
 def rollout_metrics(sums: dict[str, float]) -> Metrics:
-    """From the sums of a batch: costs as they are, seconds a process, and means."""
-    answers, tokens, own = sums["answers"], sums["rollout/tokens"], sums["rollout/student_tokens"]
+    """Metrics from the sums of a batch: costs as sums, seconds as means over processes, all else as means."""
+    completions, tokens, own = sums["completions"], sums["rollout/tokens"], sums["rollout/student_tokens"]
     means = {
-        "rollout/reward": sums["reward"] / answers,
-        "rollout/grade": sums["grade"] / answers,
-        "rollout/length": tokens / answers,
-        "rollout/loops": sums["loops"] / answers,
+        "rollout/reward": sums["reward"] / completions,
+        "rollout/grade": sums["grade"] / completions,
+        "rollout/length": tokens / completions,
+        "rollout/loops": sums["loops"] / completions,
         "rollout/rewritten_share": (tokens - own) / tokens,
         "rollout/teacher_tokens_per_student_token": (tokens - own) / max(own, 1.0),
     }
     seconds = {key: sums[key] / sums["processes"] for key in sums if key.startswith("time/")}
-    kept = {key: sums[key] for key in sums if "/" in key and (sums[key] or "cached" not in key)}
-    return means | kept | seconds
+    totals = {key: sums[key] for key in sums if "/" in key and (sums[key] or "cached" not in key)}
+    return means | totals | seconds
 
 
 @contextmanager

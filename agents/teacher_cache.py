@@ -1,4 +1,4 @@
-"""What a teacher wrote, kept on disk: answers that do not depend on the student are paid for once."""
+"""A cache on disk for rollouts that do not depend on the student, such as completions of the teacher."""
 
 from __future__ import annotations
 
@@ -19,27 +19,28 @@ from torch import Tensor
 from agents.atomic_io import write_file
 from agents.methods import Method, check_cacheable
 from agents.rollout import Rollout, RolloutCost
+from agents.rollout_metrics import TEACHER_COSTS
 from distill_env.tasks.base import Prompt
 
-VERSION = 1  # to be raised when the same settings come to give other answers, or a file holds something else
+VERSION = 2  # raise it if the same settings give another rollout, or the format of a file changes
 TENSORS = ("tokens", "rewritten", "rewards", "token_log_prob", "score", "grades", "teacher", "support")
 
 
 class TeacherCache:
-    """Rollouts that no student has a part in, a file each, named by all that determines them.
+    """Rollouts on disk, one file each, named by a hash of everything that determines a rollout.
 
-    That is the teacher (its weights and configuration as they are in memory, wherever they came from), the prompts with
-    the keys of their draws, the environment's settings, and what is kept of the teacher. Not in the name is what only
-    rounds otherwise: the machine, and the number of rows.
+    That is the teacher's weights and configuration in memory, the prompts and the keys of their draws, the settings of
+    the environment, and which of the teacher's distributions are stored. The machine and the number of rows are left
+    out, since they change a rollout by rounding only.
 
-    A rollout that is read has cost nothing: its cost is 0, and what it cost when it was written is in `cached_cost`.
+    The `cost` of a rollout that is read from disk is 0; `cached_cost` is what it cost when it was written.
 
     Args:
-        folder: where the files lie, made if need be; several runs may share it.
-        warn: is told of a damaged file, which is written anew.
+        folder: the folder of the files, created if necessary. Several runs may share it.
+        warn: called with a message if a file is damaged. The rollout is then made again.
 
     Raises:
-        OSError: if the folder cannot be made.
+        OSError: if the folder cannot be created.
     """
 
     def __init__(self, folder: str | Path, warn: Callable[[str], object] = warnings.warn) -> None:
@@ -47,8 +48,8 @@ class TeacherCache:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise OSError(f"teacher_cache: {str(folder)!r} cannot be made ({error}); accepted: a folder") from None
-        self._known: tuple[Any, dict[str, Any]] | None = None  # an environment and its settings
+            raise OSError(f"teacher_cache: {str(folder)!r} cannot be created ({error}); expected a folder") from None
+        self._settings: tuple[Any, dict[str, Any]] | None = None  # of the last environment, and that
 
     def rollout(
         self,
@@ -58,107 +59,101 @@ class TeacherCache:
         keys: NDArray[np.uint64],
         write: Callable[[], Rollout],
     ) -> Rollout:
-        """What `write` returns, read from disk if it was written before.
+        """The rollout that `write` returns, or the same one from disk.
 
         Raises:
-            ValueError: if the method's answers depend on the student, or the environment is wrapped.
-            OSError: if it cannot be written.
+            ValueError: if the method's rollouts depend on the student, or the environment is wrapped.
+            OSError: if the file cannot be written.
         """
         check_cacheable(method)
         core = env.unwrapped
         if env is not core:
-            raise ValueError(f"teacher_cache: the environment is wrapped by {type(env).__name__}; accepted: unwrapped")
-        if self._known is None or self._known[0] is not core:
-            self._known = core, settings_of(core)
+            raise ValueError(f"teacher_cache: the environment is wrapped by {type(env).__name__}; expected no wrapper")
+        if self._settings is None or self._settings[0] is not core:
+            self._settings = core, settings_of(core)
         references = method.teacher_writes == "reference"
-        told = {
-            **self._known[1],
+        key = {
+            **self._settings[1],
             "prompts": [[p.ids, p.final_answer, p.reference_completion if references else None] for p in prompts],
             "keys": keys.tolist(),
-            "writer": method.teacher_writes,
-            "kept": [method.needs_teacher, method.top_k, method.top_p],
+            "teacher_writes": method.teacher_writes,
+            "stored": [method.needs_teacher, method.top_k, method.top_p],
         }
-        name = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+        name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
         path = self.folder / f"{name[:32]}.safetensors"
         if path.exists():
             try:
                 return _read(path, list(prompts), core)
             except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
                 reason = str(error).partition("\n")[0]
-                self.warn(f"teacher_cache: {str(path)!r} is damaged ({reason}); the teacher writes it again")
+                self.warn(f"teacher_cache: {str(path)!r} is damaged ({reason}); the rollout is made again")
         rollout = write()
         _save(path, rollout)
         return rollout
 
 
 def settings_of(core: Any) -> dict[str, Any]:
-    """What of a `DistillVectorEnv` determines the teacher's answers, as JSON takes it."""
+    """The settings of a `DistillVectorEnv` that determine the teacher's completions, for JSON."""
     return {
         "version": VERSION,
         "teacher": fingerprint(core.teacher),
         "ids": [core.vocab_size, core.task.eos_token_id, *sorted(core.task.step_end_ids)],
         "task": type(core.task).__name__,
         "rewrite": [core.rewrite, core.rewrite_top_p, core.rewrite_span],
-        "paid": [core.rewrite_cost, core.log_prob_floor, core.task_reward],
+        "rewards": [core.rewrite_cost, core.log_prob_floor, core.task_reward],
         "max_new_tokens": core.max_new_tokens,
     }
 
 
 def fingerprint(model: Any) -> str:
-    """A hash of a model's weights, bit by bit, and of its configuration but for where it came from.
+    """A hash of a model's weights, bit by bit, and of its configuration without its origin.
 
     Raises:
-        ValueError: for a model whose weights cannot be read.
+        ValueError: for a model whose weights are not in memory.
     """
     state = model.state_dict() if hasattr(model, "state_dict") else {}
     if not state or any(isinstance(t, Tensor) and t.is_meta for t in state.values()):
         raise ValueError(
-            f"teacher_cache: the weights of the teacher, a {type(model).__name__}, are not in memory, by which it is "
-            "told from others; accepted: a local model that is not offloaded to disk"
+            f"teacher_cache: the weights of the teacher, a {type(model).__name__}, are not in memory; expected a local "
+            "model that is not offloaded to disk"
         )
     config = getattr(getattr(model, "model", None), "config", None)
-    described = {} if config is None else config.to_dict()
-    for place in ("_name_or_path", "transformers_version"):
-        described.pop(place, None)
-    digest = hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode())
+    settings = {} if config is None else config.to_dict()
+    for origin in ("_name_or_path", "transformers_version"):
+        settings.pop(origin, None)
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
     digest.update(f"{type(model).__name__} {model.vocab_size} {model.eos_token_id}".encode())
-    _hash_tensors(digest, {k: v for k, v in state.items() if isinstance(v, Tensor)})
-    return digest.hexdigest()
+    return _hash_tensors(digest, {k: v for k, v in state.items() if isinstance(v, Tensor)})
 
 
-def _hash_tensors(digest: Any, tensors: dict[str, Tensor]) -> None:
+def _hash_tensors(digest: Any, tensors: dict[str, Tensor]) -> str:
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
         flat = tensor.detach().cpu().contiguous().reshape(-1)
         digest.update(flat.view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _save(path: Path, rollout: Rollout) -> None:
-    found = {name: getattr(rollout, name) for name in TENSORS}
-    tensors = {name: t.detach().cpu().contiguous() for name, t in found.items() if t is not None}
-    digest = hashlib.sha256()
-    _hash_tensors(digest, tensors)
-    cost = [rollout.cost.teacher_passes, rollout.cost.teacher_positions, rollout.cost.teacher_tokens]
-    about = {"digest": digest.hexdigest(), "cost": json.dumps(cost)}
+    fields = {name: getattr(rollout, name) for name in TENSORS}
+    tensors = {name: t.detach().cpu().contiguous() for name, t in fields.items() if t is not None}
+    cost = {name: getattr(rollout.cost, name) for name in TEACHER_COSTS}
+    metadata = {"digest": _hash_tensors(hashlib.sha256(), tensors), "cost": json.dumps(cost)}
 
     def write(aside: Path) -> None:
-        # no two may share their memory; the teacher's distributions, which are large, share it with none
+        # safetensors refuses tensors that share memory; the teacher's, which are large, share it with no others
         large = ("teacher", "support")
-        save_file({k: t if k in large else t.clone() for k, t in tensors.items()}, aside, metadata=about)
+        save_file({k: t if k in large else t.clone() for k, t in tensors.items()}, aside, metadata=metadata)
 
     write_file(path, write, shared=True)
 
 
 def _read(path: Path, prompts: list[Prompt], core: Any) -> Rollout:
     with safe_open(path, "pt") as file:
-        about = file.metadata()
+        metadata = file.metadata()
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    digest = hashlib.sha256()
-    _hash_tensors(digest, tensors)
-    if digest.hexdigest() != about["digest"]:
-        raise ValueError("its checksum is another one")
-    passes, positions, tokens = json.loads(about["cost"])
-    cached = RolloutCost(teacher_passes=passes, teacher_positions=positions, teacher_tokens=tokens)
-    named = {name: tensors.get(name) for name in TENSORS}
-    steps = tuple(sorted(core.task.step_end_ids))
-    return Rollout(prompts=prompts, **named, step_end_ids=steps, cached_cost=cached)  # type: ignore[arg-type]
+    if _hash_tensors(hashlib.sha256(), tensors) != metadata["digest"]:
+        raise ValueError("wrong checksum")
+    fields: dict[str, Any] = {name: tensors.get(name) for name in TENSORS}
+    fields["cached_cost"] = RolloutCost(**json.loads(metadata["cost"]))
+    return Rollout(prompts=prompts, step_end_ids=tuple(sorted(core.task.step_end_ids)), **fields)

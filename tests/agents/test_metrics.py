@@ -27,10 +27,10 @@ def test_pass_at_k_is_the_share_of_draws_with_a_right_one(n: int, c: int, k: int
     assert pass_at_k(n, c, k) == pytest.approx(np.mean([any(i < c for i in draw) for draw in draws]))
 
 
-def test_at_most_all_samples_are_drawn() -> None:
-    with pytest.raises(ValueError, match="k: 3; accepted: 1 to the number of samples, 2"):
+def test_k_is_at_most_the_number_of_samples() -> None:
+    with pytest.raises(ValueError, match=r"^k: 3"):
         pass_at_k(2, 1, 3)
-    with pytest.raises(ValueError, match="k: 0; accepted: 1 to the number of samples, 2"):
+    with pytest.raises(ValueError, match=r"^k: 0"):
         majority_at_k(["1", "2"], [True, False], 0)
 
 
@@ -150,7 +150,7 @@ def test_self_bleu_by_hand() -> None:
 
 @few
 @given(ANSWERS, st.permutations(range(4)), st.randoms())
-def test_self_bleu_knows_neither_names_nor_order(answers: list[list[int]], names: list[int], random: object) -> None:
+def test_self_bleu_depends_on_neither_ids_nor_order(answers: list[list[int]], names: list[int], random: object) -> None:
     value = metrics.self_bleu(answers)
     assert 0 <= value <= 1 + 1e-12
     assert metrics.self_bleu([[100 + names[t] for t in a] for a in answers[::-1]]) == pytest.approx(value)
@@ -168,14 +168,14 @@ def test_self_bleu_is_the_mean_over_answers_with_the_others_as_references(answer
     assert metrics.self_bleu(answers) == pytest.approx(np.mean(scores))
 
 
-def test_without_sacrebleu_self_bleu_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_sacrebleu_self_bleu_is_nan(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sacrebleu.metrics", None)
     assert math.isnan(metrics.self_bleu([[1, 2], [1, 2]]))
 
 
 @few
 @given(ANSWERS)
-def test_repetition_counts_n_grams_that_stand_before(answers: list[list[int]]) -> None:
+def test_repetition_counts_n_grams_that_repeat_an_earlier_one(answers: list[list[int]]) -> None:
     expected = []
     for answer in answers:
         grams = [tuple(answer[i : i + 2]) for i in range(len(answer) - 1)]

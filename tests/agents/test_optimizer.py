@@ -1,4 +1,4 @@
-"""The optimiser: the step size by hand, decay of matrices alone, masters that keep what bfloat16 would round away."""
+"""The optimiser: the learning rate by hand, decay of matrices alone, masters that sum what bfloat16 would lose."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from torch import Tensor, nn
 from agents.config import DistillConfig, OptimizerConfig
 from agents.distill import DistillAgent
 from agents.methods import METHODS
-from agents.optimizer import MasterAdamW, step_size
+from agents.optimizer import MasterAdamW, learning_rate
 from distill_env.env import DistillVectorEnv
 from distill_env.models.causal_lm import CausalLM
 from distill_env.models.toy import toy_student
 
 
-def test_the_step_size_by_hand() -> None:
+def test_the_learning_rate_by_hand() -> None:
     """It rises linearly, then falls to a hundredth, linearly or by half a cosine, and stays there."""
     config = OptimizerConfig(learning_rate=2.0, warmup_iterations=3, decay_iterations=0)
-    assert [step_size(config, i) for i in (0, 1, 2, 3, 9999)] == [0.5, 1.0, 1.5, 2.0, 2.0]
-    assert step_size(replace(config, schedule="constant"), 9999) == 2.0
+    assert [learning_rate(config, i) for i in (0, 1, 2, 3, 9999)] == [0.5, 1.0, 1.5, 2.0, 2.0]
+    assert learning_rate(replace(config, schedule="constant"), 9999) == 2.0
     linear = replace(config, decay_iterations=100)
-    assert [step_size(linear, i) for i in (0, 50, 75, 100, 200)] == [0.5, 1.0, 0.5, 0.02, 0.02]
+    assert [learning_rate(linear, i) for i in (0, 50, 75, 100, 200)] == [0.5, 1.0, 0.5, 0.02, 0.02]
     cosine = replace(linear, schedule="cosine")
     # at half time the mean of both ends, at a third three quarters of the way up between them
     expected = {0: 0.5, 25: 2 * (0.01 + 0.99 * (1 + 0.5**0.5) / 2), 50: 1.01, 100: 0.02, 200: 0.02}
     for i, value in expected.items():
-        assert step_size(cosine, i) == pytest.approx(value, rel=1e-12)
-    falling = [step_size(cosine, i) for i in range(5, 101)]
+        assert learning_rate(cosine, i) == pytest.approx(value, rel=1e-12)
+    falling = [learning_rate(cosine, i) for i in range(5, 101)]
     assert falling == sorted(falling, reverse=True)
 
 
@@ -72,7 +72,7 @@ def test_wide_weights_have_no_masters() -> None:
             optimizer.zero_grad()
             (weight.sin() ** 2).sum().backward()
             if isinstance(optimizer, MasterAdamW):
-                optimizer.gather()
+                optimizer.move_gradients()
             optimizer.step()
     assert torch.equal(ours, plain)
 
@@ -88,7 +88,7 @@ def test_steps_under_the_resolution_of_bfloat16_add_up() -> None:
     for done in range(1, 65):
         for parameter in (weight, lone):
             parameter.grad = torch.ones_like(parameter)  # of a constant gradient Adam's step is the step size
-        with_master.gather()
+        with_master.move_gradients()
         assert weight.grad is None
         with_master.step()
         with_master.zero_grad()
@@ -108,7 +108,7 @@ def test_gradients_add_up_in_float32() -> None:
     optimizer = MasterAdamW([weight], OptimizerConfig())
     for value in (256.0, 1.0, 1.0):
         (value * weight).sum().backward()
-        optimizer.gather()
+        optimizer.move_gradients()
     (master,) = optimizer.masters
     assert master.grad is not None
     assert master.grad.tolist() == [258.0, 258.0]

@@ -23,7 +23,7 @@ from distill_env.ragged import PAD
 from distill_env.tasks.categorical import CategoricalTask
 from distill_env.wrappers import RewriteImplausible
 
-TAU = 0.7
+COST = 0.7
 SKEWED = torch.tensor([[0.55, 0.25, 0.10, 0.03, 0.07]], dtype=torch.float64)
 
 
@@ -34,7 +34,7 @@ def one_state(probabilities: Tensor) -> TabularModel:
 
 def table_env(teacher: TabularModel, rows: int = 64, **kwargs: Any) -> DistillVectorEnv:
     task = CategoricalTask(teacher.vocab_size, max_new_tokens=4, empty_prompt=True)
-    arguments: dict[str, Any] = {"rewrite_cost": TAU, "autoreset_mode": "SameStep", **kwargs}
+    arguments: dict[str, Any] = {"rewrite_cost": COST, "autoreset_mode": "SameStep", **kwargs}
     return DistillVectorEnv(rows, task=task, teacher=teacher, **arguments)
 
 
@@ -61,18 +61,18 @@ def tensors_of(agent: SB3Agent) -> list[Tensor]:
 def test_with_an_entropy_bonus_and_gamma_0_the_fixed_point_is_the_teacher(
     algorithm: Any, learning_rate: float, iterations: int
 ) -> None:
-    """p_T(a) / (1 + e^-tau) for tokens and 1 / (1 + e^tau) for REWRITE."""
+    """p_T(a) / (1 + e^-c) for tokens and 1 / (1 + e^c) for REWRITE."""
     config = SB3Config(algorithm, 64, learning_rate, seed=1)
     agent = SB3Agent(uniform(5, order=0), config)
     policy = average_policy(agent, table_env(one_state(SKEWED)), states([[]]), iterations, iterations // 3)
-    rewrite = 1 / (1 + np.exp(TAU))
+    rewrite = 1 / (1 + np.exp(COST))
     expected = [*(SKEWED[0].numpy() * (1 - rewrite)), rewrite]
     np.testing.assert_allclose(policy[0], expected, atol=0.02)
     np.testing.assert_allclose(np.exp(agent.log_probs(states([[]])))[0], SKEWED[0], atol=0.05)  # what is deployed
 
 
 def test_with_tokens_frozen_the_rewrite_probability_is_the_soft_gate() -> None:
-    """P(REWRITE) = sigmoid(D_t - tau), state by state, and the tokens stay what they are."""
+    """P(REWRITE) = sigmoid(D_t - c) for a rewrite of cost c, state by state, and q is unchanged."""
     teacher, student = markov(3, seed=3, sharpness=1.5), markov(3, seed=4, sharpness=1.5)
     student.table.requires_grad_(False)
     before = student.log_table().clone()
@@ -81,7 +81,7 @@ def test_with_tokens_frozen_the_rewrite_probability_is_the_soft_gate() -> None:
     policy = average_policy(agent, table_env(teacher, rows=128), observation, 30, 12)
     divergence = reverse_kl(student.log_table(), teacher.log_table())[:3].detach().numpy()
     assert np.ptp(divergence) > 0.5
-    np.testing.assert_allclose(policy[:, -1], 1 / (1 + np.exp(TAU - divergence)), atol=0.03)
+    np.testing.assert_allclose(policy[:, -1], 1 / (1 + np.exp(COST - divergence)), atol=0.03)
     assert torch.equal(student.log_table(), before)
 
 
