@@ -128,7 +128,7 @@ def test_a_loaded_agent_learns_what_the_saved_one_does(algorithm: Any, kind: str
         agent, env = SB3Agent(uniform(5), config), table_env(markov(5), 8)
         observation = states([[], [0], [1, 2]])
     else:
-        env = DistillVectorEnv(8, "sums", "sums", max_new_tokens=6, autoreset_mode="SameStep")
+        env = DistillVectorEnv(8, "sums", "sums", rewrite_cost=1.0, max_new_tokens=6, autoreset_mode="SameStep")
         agent, observation = SB3Agent(sums_student(), config), env.reset(seed=0)[0]
     agent.learn(env, 2)
     agent.save(tmp_path / "agent")

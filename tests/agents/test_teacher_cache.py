@@ -202,11 +202,11 @@ def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_draws_are_the_episodes_own(tmp_path: Path) -> None:
-    """The prompts alone do not name a file: other keys are other answers."""
+    """The keys of the draws are part of a file's name: the same prompts under other keys are another rollout."""
     cache, env = TeacherCache(tmp_path), make_env()
     agent = DistillAgent(perturbed(TEACHER, 1.0), DistillConfig(METHODS["fkl"], batch_size=4), cache)
     prompts = list(env.prompts[:1]) * 4
     for seed in (0, 1):
         keys = episode_keys(seed, np.arange(4))
-        cache.rollout(env, agent.method, prompts, keys, lambda keys=keys: agent._write_answers(env, prompts, keys))
+        cache.rollout(env, agent.method, prompts, keys, lambda keys=keys: agent._write_completions(env, prompts, keys))
     assert len(list(tmp_path.iterdir())) == 2
