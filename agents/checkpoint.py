@@ -96,13 +96,6 @@ def rename_damaged(path: Path) -> None:
     os.replace(path, damaged)
 
 
-def existing_folder(path: str | Path) -> Path:
-    """`path`, if it is a folder; else raises ValueError."""
-    if not Path(path).is_dir():
-        raise ValueError(f"checkpoint: {str(path)!r} is not a folder; expected one that `save` wrote")
-    return Path(path)
-
-
 def random_state() -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """The states of the global random generators of torch, its GPUs, NumPy and Python, for `save_state`."""
     kind, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002
@@ -155,8 +148,10 @@ def load_state(path: Path, name: str) -> tuple[dict[str, torch.Tensor], dict[str
     """Read what `save_state` wrote.
 
     Raises:
-        ValueError: in one line, if a file is missing or damaged, or a tensor is not finite.
+        ValueError: in one line, if `path` is no folder, a file is missing or damaged, or a tensor is not finite.
     """
+    if not path.is_dir():
+        raise ValueError(f"checkpoint: {str(path)!r} is not a folder; expected one that `save` wrote")
     with damage_as_value_error(path):
         tensors = load_file(path / f"{name}.safetensors")
         for key, value in tensors.items():

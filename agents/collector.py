@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from agents.draft_length import DraftLength
 from agents.rollout import Rollout, RolloutCost
+from agents.rollout_metrics import count_usage
 from agents.teacher_buffer import TeacherBuffer
 from distill_env.divergence import project, support
 from distill_env.env import DistillVectorEnv
@@ -138,15 +139,11 @@ class Collector:
     def run(self) -> Rollout:
         """Write all completions."""
         started = time.perf_counter()
-        usage = self.core.teacher_usage
-        before = (usage.passes, usage.positions, usage.tokens)
-        self._start(np.flatnonzero(self.active))
-        while self.active.any():
-            self._block()
-        usage = self.core.teacher_usage
-        self.cost.teacher_passes = usage.passes - before[0]
-        self.cost.teacher_positions = usage.positions - before[1]
-        self.cost.teacher_tokens = usage.tokens - before[2]
+        with count_usage(self.core) as usage:
+            self._start(np.flatnonzero(self.active))
+            while self.active.any():
+                self._block()
+        self.cost.teacher_passes, self.cost.teacher_positions, self.cost.teacher_tokens = astuple(usage)
         self.cost.seconds = time.perf_counter() - started
         self.core.release()
         longest = int((self.tokens >= 0).sum(1).max())

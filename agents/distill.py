@@ -27,7 +27,7 @@ from torch import Tensor
 
 from agents.atomic_io import write_folder
 from agents.base import Callback, Metrics
-from agents.checkpoint import damage_as_value_error, existing_folder, load_state, save_state
+from agents.checkpoint import damage_as_value_error, load_state, save_state
 from agents.collector import collect
 from agents.config import DistillConfig, from_dict
 from agents.distributed import SINGLE_PROCESS, ProcessGroup
@@ -382,7 +382,7 @@ class DistillAgent:
             processes: the processes that it will join; with a sharded student each keeps its share alone.
             options: say how the student is loaded, as `build_model` takes them.
         """
-        folder = existing_folder(path)
+        folder = Path(path)
         tensors, state = load_state(folder, "optimizer")
         with damage_as_value_error(folder):
             config = from_dict(DistillConfig, state["config"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import astuple
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 
 from agents.collector import check_top_k
 from agents.rollout import Rollout, RolloutCost
+from agents.rollout_metrics import count_usage
 from agents.teacher_buffer import TeacherBuffer
 from distill_env.divergence import project, support
 from distill_env.ragged import PAD
@@ -42,18 +44,18 @@ def read_references(
     cost = RolloutCost()
     buffer = TeacherBuffer(int(mask.sum()))
     if keep_teacher:
-        before = core.teacher_usage.passes, core.teacher_usage.positions
-        for begin in range(0, n, core.num_envs):
-            rows = np.minimum(np.arange(begin, begin + core.num_envs), n - 1)  # the last batch repeats its last prompt
-            env.reset(options={"prompts": [prompts[r] for r in rows]})
-            log_probs = core.lookahead(torch.from_numpy(tokens[rows, :-1]))
-            for row in range(begin, min(begin + core.num_envs, n)):
-                positions = np.arange(len(references[row]))
-                states = log_probs[row - begin, : len(positions)]
-                ids = support(states, top_k, top_p)
-                buffer.append(np.full_like(positions, row), positions, project(states, ids), ids)
-        cost.teacher_passes = core.teacher_usage.passes - before[0]
-        cost.teacher_positions = core.teacher_usage.positions - before[1]
+        with count_usage(core) as usage:
+            for begin in range(0, n, core.num_envs):
+                # the last batch repeats its last prompt
+                rows = np.minimum(np.arange(begin, begin + core.num_envs), n - 1)
+                env.reset(options={"prompts": [prompts[r] for r in rows]})
+                log_probs = core.lookahead(torch.from_numpy(tokens[rows, :-1]))
+                for row in range(begin, min(begin + core.num_envs, n)):
+                    positions = np.arange(len(references[row]))
+                    states = log_probs[row - begin, : len(positions)]
+                    ids = support(states, top_k, top_p)
+                    buffer.append(np.full_like(positions, row), positions, project(states, ids), ids)
+        cost.teacher_passes, cost.teacher_positions, cost.teacher_tokens = astuple(usage)
     cost.seconds = cost.teacher_seconds = time.perf_counter() - started
     teacher, ids = buffer.pop() if keep_teacher else (None, None)
     zeros = torch.zeros(tokens.shape, dtype=torch.float64)

@@ -34,7 +34,6 @@ from agents.atomic_io import write_folder
 from agents.base import Callback, Metrics
 from agents.checkpoint import (
     damage_as_value_error,
-    existing_folder,
     load_state,
     optimizer_tensors,
     restore_optimizer,
@@ -215,7 +214,7 @@ class SB3Agent:
     @classmethod
     def load(cls, path: str | Path, **options: Any) -> SB3Agent:
         """Load what `save` wrote; `options` are passed to `build_model`, which loads the student."""
-        folder = existing_folder(path)
+        folder = Path(path)
         tensors, state = load_state(folder, "agent")
         with damage_as_value_error(folder):
             ids = {key: state[key] for key in ("vocab_size", "eos_token_id")}  # the saved head may have more rows

@@ -20,7 +20,6 @@ import torch
 from agents.atomic_io import write_folder, write_text
 from agents.checkpoint import (
     checkpoints,
-    existing_folder,
     load_checkpoint,
     load_state,
     optimizer_tensors,
@@ -55,8 +54,7 @@ def writer(text: str, fail_after: int = 2) -> Callable[[Path], None]:
 
 
 def contents(path: Path) -> set[str]:
-    folder = existing_folder(path)
-    return {(folder / name).read_text() for name in ("a", "b")}
+    return {(path / name).read_text() for name in ("a", "b")}
 
 
 @pytest.mark.parametrize("fail_after", [0, 1])
@@ -236,8 +234,8 @@ def test_the_global_generators_resume_where_they_were(tmp_path: Path) -> None:
 def test_a_path_that_is_no_folder_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for name in ("nothing", "file"):
-        with pytest.raises(ValueError, match=r"^checkpoint: "):
-            existing_folder(tmp_path / name)
+        with pytest.raises(ValueError, match=rf"^checkpoint: .*/{name}' is not a folder"):
+            DistillAgent.load(tmp_path / name)
 
 
 def trained(path: Path | None = None) -> tuple[DistillAgent, DistillVectorEnv]:
