@@ -9,7 +9,7 @@ import ssl
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
@@ -207,10 +207,10 @@ class ServedModel:
             if count > 1 and not from_cache:
                 for i in range(len(tokens) - count + 1, len(tokens)):
                     entries = {int(j): float(e["logprob"]) for j, e in choices[0]["prompt_logprobs"][i].items()}
-                    states.append(self._likeliest(entries, tokens[i]))
+                    states.append(self._distribution(entries, tokens[i]))
             for choice in sorted(choices, key=lambda it: it["index"]):
                 entries, new = choice["logprobs"]["top_logprobs"][0], choice["logprobs"]["tokens"][0]
-                states.append(self._likeliest({_token_id(j): x for j, x in entries.items()}, _token_id(new)))
+                states.append(self._distribution({_token_id(j): x for j, x in entries.items()}, _token_id(new)))
             if len(states) != count:
                 raise ValueError
         except (KeyError, TypeError, IndexError, ValueError, AttributeError):
@@ -218,15 +218,12 @@ class ServedModel:
                 f"teacher: {self.url} gives no log-probabilities of prompts by token id; expected a completions server "
                 "such as vLLM's, with prompt_logprobs and return_tokens_as_token_ids"
             ) from None
-        return torch.stack([self._distribution(s) for s in states])
+        return torch.stack(states)
 
-    def _likeliest(self, entries: dict[int, float], token: int) -> dict[int, float]:
-        """Without the token at this position, which the server adds to the likeliest if it is not among them."""
+    def _distribution(self, entries: dict[int, float], token: int) -> Tensor:
+        """From the likeliest ids, without the token at this position if the server has added it to them."""
         if self.top_k and len(entries) > self.top_k:
             del entries[token]
-        return entries
-
-    def _distribution(self, entries: Mapping[int, float]) -> Tensor:
         known = {i: x for i, x in entries.items() if i < self.vocab_size}
         values = torch.tensor(list(known.values()), dtype=torch.float64)
         return from_top_k(torch.tensor(list(known)), values, self.vocab_size).float()

@@ -8,8 +8,8 @@ from typing import Any
 
 from distill_env.models.hub import TokenizerName
 from distill_env.models.toy import TEACHERS
-from distill_env.tasks.language import Example, LanguageTask, Wording, complete_splits
-from distill_env.tasks.sources import columns_of, read_rows
+from distill_env.tasks.language import Example, ExampleTask
+from distill_env.tasks.sources import columns_of
 
 QUESTION_KEYS = ("prompt", "instruction", "question", "text")
 SOLUTION_KEYS = ("completion", "output", "answer", "response")
@@ -18,7 +18,7 @@ ACCEPTED = f"{', '.join(QUESTION_KEYS)} (with input, instances, {', '.join(SOLUT
 EXAMPLE_PATH = Path(__file__).parents[1] / "data" / "example_prompts.txt"
 
 
-class InstructTask(LanguageTask):
+class InstructTask(ExampleTask):
     """Instructions; nothing is graded.
 
     A row has an `instruction` (or `prompt`, `question`, `text`), perhaps with an `input` or `instances` of input and
@@ -27,49 +27,45 @@ class InstructTask(LanguageTask):
     line of a text file is a prompt.
 
     Args:
-        path: see `sources.read_rows`; missing validation and test splits are split off train.
-        tokenizer, max_new_tokens, max_prompt_tokens, step_pattern: see `LanguageTask`.
-        chat, few_shot, seed: see `Wording`.
+        path, tokenizer, options: see `ExampleTask`; by default the example prompts with the tokenizer of Sums.
+        few_shot: number of solved examples before each question.
     """
+
+    horizon = 48
 
     def __init__(
         self,
         path: str | Path = EXAMPLE_PATH,
         tokenizer: TokenizerName = TEACHERS["sums"],
-        chat: bool | None = None,
+        *,
         few_shot: int = 0,
-        seed: int = 0,
-        max_new_tokens: int = 48,
-        max_prompt_tokens: int | None = None,
-        step_pattern: str = "",
+        **options: Any,
     ) -> None:
-        super().__init__(tokenizer, max_new_tokens, max_prompt_tokens, step_pattern)
-        examples = {split: [read_row(w, row) for w, row in rows] for split, rows in read_rows(path).items()}
-        plain = "{}\n" if few_shot else "{}"
-        self._set_examples(complete_splits(examples), Wording(chat, few_shot, seed, plain))
+        self.plain = "{}\n" if few_shot else "{}"
+        super().__init__(tokenizer, path, few_shot=few_shot, **options)
 
+    @staticmethod
+    def read_row(where: str, row: dict[str, Any]) -> Example:
+        """A row as an example.
 
-def read_row(where: str, row: dict[str, Any]) -> Example:
-    """A row as an example.
-
-    Raises:
-        ValueError: for columns of another form, or an empty prompt.
-    """
-    if isinstance(row.get("messages"), list):
-        return _read_messages(where, row["messages"])
-    if isinstance(row.get("turns"), list) and row["turns"]:
-        row = {"prompt": row["turns"][0]}
-    key = next((k for k in QUESTION_KEYS if isinstance(row.get(k), str)), None)
-    if key is None:
-        raise ValueError(f"path: {where}: the columns are {columns_of(row)}; expected {ACCEPTED}")
-    if not row[key].strip():
-        raise ValueError(f"path: {where}: {key} is empty; expected text")
-    instances = row.get("instances")
-    if isinstance(instances, list) and instances and isinstance(instances[0], dict):
-        row = row | {k: v for k, v in instances[0].items() if k in ("input", "output")}
-    more = _text(where, row, ("input",))
-    question = f"{row[key]}\n\n{more}" if more else row[key]
-    return Example(question, _text(where, row, SOLUTION_KEYS) or None)
+        Raises:
+            ValueError: for columns of another form, or an empty prompt.
+        """
+        if isinstance(row.get("messages"), list):
+            return _read_messages(where, row["messages"])
+        if isinstance(row.get("turns"), list) and row["turns"]:
+            row = {"prompt": row["turns"][0]}
+        key = next((k for k in QUESTION_KEYS if isinstance(row.get(k), str)), None)
+        if key is None:
+            raise ValueError(f"path: {where}: the columns are {columns_of(row)}; expected {ACCEPTED}")
+        if not row[key].strip():
+            raise ValueError(f"path: {where}: {key} is empty; expected text")
+        instances = row.get("instances")
+        if isinstance(instances, list) and instances and isinstance(instances[0], dict):
+            row = row | {k: v for k, v in instances[0].items() if k in ("input", "output")}
+        more = _text(where, row, ("input",))
+        question = f"{row[key]}\n\n{more}" if more else row[key]
+        return Example(question, _text(where, row, SOLUTION_KEYS) or None)
 
 
 def _text(where: str, row: dict[str, Any], keys: Sequence[str]) -> str | None:

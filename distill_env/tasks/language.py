@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 
 from distill_env.models.hub import TokenizerName, load_tokenizer, reason_of
 from distill_env.tasks.base import SPLITS, Grade, Prompt, Split
+from distill_env.tasks.sources import HubTable, read_rows
 
 SMALLEST_TRAIN = 20  # examples; a smaller train split is used as validation and test, too
 
@@ -106,6 +108,43 @@ class LanguageTask:
     def decode(self, tokens: Sequence[int]) -> str:
         """Ids to text; special tokens and padding are not shown."""
         return str(self.tokenizer.decode([int(t) for t in tokens if t >= 0], skip_special_tokens=True))
+
+
+class ExampleTask(LanguageTask):
+    """Prompts from rows of data. A subclass defines `read_row`, and may have data and words of its own.
+
+    Args:
+        tokenizer: folder or hub id.
+        path: see `sources.read_rows`; missing validation and test splits are split off train.
+        chat, few_shot, seed: see `Wording`.
+        max_new_tokens: default horizon; None for the task's own.
+        max_prompt_tokens, step_pattern: see `LanguageTask`.
+
+    Raises:
+        ValueError: for damaged data, or an argument out of range.
+    """
+
+    hub: ClassVar[HubTable] = {}  # the data without a path
+    horizon = 256
+    plain, solution, request = "{}", "{}", ""  # see `Wording`
+    read_row: Callable[[str, dict[str, Any]], Example]  # from a row's place, for messages, and its columns
+
+    def __init__(
+        self,
+        tokenizer: TokenizerName,
+        path: str | Path = "",
+        chat: bool | None = None,
+        few_shot: int = 0,
+        seed: int = 0,
+        max_new_tokens: int | None = None,
+        max_prompt_tokens: int | None = None,
+        step_pattern: str = "",
+    ) -> None:
+        super().__init__(tokenizer, max_new_tokens or self.horizon, max_prompt_tokens, step_pattern)
+        rows = read_rows(path, self.hub)
+        examples = {split: [self.read_row(*row) for row in part] for split, part in rows.items()}
+        wording = Wording(chat, few_shot, seed, self.plain, self.solution, self.request)
+        self._set_examples(complete_splits(examples), wording)
 
 
 @dataclass(frozen=True)

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from distill_env.models.hub import TokenizerName, require
-from distill_env.tasks.base import Grade, Prompt
+from distill_env.models.hub import require
+from distill_env.tasks.base import Grade, Prompt, Split
 from distill_env.tasks.grading.grade import LONGEST_ANSWER, grade, last_boxed, number
-from distill_env.tasks.language import Example, LanguageTask, Wording, complete_splits
-from distill_env.tasks.sources import HubTable, columns_of, read_rows
+from distill_env.tasks.language import Example, ExampleTask, Wording
+from distill_env.tasks.sources import HubTable, columns_of
 
 ACCEPTED = (
     "question and answer (GSM8K), problem with answer or a solution with \\boxed{} (MATH, AIME), "
@@ -21,7 +20,7 @@ ACCEPTED = (
 REQUEST = "\n\nReason step by step, and put the final answer into \\boxed{}."
 
 
-class MathTask(LanguageTask):
+class MathTask(ExampleTask):
     r"""Problems whose final answers are graded by value: see `grading`.
 
     A row has `question` and `answer`, in which the final answer may follow `####` (GSM8K); or `problem` and `answer`,
@@ -29,37 +28,20 @@ class MathTask(LanguageTask):
     `Answer` and perhaps `Equation` (SVAMP), in upper or lower case. The difficulty is the level, else the number of
     lines of the solution or of operations of the equation; 0 if there is none of them.
 
-    Args:
-        path: see `sources.read_rows`; missing validation and test splits are split off train.
-        tokenizer, max_new_tokens, max_prompt_tokens, step_pattern: see `LanguageTask`.
-        chat, few_shot, seed: see `Wording`; without a chat a prompt is `Question: ...\nAnswer:`.
+    Without a chat a prompt is `Question: ...\nAnswer:`. Arguments: see `ExampleTask`.
 
     Raises:
         ValueError: for damaged data, or if a final answer is not a plain number and math-verify is not installed.
     """
 
     graded = True
-    hub: ClassVar[HubTable] = {}  # the data on the hub, without a path
+    plain, solution, request = "Question: {}\nAnswer:", " {}", REQUEST
 
-    def __init__(
-        self,
-        tokenizer: TokenizerName,
-        path: str | Path = "",
-        chat: bool | None = None,
-        few_shot: int = 0,
-        seed: int = 0,
-        max_new_tokens: int = 256,
-        max_prompt_tokens: int | None = None,
-        step_pattern: str = "",
-    ) -> None:
-        super().__init__(tokenizer, max_new_tokens, max_prompt_tokens, step_pattern)
-        rows = read_rows(path, self.hub)
-        examples = {split: [read_row(where, row) for where, row in part] for split, part in rows.items()}
+    def _set_examples(self, examples: Mapping[Split, Sequence[Example]], wording: Wording) -> None:
         self.symbolic = any(number(str(e.final_answer)) is None for part in examples.values() for e in part)
         if self.symbolic:
             require("math_verify", "path: grading of answers that are not plain numbers", "tasks")
-        wording = Wording(chat, few_shot, seed, "Question: {}\nAnswer:", " {}", REQUEST)
-        self._set_examples(complete_splits(examples), wording)
+        super()._set_examples(examples, wording)
 
     def grade(self, prompt: Prompt, tokens: Sequence[int]) -> Grade:
         """Grade the final answer; steps are not checked.
@@ -72,9 +54,41 @@ class MathTask(LanguageTask):
         completion, next_question, _ = self.decode(tokens).partition("\nQuestion:")  # which a plain prompt invites
         ended = bool(next_question) or (len(tokens) > 0 and tokens[-1] == self.eos_token_id)
         verdict = grade(prompt.final_answer, completion, self.symbolic, ended)
-        return Grade(
-            float(verdict.correct), verdict.correct, None, undecided=verdict.undecided, final_value=verdict.value
-        )
+        return Grade(float(verdict.correct), verdict.correct, None, None, verdict.undecided, verdict.value)
+
+    @staticmethod
+    def read_row(where: str, row: dict[str, Any]) -> Example:
+        """A row as an example.
+
+        Raises:
+            ValueError: for other columns, an empty problem, or no final answer.
+        """
+        columns = {str(k).lower(): v for k, v in row.items() if v is not None}
+        for key in ("body", "question", "problem", "answer", "solution", "equation"):
+            value = columns.get(key, "")
+            is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+            if not isinstance(value, str) and not is_number:
+                raise ValueError(f"path: {where}: {key} is {str(value)[:40]!r}; expected text or a number")
+        if {"body", "question", "answer"} <= columns.keys():
+            example = _read_svamp(columns)
+        elif {"question", "answer"} <= columns.keys():
+            solution, marked, answer = str(columns["answer"]).rpartition("####")
+            lines = [s for s in re.sub(r"<<[^<>]*>>", "", solution).splitlines() if s.strip()]
+            example = _example(str(columns["question"]), "\n".join(lines), answer, len(lines) if marked else 0)
+        elif "problem" in columns and ("answer" in columns or last_boxed(str(columns.get("solution", "")))):
+            solution = str(columns.get("solution", ""))
+            answer = str(columns.get("answer", last_boxed(solution)))
+            level = re.search(r"\b\d{1,3}\b", str(columns.get("level", "")))
+            example = _example(str(columns["problem"]), solution, answer, int(level[0]) if level else 0)
+        else:
+            raise ValueError(f"path: {where}: the columns are {columns_of(row)}; expected {ACCEPTED}")
+        if not example.question.strip() or not example.final_answer:
+            missing = "answer" if example.question.strip() else "problem"
+            raise ValueError(f"path: {where}: the {missing} is empty; expected text")
+        if len(example.final_answer) > LONGEST_ANSWER:
+            length = len(example.final_answer)
+            raise ValueError(f"path: {where}: an answer of {length} characters; expected at most {LONGEST_ANSWER}")
+        return example
 
 
 class GSM8KTask(MathTask):
@@ -106,41 +120,6 @@ class SVAMPTask(MathTask):
     """Varied one-step word problems (Patel et al. 2021, 2103.07191)."""
 
     hub: ClassVar[HubTable] = {"train": ("ChilleD/SVAMP", None, "train"), "test": ("ChilleD/SVAMP", None, "test")}
-
-
-def read_row(where: str, row: dict[str, Any]) -> Example:
-    """A row as an example.
-
-    Raises:
-        ValueError: for other columns, an empty problem, or no final answer.
-    """
-    columns = {str(k).lower(): v for k, v in row.items() if v is not None}
-    for key in ("body", "question", "problem", "answer", "solution", "equation"):
-        value = columns.get(key, "")
-        is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        if not isinstance(value, str) and not is_number:
-            raise ValueError(f"path: {where}: {key} is {str(value)[:40]!r}; expected text or a number")
-    if {"body", "question", "answer"} <= columns.keys():
-        example = _read_svamp(columns)
-    elif {"question", "answer"} <= columns.keys():
-        solution, marked, answer = str(columns["answer"]).rpartition("####")
-        lines = [s for s in re.sub(r"<<[^<>]*>>", "", solution).splitlines() if s.strip()]
-        example = _example(str(columns["question"]), "\n".join(lines), answer, len(lines) if marked else 0)
-    elif "problem" in columns and ("answer" in columns or last_boxed(str(columns.get("solution", "")))):
-        solution = str(columns.get("solution", ""))
-        answer = str(columns.get("answer", last_boxed(solution)))
-        level = re.search(r"\b\d{1,3}\b", str(columns.get("level", "")))
-        example = _example(str(columns["problem"]), solution, answer, int(level[0]) if level else 0)
-    else:
-        raise ValueError(f"path: {where}: the columns are {columns_of(row)}; expected {ACCEPTED}")
-    if not example.question.strip() or not example.final_answer:
-        missing = "answer" if example.question.strip() else "problem"
-        raise ValueError(f"path: {where}: the {missing} is empty; expected text")
-    if len(example.final_answer) > LONGEST_ANSWER:
-        raise ValueError(
-            f"path: {where}: the answer has {len(example.final_answer)} characters; expected at most {LONGEST_ANSWER}"
-        )
-    return example
 
 
 def _example(question: str, solution: str, answer: str, difficulty: int) -> Example:

@@ -71,15 +71,12 @@ def _text_of(where: str, row: dict[str, object]) -> str:
 
 
 def _complete(prompts: dict[Split, list[Prompt]]) -> dict[Split, list[Prompt]]:
-    train = prompts.get("train", [])
+    """With the last tenths of train as the missing splits; all of train if it is too short."""
+    train, tenth = prompts.get("train", []), len(prompts.get("train", [])) // 10
     missing: list[Split] = [s for s in ("validation", "test") if s not in prompts]
-    tenth = len(train) // 10
-    if not train or not missing:
-        return prompts
     if tenth == 0:
         return prompts | dict.fromkeys(missing, train)
-    parts: dict[Split, list[Prompt]] = {"train": train[: len(train) - tenth * len(missing)]}
-    for i, split in enumerate(missing):
-        begin = len(parts["train"]) + i * tenth
-        parts[split] = train[begin : begin + tenth]
-    return prompts | parts
+    parts: dict[Split, list[Prompt]] = {}
+    for split in reversed(missing):
+        train, parts[split] = train[:-tenth], train[-tenth:]
+    return prompts | parts | {"train": train}
