@@ -93,6 +93,8 @@ def check_jobs(jobs: Sequence[Job], out: Path, flags: Sequence[str]) -> None:
             wanted = flag_values(parse(job.arguments(out, flags)))
         except ValueError as error:
             raise ValueError(f"{job.contender.label}: {error}") from None
+        except SystemExit:  # tyro has printed what is wrong
+            raise ValueError(f"{job.contender.label}: its flags are refused, see above") from None
         if (out / job.name / "config.json").exists():
             found = flag_values(load_config(out / job.name))
             differing = [k for k in wanted if k not in NOT_COMPARED and wanted[k] != found.get(k)]

@@ -1,12 +1,9 @@
-"""What the command lines share: how flags are read, and how a mistake becomes one line and an exit code."""
+"""What all commands share: how flags are read, and how an error becomes one line and an exit code."""
 
 from __future__ import annotations
 
-import contextlib
-import io
-import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from dataclasses import field, fields, is_dataclass, make_dataclass
 from typing import Any, TypeVar
 
 import tyro
@@ -21,36 +18,41 @@ C = TypeVar("C")
 def read_flags(config: type[C], args: Sequence[str] | None = None, description: str | None = None) -> C:
     """The command line, `sys.argv` if None, as a configuration.
 
-    Raises:
-        ValueError: in one line that names the flag, the value and what is accepted.
+    A flag that tyro refuses exits with code 2 and its message; a value that the configuration refuses is a ValueError.
     """
-    with errors_in_one_line():
-        return tyro.cli(config, args=args, description=description)
+    return checked(tyro.cli(_unchecked_class(config), args=args, description=description))
 
 
-@contextmanager
-def errors_in_one_line() -> Iterator[None]:
-    """The parser draws a box around what is wrong; the sentence in it becomes a ValueError."""
-    with contextlib.redirect_stderr(io.StringIO()) as said:
-        try:
-            yield
-        except SystemExit as stop:
-            if not stop.code:
-                raise
-            text = re.sub(r"\x1b\[[0-9;]*m|[│╭╮╰╯─]+|-{4,}", " ", said.getvalue())
-            text = text.split("For full helptext")[0]
-            raise ValueError(
-                re.sub(
-                    r"^(Value error|Parsing error|Invalid choice|Unrecognized options(?= Unrec)) "
-                    r"|Error parsing [.\w]+: ",
-                    "",
-                    " ".join(text.split()),
-                )
-            ) from None
+def override(default: C, args: Sequence[str], description: str | None = None) -> C:
+    """The same with the values of a nested configuration as the defaults, and flags without prefixes."""
+    plain = unchecked(default)
+    return checked(
+        tyro.cli(type(plain), args=args, default=plain, description=description, config=(tyro.conf.OmitArgPrefixes,))
+    )
+
+
+def _unchecked_class(config: type[C], nested: Sequence[tuple[str, Any, Any]] = ()) -> Any:
+    names = {"__post_init__": lambda _: None, "__doc__": config.__doc__}
+    return make_dataclass(config.__name__, nested, bases=(config,), frozen=True, namespace=names)
+
+
+def unchecked(config: Any) -> Any:
+    """A nested dataclass of subclasses that do not check their values."""
+    values = {f.name: getattr(config, f.name) for f in fields(config)}
+    values = {name: unchecked(value) if is_dataclass(value) else value for name, value in values.items()}
+    nested = [(name, type(value), field(default=value)) for name, value in values.items() if is_dataclass(value)]
+    return _unchecked_class(type(config), nested)(**values)
+
+
+def checked(plain: Any) -> Any:
+    """The reverse. Raises ValueError for a value that a configuration refuses."""
+    values = {f.name: getattr(plain, f.name) for f in fields(plain)}
+    values = {name: checked(value) if is_dataclass(value) else value for name, value in values.items()}
+    return type(plain).__mro__[1](**values)
 
 
 def exit_code(work: Callable[[], Any]) -> int:
-    """0 after `work`; or 1 and one line on stderr for a mistake of the user's, and for what the machine cannot do."""
+    """0 after `work`; 1 and one line on stderr for an error that a user can correct."""
     try:
         work()
     except (ValueError, FloatingPointError, OSError) as error:
@@ -62,9 +64,8 @@ def exit_code(work: Callable[[], Any]) -> int:
     else:
         return 0
     line = " ".join(text.split("\n"))
-    Console(stderr=True, quiet=not is_main_process()).print(
-        f"[red]error[/] {escape(line)}", soft_wrap=True, highlight=False
-    )
+    console = Console(stderr=True, quiet=not is_main_process())
+    console.print(f"[red]error:[/] {escape(line)}", soft_wrap=True, highlight=False)
     return 1
 
 

@@ -58,21 +58,21 @@ class TrainingConfig(Section):
     """Length of the training, validations and checkpoints."""
 
     iterations: int = 400
-    """Iterations: one batch of completions and one optimiser step each."""
+    """Number of batches, one update each."""
     limit: float = 0.0
-    """End the training once so much of --limit-of is used, if that is before the last iteration; 0 sets no limit."""
+    """Amount of --limit-of after which the training ends, if it is used before the last iteration; 0 is no limit."""
     limit_of: Literal["student_tokens", "teacher_positions", "teacher_tokens"] = "student_tokens"
-    """What is counted: tokens the student wrote, positions the teacher scored, or tokens the teacher wrote."""
+    """What is limited: tokens that the student writes, positions that the teacher scores, or tokens that it writes."""
     warm_start: float = 1 / 3
-    """Before training, sft until the validation accuracy is this share of the teacher's (sums, coins); 0 for none."""
+    """Share of the teacher's accuracy that sft reaches before training; 0 starts from a fresh student."""
     validate_every: int = 10
-    """Iterations between validations of the student alone."""
+    """Iterations between validations."""
     checkpoint_every: int = 50
     """Iterations between checkpoints."""
     keep_checkpoints: int = 2
     """Number of the latest checkpoints that stay on disk."""
     threads: int = 0
-    """Torch threads; 0 leaves the default."""
+    """Threads of torch; 0 leaves the default."""
 
     def check(self) -> None:
         check_range(self, "iterations", "validate_every", "checkpoint_every", "keep_checkpoints", least=1)
@@ -86,29 +86,28 @@ class TeacherConfig(Section):
     """The teacher."""
 
     model: Annotated[str, flag("teacher")] = ""
-    """Teacher of --env lm: a folder, a hub id, or a completions server such as vLLM's, http://host:port/v1."""
+    """Folder or hub id of the teacher, or the address of its completions server such as vLLM's, http://host:port/v1."""
     served_model: Annotated[str, flag("teacher-model")] = ""
-    """Its name on the server, if there are several. The server's key is $DISTILL_TEACHER_KEY."""
+    """Name of the teacher on its server, if there are several. The server's key is $DISTILL_TEACHER_KEY."""
     tokenizer: Annotated[str, flag("teacher-tokenizer")] = ""
     """Tokenizer of a served teacher: a folder or hub id; the student's if not given."""
     top_k: Annotated[int, flag("teacher-top-k")] = 20
-    """Number of likeliest ids whose log-probabilities a served teacher returns, at most vLLM's --max-logprobs; the
-    method's top_k is at most this. 0 returns all."""
+    """Number of log-probabilities that a served teacher returns; at most vLLM's --max-logprobs, and 0 for all. The
+    method's --top-k is at most this."""
     timeout: Annotated[float, flag("teacher-timeout")] = 600.0
     """Seconds that a served teacher may be unreachable before the run ends."""
     cache: Annotated[str, flag("teacher-cache")] = ""
-    """Folder in which the teacher's completions are cached and reused by later runs, for methods whose completions do
-    not depend on the student. A file holds its distributions: large ones without --top-k."""
+    """Folder for the teacher's completions, which later runs reuse. It serves methods whose completions do not depend
+    on the student. The files hold the teacher's distributions and are large without --top-k."""
     dtype: Dtype = "float32"
     """Weights of the teacher."""
     device_map: str = ""
-    """Transformers' placement of the teacher over devices, for example auto; instead of --device. Needs accelerate. Not
+    """Transformers' placement of the teacher over devices, for example auto, instead of --device. Needs accelerate. Not
     run on CUDA yet."""
     quantize: Literal["none", "8bit", "4bit"] = "none"
-    """Load the teacher's weights in 8 or 4 bits, by bitsandbytes (pip install 'distill-env[quantize]'). Not run on CUDA
-    yet."""
+    """Bits of the teacher's weights, by bitsandbytes (pip install 'distill-env[quantize]'). Not run on CUDA yet."""
     gguf_file: str = ""
-    """A GGUF file in the teacher's folder or repository, converted to --dtype (pip install 'distill-env[gguf]')."""
+    """GGUF file in the teacher's folder or repository, converted to --dtype (pip install 'distill-env[gguf]')."""
 
     def check(self) -> None:
         check_range(self, "top_k", least=0, finite=True)
@@ -122,25 +121,25 @@ class StudentConfig(Section):
     """The student."""
 
     model: Annotated[str, flag("student")] = ""
-    """Student to begin with: a folder or hub id; for the other environments than lm a fresh one if empty."""
+    """Folder or hub id of the student to begin with. Without it sums, coins and categorical begin with a fresh one."""
     width: Annotated[int, flag("student-width")] = 16
-    """Hidden width of a fresh student of sums or coins, a multiple of 4."""
+    """Hidden width of a fresh student, a multiple of 4."""
     layers: Annotated[int, flag("student-layers")] = 2
-    """Layers of a fresh student of sums or coins."""
+    """Layers of a fresh student."""
     mlp: Annotated[int, flag("student-mlp")] = 32
     """Width of its feed-forward layers."""
     dtype: Annotated[Dtype, flag("student-dtype")] = "float32"
-    """Weights of the student, in which it computes and is saved; in bfloat16 the optimiser keeps and updates float32
+    """Weights of the student, in which it computes and is saved. In bfloat16 the optimiser keeps and updates float32
     copies."""
     lora_rank: int = 0
-    """Train only a LoRA adapter of this rank on the student (pip install 'distill-env[peft]'); 0 trains all weights.
-    There is no dropout, so that the student that is trained is the one that wrote. The saved student has it merged."""
+    """Rank of a LoRA adapter, which alone is trained (pip install 'distill-env[peft]'); 0 trains all weights. There is
+    no dropout, so that the student that is trained is the one that wrote. The saved student has it merged."""
     lora_alpha: float = 16.0
-    """Scale of the adapter, times its rank."""
+    """Scale of the adapter times its rank."""
     lora_targets: str = "all-linear"
-    """Modules that it is added to, for example q_proj,v_proj; all-linear is all linear ones but the head."""
+    """Modules with an adapter, for example q_proj,v_proj; all-linear is all linear ones but the head."""
     gradient_checkpointing: bool = False
-    """Keep only each layer's input for the backward pass, which computes the rest again."""
+    """Keep only each layer's input for the backward pass, and compute the rest again."""
 
     def check(self) -> None:
         check_range(self, "layers", "mlp", least=1)
@@ -155,14 +154,14 @@ class LoadingConfig(Section):
     """How the models of --env lm are loaded."""
 
     device: str = "cpu"
-    """Of teacher and student: cpu, cuda, cuda:1, ..., or auto: cuda if there is one, else cpu. Not run on CUDA yet."""
+    """Device of both models: cpu, cuda, cuda:1, ..., or auto: cuda if there is one, else cpu. Not run on CUDA yet."""
     attn_implementation: Literal["auto", "sdpa", "eager"] = "auto"
-    """Attention of teacher and student; auto leaves it to Transformers. Others (flash attention) cannot serve the
+    """Attention of both models; auto leaves it to Transformers. Others (flash attention) cannot serve the
     rollout's cache."""
     trust_remote_code: bool = False
     """Run Python code that comes with a model or a tokenizer."""
     accept: tuple[Literal["special_tokens", "end_of_turn", "chat_template", "memory"], ...] = ()
-    """Rows of the preflight whose errors are accepted."""
+    """Rows of the preflight whose errors are accepted. See preflight.py."""
 
 
 @dataclass(frozen=True)
@@ -170,18 +169,18 @@ class DataConfig(Section):
     """The task of --env lm."""
 
     task: LanguageTaskName = "instruct"
-    """Task of --env lm."""
+    """What the prompts are."""
     path: Annotated[str, flag("task-path")] = ""
-    """Its data: a file (.jsonl, .json, .csv, .parquet, .txt), a folder of files with train, validation or test in their
-    names, or a hub id; by default the data set of that name on the hub (not for instruct)."""
+    """Data of the task: a file (.jsonl, .json, .csv, .parquet, .txt), a folder of files with train, validation or test
+    in their names, or a hub id; by default the data set of that name on the hub (not for instruct)."""
     few_shot: int = 0
-    """Number of solved examples of its train split before each question."""
+    """Number of solved examples before each question, from the train split."""
     chat: Literal["auto", "yes", "no"] = "auto"
     """Whether prompts are put into the tokenizer's chat template; auto: if it has one."""
     step_pattern: str = ""
-    """A token whose own text this regular expression matches ends a reasoning step; by default a newline does."""
+    """Regular expression for tokens that end a reasoning step; by default a newline does."""
     max_prompt_tokens: int = 256
-    """Longer prompts are left out."""
+    """Longest prompt; longer ones are left out."""
 
     def check(self) -> None:
         check_range(self, "max_prompt_tokens", least=1)
@@ -199,7 +198,7 @@ class EnvironmentConfig(Section):
     rewrite_top_p: float = 0.9
     """Mass of the nucleus."""
     rewrite_span: Literal["token", "step"] = "token"
-    """How much the teacher writes at a time: one token, or the rest of the reasoning step."""
+    """What the teacher writes at a time: one token, or the rest of the reasoning step."""
     rewrite_cost: float = 0.5
     """Price of a rewrite, nats."""
     log_prob_floor: float = -100.0
@@ -222,8 +221,8 @@ class RolloutConfig(Section):
     """How a batch is written."""
 
     rows: int = 0
-    """Completions written at a time, at most the batch size; a row that ends one begins the next of the batch, which
-    stays the same. With --micro-batch this is gradient accumulation. 0 for the batch size."""
+    """Completions written at a time; a row that ends one begins the next of the batch, which stays the
+    same. With --micro-batch this is gradient accumulation. 0 for the batch size."""
     draft_limit: int = 16
     """Length of the longest draft, tokens."""
 
@@ -250,9 +249,9 @@ class LoggingConfig(Section):
     """Where metrics and the student go, besides the run's folder."""
 
     track: Literal["tensorboard", "wandb", "trackio", "none"] = "tensorboard"
-    """Service that receives the metrics besides metrics.csv; wandb and trackio are extras to be installed."""
+    """Tracker that also receives the metrics; wandb and trackio are extras to be installed."""
     push_to_hub: str = ""
-    """Hub repository, user/name, that the student is pushed to at the end; the token is $HF_TOKEN or the stored one."""
+    """Hub repository for the student, user/name; the token is $HF_TOKEN or the stored one."""
 
     def check(self) -> None:
         if self.push_to_hub and not re.fullmatch(r"[\w.-]+/[\w.-]+", self.push_to_hub):
@@ -264,10 +263,12 @@ class RunConfig(Section):
     """Train a student with its teacher in the environment."""
 
     agent: Annotated[str, tyro.conf.arg(help=AGENT_HELP)] = "gated"
+    """Algorithm."""
     env: EnvName = "sums"
-    """Sums or coins with their shipped teachers, a categorical table, or any pair of causal language models."""
+    """Environment; sums and coins have shipped teachers, categorical is a table, lm is any pair of causal language
+    models."""
     name: str = ""
-    """The run's folder under --out; by default agent, environment and seed."""
+    """Folder of the run under --out; by default agent, environment and seed."""
     out: Path = Path("runs")
     """Folder of all runs."""
     resume: bool = False
@@ -288,14 +289,6 @@ class RunConfig(Section):
         if Path(self.name).name != self.name or self.name == ".." or len(self.name.encode()) > 200:
             raise ValueError(f"name: {self.name!r}; expected the name of one folder under --out, up to 200 bytes")
         method = self.method
-        for name, value, plain in (
-            ("teacher_cache", self.teacher.cache, ""),
-            ("student_dtype", self.student.dtype, "float32"),
-        ):
-            if method is None and value != plain:
-                raise ValueError(f"{name}: {value!r} with agent {self.agent}; expected one of the methods as the agent")
-        if self.student.dtype != "float32" and self.env == "categorical":
-            raise ValueError(f"student_dtype: {self.student.dtype!r} with a student that is a table; expected float32")
         if method is None:
             return
         if self.teacher.cache:

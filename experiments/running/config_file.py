@@ -1,13 +1,15 @@
-"""Configurations as nested dictionaries, and the `config.json` of a run."""
+"""Configurations as nested dictionaries: the `config.json` of a run, and YAML or JSON files for `--config`."""
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
+
+import yaml
 
 from experiments.running.config import ENV_DEFAULTS, RunConfig, default_options, flag_names
 
@@ -46,9 +48,18 @@ def from_dict(default: C, values: Mapping[str, Any], where: str = "") -> C:
     changes = {}
     for key, value in values.items():
         if key not in known:
-            raise ValueError(f"{where}{key}: unknown key; expected one of {', '.join(known)}")
+            raise ValueError(f"{where}{key}: unknown key; expected {' or '.join(paths(default, key)) or list(known)}")
         changes[key] = _convert(known[key], value, f"{where}{key}")
     return replace(default, **changes)  # type: ignore[type-var]
+
+
+def paths(config: Any, key: str, where: str = "") -> Iterator[str]:
+    """The full paths of a field or a flag of that name."""
+    for f in fields(config):
+        if key in (f.name, flag_names(type(config))[f.name]):
+            yield where + f.name
+        if is_dataclass(value := getattr(config, f.name)):
+            yield from paths(value, key, f"{where}{f.name}.")
 
 
 def _convert(default: Any, value: Any, where: str) -> Any:
@@ -59,8 +70,11 @@ def _convert(default: Any, value: Any, where: str) -> Any:
         return Path(value)
     if isinstance(default, tuple) and isinstance(value, list):
         return tuple(value)
-    if value in ("inf", "-inf") and not isinstance(default, str):
-        return float(value)
+    if isinstance(default, str) and isinstance(value, bool):  # YAML's yes and no
+        return "yes" if value else "no"
+    if isinstance(default, float) and isinstance(value, str | int) and not isinstance(value, bool):
+        with suppress(ValueError):
+            return float(value)  # "inf", and YAML's 1e-3, which is a text
     return value
 
 
@@ -73,6 +87,34 @@ def default_config(agent: str, env: str) -> RunConfig:
     return from_dict(RunConfig(agent, env, agent_options=default_options(agent, env)), ENV_DEFAULTS[env])  # type: ignore[arg-type]
 
 
+def read_config(path: Path, agent: str = "", env: str = "") -> RunConfig:
+    """The configuration in a YAML or JSON file; what it leaves out has the defaults of its agent and environment.
+
+    Args:
+        path: of the file.
+        agent, env: in place of those in the file.
+
+    Raises:
+        ValueError: in one line that names the file and the key.
+    """
+    try:
+        values = read_mapping(path) | {key: value for key, value in (("agent", agent), ("env", env)) if value}
+        return from_dict(default_config(values.get("agent", "gated"), values.get("env", "sums")), values)
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(f"config: {str(path)!r}: {error}") from None
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """A YAML or JSON file. Raises OSError or ValueError."""
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ValueError(" ".join(str(error).split())) from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{type(values).__name__}; expected a mapping")
+    return values
+
+
 def load_config(folder: Path) -> RunConfig:
     """The configuration of a run's folder.
 
@@ -80,11 +122,11 @@ def load_config(folder: Path) -> RunConfig:
         ValueError: if there is no run, or its configuration cannot be read.
     """
     path = folder / "config.json"
+    if not path.is_file():
+        raise ValueError(f"run: {str(folder)!r} holds no run (no config.json)")
     try:
-        values = json.loads(path.read_text())
+        values = read_mapping(path)
         config = from_dict(default_config(values["agent"], values["env"]), values)
         return replace(config, out=folder.parent, name=folder.name)  # it may have been moved
-    except (FileNotFoundError, NotADirectoryError):
-        raise ValueError(f"run: {str(folder)!r} holds no run (no config.json)") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"run: {str(path)!r} is damaged: {type(error).__name__}: {error}") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import re
 import sys
@@ -13,9 +14,10 @@ import tyro
 
 from agents.config import DistillConfig
 from distill_env.models.load import is_served
-from experiments.running.cli import errors_in_one_line
+from experiments.running.cli import override
 from experiments.running.config import RunConfig
-from experiments.running.config_file import default_config, flag_values, load_config
+from experiments.running.config_file import default_config, flag_values, load_config, read_config
+from experiments.running.help import help_text, refuse_without_effect
 
 # what a resumed run may change
 RESUMABLE = {"iterations", "validate_every", "checkpoint_every", "keep_checkpoints", "threads", "eval_prompts"}
@@ -25,40 +27,59 @@ RESUMABLE |= {"gradient_checkpointing"}
 
 @dataclass(frozen=True)
 class Choice:
-    """The flags that decide which other flags there are."""
+    """The flags that decide what the defaults of the others are."""
 
-    agent: str = "gated"
-    env: str = "sums"
+    agent: str = ""
+    env: str = ""
     name: str = ""
     out: Path = Path("runs")
     resume: bool = False
     seed: int = 0
 
 
-def parse(args: Sequence[str] | None = None, description: str | None = None) -> RunConfig:
-    """The command line as a configuration.
+def parse(args: Sequence[str] | None = None, description: str = "") -> RunConfig:
+    """The command line as a configuration. `--help` prints and exits, and so does a flag that tyro refuses.
+
+    Args:
+        args: instead of `sys.argv`.
+        description: for `--help`.
 
     Raises:
         ValueError: in one line that names the flag, the value and what is expected.
     """
-    args = list(sys.argv[1:] if args is None else args)
-    with errors_in_one_line():
-        choice, _ = tyro.cli(Choice, args=args, return_unknown_args=True, add_help=False)
-    name = choice.name or default_name(choice)
-    default = load_config(choice.out / name) if choice.resume else default_config(choice.agent, choice.env)
-    with errors_in_one_line():
-        config = tyro.cli(
-            RunConfig, args=args, default=default, description=description, config=(tyro.conf.OmitArgPrefixes,)
-        )
-    if is_served(config.teacher.model):
-        config = truncated(config)
+    before = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    before.add_argument("--config", type=Path)
+    before.add_argument("-h", "--help", action="store_true")
+    before.add_argument("--help-all", action="store_true")
+    own, rest = before.parse_known_args(args)
+    choice, _ = tyro.cli(Choice, args=rest, return_unknown_args=True, add_help=False)
+    name = choice.name or default_name(choice.agent or "gated", choice.env or "sums", choice.seed)
+    if choice.resume and own.config:
+        raise ValueError("config: a resumed run reads the config.json in its folder; drop --config or --resume")
+    if choice.resume:
+        default = load_config(choice.out / name)
+    elif own.config:
+        default = read_config(own.config, choice.agent, choice.env)
+    else:
+        default = default_config(choice.agent or "gated", choice.env or "sums")
+    if own.help:
+        print(help_text(default, description))
+        sys.exit(0)
+    config = override(default, ["--help"] if own.help_all else rest, description)
     if choice.resume:
         check_resumed(config, default)
         return replace(config, name=name, resume=True)
-    if not choice.name and (config.out / name).exists():
-        taken = (f"{name}-{i}" for i in itertools.count(2))
-        name = next(n for n in taken if not (config.out / n).exists())
-    return replace(config, name=name)
+    refuse_without_effect(config, default_config(config.agent, config.env))
+    if is_served(config.teacher.model):
+        config = truncated(config)
+    return config if config.name else replace(config, name=free_name(config))
+
+
+def free_name(config: RunConfig) -> str:
+    """The name by agent, environment and seed, with a number if it is taken."""
+    name = default_name(config.agent, config.env, config.agent_options.seed)
+    names = itertools.chain([name], (f"{name}-{i}" for i in itertools.count(2)))
+    return next(n for n in names if not (config.out / n).exists())
 
 
 def check_resumed(config: RunConfig, saved: RunConfig) -> None:
@@ -92,6 +113,5 @@ def truncated(config: RunConfig) -> RunConfig:
     return replace(config, agent_options=replace(options, method=method))
 
 
-def default_name(choice: Choice) -> str:
-    agent = re.sub(r"[^A-Za-z0-9_]+", "-", choice.agent)
-    return f"{agent}-{choice.env}-s{choice.seed}"
+def default_name(agent: str, env: str, seed: int) -> str:
+    return f"{re.sub(r'[^A-Za-z0-9_]+', '-', agent)}-{env}-s{seed}"

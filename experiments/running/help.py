@@ -1,0 +1,138 @@
+"""`--help` of a run: a line a flag, in groups, without the flags that have no effect in the environment."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import itertools
+import re
+import shutil
+import textwrap
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, is_dataclass
+from functools import lru_cache
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from agents.config import DistillConfig
+from agents.methods import METHODS, Method
+from experiments.running.config import SB3_AGENTS, SMALL_TASKS, DataConfig, LoadingConfig, RunConfig, flag_names
+
+FIRST = ("agent", "env", "tau", "iterations", "seed", "name", "out", "resume", "teacher", "student", "task_path")
+LM_ONLY = (
+    *flag_names(DataConfig).values(),
+    *flag_names(LoadingConfig).values(),
+    *("teacher", "teacher_model", "teacher_tokenizer", "teacher_top_k", "teacher_timeout", "device_map", "quantize"),
+    *("gguf_file", "lora_rank", "lora_alpha", "lora_targets", "gradient_checkpointing"),
+)
+# the environments in which a flag has an effect, if not in all
+ENVIRONMENTS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(LM_ONLY, ("lm",)),
+    **dict.fromkeys(("warm_start", "student_width", "student_layers", "student_mlp"), SMALL_TASKS),
+    **dict.fromkeys(("dtype", "student_dtype"), (*SMALL_TASKS, "lm")),
+}
+METHODS_ONLY = ("teacher_cache", "student_dtype", "draft_limit")
+# fields of a method that --help leaves out where they have no effect; all can be set
+EFFECTIVE: dict[str, Callable[[Method], bool]] = {
+    "alpha": lambda m: "soft" in (m.teacher_writes, m.weighting),
+    "beta": lambda m: m.loss == "jensen_shannon",
+    "skew": lambda m: m.loss.startswith("skew"),
+    "teacher_rate": lambda m: m.teacher_writes in ("random", "mixture"),
+    "teacher_rate_anneal": lambda m: m.teacher_writes in ("random", "mixture"),
+    "importance_weights": lambda m: m.teacher_writes == "random",
+}
+
+
+@dataclass(frozen=True)
+class Flag:
+    """A flag, its value in a configuration, and its place there."""
+
+    name: str
+    value: Any
+    section: Any  # the dataclass that has the field
+    field: str
+
+    def concerns(self, config: RunConfig) -> bool:
+        """Whether it has an effect with the environment and the agent of a configuration."""
+        is_method = isinstance(config.agent_options, DistillConfig)
+        return config.env in ENVIRONMENTS.get(self.name, config.env) and (is_method or self.name not in METHODS_ONLY)
+
+    def is_shown(self, config: RunConfig) -> bool:
+        effective = EFFECTIVE.get(self.name)
+        return self.concerns(config) and (effective is None or config.method is None or effective(config.method))
+
+    def line(self, width: int) -> str:
+        """The flag with its value, and what it is in short."""
+        text = short(docstrings(type(self.section)).get(self.field, ""))  # type: ignore[arg-type]
+        if self.choices:
+            text += f": {', '.join(self.choices)}"
+        shown = f"{self.value:.3g}" if isinstance(self.value, float) else str(self.value)
+        flag = (
+            "--"
+            + self.name.replace("_", "-")
+            + (f" {shown}" if self.value not in ("", (), None) and shown not in ("True", "False") else "")
+        )
+        return textwrap.fill(f"{text}.", width, initial_indent=f"  {flag:<27} ", subsequent_indent=" " * 30)
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """The values that are accepted, if they are few."""
+        if self.name == "agent":
+            return (*METHODS, *SB3_AGENTS, "package.module:Class")
+        hint = get_type_hints(type(self.section))[self.field]
+        return get_args(hint) if get_origin(hint) is Literal else ()
+
+
+def short(text: str) -> str:
+    """A docstring up to the first full stop, colon or semicolon."""
+    return re.split(r"[.:;](?:\s|$)", text)[0]
+
+
+def flags_of(config: Any) -> Iterator[Flag]:
+    """The flags of a nested configuration."""
+    for f in fields(config):
+        value = getattr(config, f.name)
+        if is_dataclass(value):
+            yield from flags_of(value)
+        else:
+            yield Flag(flag_names(type(config))[f.name], value, config, f.name)
+
+
+@lru_cache
+def docstrings(config_class: Any) -> dict[str, str]:
+    """The sentences under the fields of a dataclass."""
+    body = ast.parse(textwrap.dedent(inspect.getsource(config_class))).body[0].body  # type: ignore[attr-defined]
+    texts = {}
+    for field, text in itertools.pairwise(body):
+        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
+            texts[field.target.id] = " ".join(str(text.value.value).split())  # type: ignore[union-attr]
+    return texts
+
+
+def refuse_without_effect(config: RunConfig, default: RunConfig) -> None:
+    """Raise ValueError for a flag that has no effect with the environment or the agent."""
+    for flag, plain in zip(flags_of(config), flags_of(default), strict=True):
+        if flag.value != plain.value and not flag.concerns(config):
+            raise ValueError(
+                f"{flag.name}: {flag.value!r} has no effect with --env {config.env} and --agent {config.agent}; "
+                f"expected {plain.value!r}"
+            )
+
+
+def help_text(config: RunConfig, description: str) -> str:
+    """The text of `--help`, with the values of a configuration as the defaults."""
+    width = shutil.get_terminal_size((110, 24)).columns
+    shown = [flag for flag in flags_of(config) if flag.is_shown(config)]
+    first = sorted((flag for flag in shown if flag.name in FIRST), key=lambda flag: FIRST.index(flag.name))
+    groups: dict[str, list[Flag]] = {"The flags that matter most": first}
+    for flag in shown:
+        if flag not in first:
+            groups.setdefault(short(type(flag.section).__doc__ or ""), []).append(flag)
+    lines = [
+        description.strip(),
+        "",
+        f"Flags that have an effect with --agent {config.agent} --env {config.env}, with their defaults.",
+        "--help-all explains all flags. --config FILE reads flags from YAML or JSON, such as a run's config.json.",
+    ]
+    for title, flags in groups.items():
+        lines += ["", f"{title}:", *(flag.line(width) for flag in flags)]
+    return "\n".join(lines)
