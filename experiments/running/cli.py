@@ -20,6 +20,8 @@ def read_flags(config: type[C], args: Sequence[str] | None = None, description: 
 
     A flag that tyro refuses exits with code 2 and its message; a value that the configuration refuses is a ValueError.
     """
+    if not isinstance(config, type):  # a union of subcommands
+        return tyro.cli(config, args=args, description=description)
     return checked(tyro.cli(_unchecked_class(config), args=args, description=description))
 
 
