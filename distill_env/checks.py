@@ -36,7 +36,7 @@ def check_values(values: Mapping[str, Any], annotated: Any) -> None:
     for name, kind in _hints(annotated).items():
         kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
         if name in values and not any(_fits(values[name], k) for k in kinds):
-            raise ValueError(f"{name}: {values[name]!r}; accepted: {', '.join(map(_words, kinds))}")
+            raise ValueError(f"{name}: {values[name]!r}; expected {', '.join(map(_words, kinds))}")
 
 
 def check_range(config: Any, *names: str, finite: bool = False, **bounds: float) -> None:
@@ -56,7 +56,7 @@ def check_range(config: Any, *names: str, finite: bool = False, **bounds: float)
         infinite = finite and value is not None and not math.isfinite(value)
         if infinite or not all(value is None or BOUNDS[kind][1](value, bound) for kind, bound in bounds.items()):
             accepted = [f"{BOUNDS[kind][0]} {bound}" for kind, bound in bounds.items()] + ["finite"] * infinite
-            raise ValueError(f"{name}: {value}; accepted: {' and '.join(accepted)}")
+            raise ValueError(f"{name}: {value}; expected {' and '.join(accepted)}")
 
 
 @lru_cache

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from distill_env.ragged import PAD, row_and_column, slice_rows
+from distill_env.ragged import PAD, Bools, Ints, row_and_column, slice_rows
 from distill_env.randomness import Purpose, episode_keys, uniform
 from distill_env.tasks.base import Prompt
 
@@ -52,7 +52,7 @@ class CompletionBatch:
         self._seeds[row], self._episodes[row] = seed, 0
 
     def begin(
-        self, rows: NDArray[np.intp], prompts: Sequence[Prompt] | None = None, keys: NDArray[np.uint64] | None = None
+        self, rows: Ints, prompts: Sequence[Prompt] | None = None, keys: NDArray[np.uint64] | None = None
     ) -> None:
         """Start the next episode of `rows` with these prompts and keys, [len(rows)], or those that the seed gives."""
         if keys is None:
@@ -74,7 +74,7 @@ class CompletionBatch:
         self.lengths[rows] = 0
         self.ended[rows] = False
 
-    def append(self, tokens: NDArray[np.int64], counts: NDArray[np.int64], rewritten: NDArray[np.bool_]) -> None:
+    def append(self, tokens: Ints, counts: Ints, rewritten: Bools) -> None:
         """Append the first `counts[i]` of row i's tokens [n, k], written by the teacher where `rewritten` [n, k]."""
         rows, columns = row_and_column(counts)
         place = (self.prompt_lengths + self.lengths)[rows] + columns
@@ -84,11 +84,11 @@ class CompletionBatch:
         at_end = (self.last_tokens() == self.eos_token_id) | (self.lengths >= self.max_new_tokens)
         self.ended |= (counts > 0) & at_end
 
-    def last_tokens(self) -> NDArray[np.int64]:
+    def last_tokens(self) -> Ints:
         """The last token of each row, [n]: of its completion, or of its prompt while that is empty."""
         return self.ids[np.arange(len(self)), self.prompt_lengths + self.lengths - 1]
 
-    def tokens_from(self, start: NDArray[np.int64]) -> NDArray[np.int64]:
+    def tokens_from(self, start: Ints) -> Ints:
         """The tokens of each completion from number `start[i]` on, left-aligned and padded, [n, w]."""
         return slice_rows(self.ids, self.prompt_lengths + start, self.prompt_lengths + self.lengths)
 
@@ -105,7 +105,7 @@ def _as_array(prompts: Sequence[Prompt]) -> NDArray[np.object_]:
     return array
 
 
-def _flatten(prompts: Sequence[Prompt]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+def _flatten(prompts: Sequence[Prompt]) -> tuple[Ints, Ints, Ints]:
     """The ids of all prompts in one array, where each prompt begins in it, and how long it is."""
     lengths = np.array([len(p.ids) for p in prompts], np.int64)
     ids = np.fromiter((t for p in prompts for t in p.ids), np.int64, int(lengths.sum()))

@@ -1,8 +1,8 @@
 """Divergences between next-token distributions: pure functions of log-probabilities.
 
-Everywhere `student` and `teacher` are log-probabilities in nats, [..., V], and results are [...], in nats. Gradients
-flow into whatever requires them. Nothing here is estimated from samples: the sum over the vocabulary is taken in full,
-or over a support and one tail bucket.
+`student` and `teacher` are log-probabilities in nats, [..., V]; results are in nats, [...]. All arguments may require
+gradients. Nothing is estimated from samples: each divergence is a sum over the whole vocabulary, or over a support and
+one tail bucket.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-LOG_ZERO = -1e4  # stands for log 0: exp of it is 0 in every dtype, and 0 * LOG_ZERO is 0 where 0 * -inf is not
+LOG_ZERO = -1e4  # in place of log 0: exp of it is 0 in every dtype, and 0 * LOG_ZERO is 0 where 0 * -inf is NaN
 
 
 def finite(log_probs: Tensor) -> Tensor:
@@ -25,12 +25,12 @@ def finite(log_probs: Tensor) -> Tensor:
 
 
 def kl(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """KL(p || q) = sum_i p_i (log p_i - log q_i). Its gradient can be taken once."""
+    """KL(p || q) = sum_i p_i (log p_i - log q_i), differentiable once."""
     return _KL.apply(*torch.broadcast_tensors(log_p, log_q))
 
 
 class _KL(torch.autograd.Function):
-    """Remembers its arguments alone, where autograd would keep five more tensors of the vocabulary's size."""
+    """Saves only its arguments for the backward pass; autograd would save five more tensors of that size."""
 
     @staticmethod
     def forward(ctx: Any, log_p: Tensor, log_q: Tensor) -> Tensor:
@@ -98,19 +98,19 @@ def entropy(log_probs: Tensor) -> Tensor:
 
 
 def clip_by_rescaling(loss: Tensor, limit: float) -> Tensor:
-    """Losses above `limit` are scaled down to it, their gradients with them; `clamp` would kill the gradient.
+    """Scale losses above `limit` down to it, and their gradients with them; with `clamp` the gradient would be zero.
 
-    The step's divergence is clipped, never its terms over the vocabulary: those are signed.
+    Clip the divergence of a state, never its terms over the vocabulary, which have both signs.
     """
     return loss * (limit / loss.detach().clamp(min=limit)) if math.isfinite(limit) else loss
 
 
 def support(teacher: Tensor, top_k: int = 0, top_p: float = 1.0) -> Tensor | None:
-    """The token ids that a truncated divergence looks at singly: the teacher's `top_k` likeliest, or the fewest whose
-    mass is at least `top_p`, or both.
+    """The token ids that a truncated divergence does not merge: the teacher's `top_k` likeliest, or the fewest whose
+    mass is at least `top_p`, or the shorter of both.
 
     Returns:
-        int64 [..., k], padded with -1; None where nothing is truncated.
+        int64 [..., k], padded with -1; None if nothing is truncated.
     """
     vocabulary = teacher.shape[-1]
     if top_k <= 0 and top_p >= 1.0:
@@ -119,44 +119,44 @@ def support(teacher: Tensor, top_k: int = 0, top_p: float = 1.0) -> Tensor | Non
     log_probs, ids = teacher.topk(k, dim=-1)  # sorted, the likeliest first
     if top_p < 1.0:
         probs = log_probs.double().exp()
-        kept = probs.cumsum(-1) - probs < top_p  # the mass before a token
-        ids = torch.where(kept, ids, -1)[..., : max(int(kept.sum(-1).max()), 1)]
+        inside = probs.cumsum(-1) - probs < top_p  # by the mass before a token
+        ids = torch.where(inside, ids, -1)[..., : max(int(inside.sum(-1).max()), 1)]
     return ids
 
 
 def project(log_probs: Tensor, ids: Tensor | None) -> Tensor:
     """Log-probabilities on the support `ids` and, last, of all other tokens together: the tail bucket.
 
-    Without the bucket a reverse KL over the support is lowered by leaving the support. With it the truncated divergence
-    is a divergence of coarser distributions, hence a lower bound of the full one.
+    Without the bucket, a student lowers the reverse KL by moving its mass off the support. With it, the truncated
+    divergence is one of coarser distributions, hence a lower bound of the full divergence.
 
     Args:
         log_probs: [..., V].
         ids: int64 [..., k], padded with -1, or None for the whole vocabulary.
 
     Returns:
-        [..., k + 1], or `log_probs` itself where `ids` is None. Places of padding hold log 0.
+        [..., k + 1], or `log_probs` itself if `ids` is None. Entries of padding are log 0.
     """
     if ids is None:
         return log_probs
     log_probs = finite(log_probs)
     padding = ids < 0
-    kept = log_probs.gather(-1, ids.clamp(min=0)).masked_fill(padding, LOG_ZERO)
-    # a finite stand-in, not -inf: the gradient of logsumexp over -inf alone is not a number
+    singles = log_probs.gather(-1, ids.clamp(min=0)).masked_fill(padding, LOG_ZERO)
+    # LOG_ZERO, not -inf: the gradient of logsumexp over -inf alone is NaN
     column = torch.where(padding, log_probs.shape[-1], ids)  # padding goes to a column of its own
     inside = torch.zeros(*log_probs.shape[:-1], log_probs.shape[-1] + 1, dtype=torch.bool, device=log_probs.device)
     inside = inside.scatter(-1, column, True)[..., :-1]
     tail = log_probs.masked_fill(inside, LOG_ZERO).logsumexp(-1, keepdim=True)
-    return torch.cat([kept, tail], -1)
+    return torch.cat([singles, tail], -1)
 
 
-LEAST_TAIL = 1e-7  # a tail mass under this is the rounding of the others
+LEAST_TAIL = 1e-7  # a smaller tail mass is rounding error
 
 
 def from_top_k(ids: Tensor, log_probs: Tensor, vocab_size: int) -> Tensor:
-    """A distribution of which only the likeliest ids are known: the others share what is left equally.
+    """A distribution of which only the likeliest ids are known; the others share the remaining mass equally.
 
-    `project` on these ids gives back what is known, with the tail's mass; nothing else is to be read off the others.
+    `project` on these ids returns the known values and the mass of the tail. Single values in the tail mean nothing.
 
     Args:
         ids: int64 [..., k], distinct.
@@ -164,7 +164,7 @@ def from_top_k(ids: Tensor, log_probs: Tensor, vocab_size: int) -> Tensor:
         vocab_size: V.
 
     Returns:
-        [..., V], normalised; if k is V, only that.
+        [..., V], normalised.
     """
     others = vocab_size - ids.shape[-1]
     mass = log_probs.exp().sum(-1, keepdim=True)
@@ -174,10 +174,10 @@ def from_top_k(ids: Tensor, log_probs: Tensor, vocab_size: int) -> Tensor:
 
 
 def truncation_gap(student: Tensor, teacher: Tensor, ids: Tensor, least: Tensor | float) -> Tensor:
-    """How much the full reverse KL exceeds the truncated one at most: q_T (log p_T - least).
+    """An upper bound of the full reverse KL minus the truncated one: q_T (log p_T - least), with T the tail.
 
-    The excess is q_T KL(student in the tail || teacher in the tail), each renormalised. It is unbounded without a
-    bound on how little the teacher gives to an id of the tail.
+    The difference is q_T KL(student in the tail || teacher in the tail), each renormalised. It has no bound unless the
+    teacher's probabilities in the tail have one.
 
     Args:
         student, teacher: [..., V].

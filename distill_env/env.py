@@ -16,17 +16,18 @@ from torch import Tensor
 
 from distill_env.checks import check_range, check_values
 from distill_env.completion_batch import CompletionBatch
+from distill_env.env_arguments import AutoresetName, EnvArguments, RewriteDraw, RewriteSpan, VectorEnvArguments
 from distill_env.models.base import TokenModel
 from distill_env.models.load import load_model
-from distill_env.ragged import PAD
+from distill_env.ragged import PAD, Bools, Ints
 from distill_env.randomness import Purpose, inverse_cdf, uniform
 from distill_env.rendering import render_ansi
-from distill_env.settings import AutoresetName, EnvArguments, RewriteDraw, RewriteSpan, VectorEnvArguments
 from distill_env.tasks.base import SPLITS, Prompt, Split, Task
 from distill_env.tasks.registry import make_task
 from distill_env.teacher_scorer import TeacherScorer, TeacherUsage
 
 EMPTY_DRAFT = torch.zeros(1, 0, dtype=torch.long)
+Arrays = dict[str, NDArray[Any]]
 CHUNK_NUMBERS = 2**23  # log-probabilities that are copied at a time, so that a batch's are not in memory twice
 RESET_OPTIONS = ("prompts", "episode_keys", "reset_mask")
 
@@ -194,14 +195,13 @@ class DistillVectorEnv(VectorEnv):
             teacher = source.fork() if hasattr(source, "fork") else source
         if teacher.vocab_size != self.vocab_size:
             raise ValueError(
-                f"teacher: {source!r} has {teacher.vocab_size} token ids, the task has {self.vocab_size}; expected one "
-                "vocabulary for both"
+                f"teacher: {teacher.vocab_size} token ids; expected {self.vocab_size}, as many as the task"
             )
         longest, context = self.max_prompt_length + self.max_new_tokens, getattr(teacher, "max_length", None)
         if context is not None and longest > context:
+            room = context - self.max_prompt_length
             raise ValueError(
-                f"max_new_tokens: {self.max_new_tokens} after a prompt of {self.max_prompt_length} tokens exceeds the "
-                f"teacher's context of {context}; expected shorter prompts or a smaller number"
+                f"max_new_tokens: {self.max_new_tokens}; expected at most {room}, to fit the teacher's context"
             )
         return teacher
 
@@ -231,7 +231,7 @@ class DistillVectorEnv(VectorEnv):
 
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[NDArray[np.int64], dict[str, Any]]:
+    ) -> tuple[Ints, dict[str, Any]]:
         """Begin new completions in all rows or in those of `reset_mask`; the class documents the options.
 
         Raises:
@@ -242,7 +242,7 @@ class DistillVectorEnv(VectorEnv):
             raise ValueError(f"options: {', '.join(unknown)} unknown; expected {', '.join(RESET_OPTIONS)}")
         mask = np.asarray(options.get("reset_mask", np.ones(self.num_envs, np.bool_)))
         if mask.shape != (self.num_envs,) or mask.dtype != np.bool_ or not mask.any():
-            raise ValueError(f"reset_mask: {mask!r:.60}; expected bool [{self.num_envs}] with at least one True")
+            raise ValueError(f"reset_mask: {mask.dtype} {mask.shape}; expected bool [{self.num_envs}], not all False")
         if not self._started and not mask.all():
             raise ValueError("reset_mask: some rows were never reset; expected all rows at the first reset")
         rows = np.flatnonzero(mask)
@@ -261,9 +261,7 @@ class DistillVectorEnv(VectorEnv):
         self._begin(rows, prompts, keys)
         return self.completions.ids.copy(), self._info(mask)
 
-    def step(
-        self, actions: Any
-    ) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:
+    def step(self, actions: Any) -> tuple[Ints, NDArray[np.float64], Bools, Bools, dict[str, Any]]:
         """Carry out a chunk of actions, int [n] or [n, k]; the class documents actions, rewards and info.
 
         Raises:
@@ -278,10 +276,8 @@ class DistillVectorEnv(VectorEnv):
         if self.autoreset_mode == AutoresetMode.NEXT_STEP:
             actions = np.where(waiting[:, None], PAD, actions)
         elif (actions[waiting] != PAD).any():
-            raise gym.error.ResetNeeded(
-                f"step: the completions of rows {np.flatnonzero(waiting).tolist()} have ended; reset these rows, or "
-                f"give them {PAD}"
-            )
+            rows = np.flatnonzero(waiting).tolist()
+            raise gym.error.ResetNeeded(f"actions: rows {rows} have ended; expected a reset, or {PAD} in these rows")
         executed = self._execute(actions)
         ended = self.completions.ended & ~waiting
         terminated = ended & (self.completions.last_tokens() == self.task.eos_token_id)
@@ -317,21 +313,16 @@ class DistillVectorEnv(VectorEnv):
         """
         if not self._started:
             raise gym.error.ResetNeeded("lookahead: call reset before lookahead")
-        n, drafted = tokens.shape
         ids = tokens.numpy()
-        if (
-            n != self.num_envs
-            or ids.dtype.kind != "i"
-            or (drafted and not PAD <= ids.min() <= ids.max() < self.vocab_size)
-            or ((ids[:, :-1] == PAD) & (ids[:, 1:] != PAD)).any()
-        ):
+        inside = ids.dtype.kind == "i" and ((ids >= PAD) & (ids < self.vocab_size)).all()
+        if len(ids) != self.num_envs or not inside or ((ids[:, :-1] == PAD) & (ids[:, 1:] != PAD)).any():
             raise ValueError(
-                f"tokens: shape {(n, drafted)}, {tokens.dtype}; expected int [{self.num_envs}, K], ids below "
-                f"{self.vocab_size}, padded with {PAD} on the right"
+                f"tokens: {tuple(ids.shape)} {ids.dtype}; expected integers [{self.num_envs}, K] below "
+                f"{self.vocab_size}, padded on the right with {PAD}"
             )
         return self._score(tokens)
 
-    def executed_log_probs(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], Tensor]]:
+    def executed_log_probs(self) -> Iterator[tuple[Ints, Ints, Tensor]]:
         """The teacher at every state at which the last `step` executed a token; nothing is computed again.
 
         Yields:
@@ -374,7 +365,7 @@ class DistillVectorEnv(VectorEnv):
             self._scorer.start([p.ids for p in self.completions.prompts], np.arange(self.num_envs))
         self._scorer.usage = usage
 
-    def _execute(self, actions: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+    def _execute(self, actions: Ints) -> Arrays:
         """Carry out actions [n, k], padded with -1, and report what was executed, [n, W] each."""
         n, k = actions.shape
         lengths = self.completions.lengths
@@ -406,7 +397,7 @@ class DistillVectorEnv(VectorEnv):
             self._score(EMPTY_DRAFT.expand(n, 0))
         return {"tokens": tokens, "rewritten": rewritten, "token_rewards": rewards, "floored": floored}
 
-    def _split_chunk(self, actions: NDArray[np.int64]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    def _split_chunk(self, actions: Ints) -> tuple[Bools, Bools]:
         """Which of the actions [n, k] are executed as own tokens, and which, at most one a row, as rewrites."""
         token = (actions >= 0) & (actions < self.vocab_size)
         room = np.where(self.completions.ended, 0, self.max_new_tokens - self.completions.lengths)
@@ -415,7 +406,7 @@ class DistillVectorEnv(VectorEnv):
         reached[:, 1:] &= np.logical_and.accumulate(continues[:, :-1], 1)
         return reached & token, reached & (actions == self.rewrite_action)
 
-    def _along(self, tokens: NDArray[np.int64], states: int) -> Tensor:
+    def _along(self, tokens: Ints, states: int) -> Tensor:
         """log p at the first `states` states along own tokens, from the last look-ahead where it has them."""
         if states == 0:
             return self._scorer.log_probs[:, None][:, :0]
@@ -433,15 +424,13 @@ class DistillVectorEnv(VectorEnv):
         self._scorer.rewind(lengths, live)
         return self._scorer.score(self.completions.tokens_from(self._scorer.cached_lengths), draft, live)
 
-    def _commit(self, tokens: NDArray[np.int64], counts: NDArray[np.int64], rewritten: NDArray[np.bool_]) -> None:
+    def _commit(self, tokens: Ints, counts: Ints, rewritten: Bools) -> None:
         """Append the first `counts[i]` of row i's tokens [n, k]; the teacher forgets the rest of its draft."""
         if counts.any():
             self._scorer.commit(tokens, counts, self.completions.lengths, ~self.completions.ended)
             self.completions.append(tokens, counts, rewritten)
 
-    def _teacher_writes(
-        self, rows: NDArray[np.intp], positions: NDArray[np.int64], log_probs: Tensor
-    ) -> NDArray[np.int64]:
+    def _teacher_writes(self, rows: Ints, positions: Ints, log_probs: Tensor) -> Ints:
         """The teacher's tokens [m] for `rows`, at these positions of their completions, drawn from [m, V]."""
         self.teacher_usage.tokens += len(rows)
         self._trace.append((rows, positions, np.zeros_like(rows), log_probs))
@@ -457,13 +446,7 @@ class DistillVectorEnv(VectorEnv):
             log_probs = log_probs.masked_fill(~inside, -torch.inf)
         return inverse_cdf(log_probs, uniform(self.completions.keys[rows], positions, Purpose.TEACHER)).numpy()
 
-    def _finish_reasoning_step(
-        self,
-        rows: NDArray[np.intp],
-        columns: NDArray[np.int64],
-        tokens: NDArray[np.int64],
-        rewritten: NDArray[np.bool_],
-    ) -> None:
+    def _finish_reasoning_step(self, rows: Ints, columns: Ints, tokens: Ints, rewritten: Bools) -> None:
         """The teacher writes the rest of the reasoning step in `rows`, after its tokens in `columns`; the result goes
         into `tokens` and `rewritten`, [n, W]."""
         stops = [*self.task.step_end_ids, self.task.eos_token_id]
@@ -480,14 +463,14 @@ class DistillVectorEnv(VectorEnv):
             self._commit(block, counts, np.ones_like(block, np.bool_))
 
     def _begin(
-        self, rows: NDArray[np.intp], prompts: Sequence[Prompt] | None = None, keys: NDArray[np.uint64] | None = None
+        self, rows: Ints, prompts: Sequence[Prompt] | None = None, keys: NDArray[np.uint64] | None = None
     ) -> None:
         """Start the next episode of `rows`."""
         self.completions.begin(rows, prompts, keys)
         self._scorer.start([p.ids for p in self.completions.prompts[rows]], rows)
         self._started = True
 
-    def _grade(self, ended: NDArray[np.bool_]) -> NDArray[np.float64]:
+    def _grade(self, ended: Bools) -> NDArray[np.float64]:
         grades = np.zeros(self.num_envs)
         if self.task.graded:
             for row in np.flatnonzero(ended).tolist():
@@ -495,7 +478,7 @@ class DistillVectorEnv(VectorEnv):
                 grades[row] = self.task.grade(self.completions.prompts[row], tokens).score
         return grades
 
-    def _final(self, ended: NDArray[np.bool_], executed: dict[str, NDArray[Any]]) -> dict[str, Any]:
+    def _final(self, ended: Bools, executed: Arrays) -> dict[str, Any]:
         """SAME_STEP: what `info` has of the completions that have ended."""
         final_obs = np.full(self.num_envs, None, object)
         for row in np.flatnonzero(ended):
@@ -505,14 +488,14 @@ class DistillVectorEnv(VectorEnv):
 
     def _info(
         self,
-        rows: NDArray[np.bool_],
-        executed: dict[str, NDArray[Any]] | None = None,
-        acted: NDArray[np.bool_] | None = None,
-        ended: NDArray[np.bool_] | None = None,
+        rows: Bools,
+        executed: dict[str, Any] | None = None,
+        acted: Bools | None = None,
+        ended: Bools | None = None,
     ) -> dict[str, Any]:
         """Gymnasium's dict of arrays, each with its mask; a key without any value is absent. `rows` show the teacher,
         rows that `acted` what was executed, and those that `ended` their grade."""
-        masks: dict[str, NDArray[np.bool_] | None] = dict.fromkeys(executed or {}, acted)
+        masks: dict[str, Bools | None] = dict.fromkeys(executed or {}, acted)
         values = dict(executed or {})
         masks["grade"] = ended if self.task.graded else None
         if self._reveals_teacher:
@@ -536,7 +519,7 @@ class DistillVectorEnv(VectorEnv):
             raise ValueError(f"seed: {seed!r:.60}; expected an integer from 0 to 2**64 - 1, or {self.num_envs} of them")
         return seeds
 
-    def _check_actions(self, actions: Any) -> NDArray[np.int64]:
+    def _check_actions(self, actions: Any) -> Ints:
         actions = np.asarray(actions)
         actions = actions[:, None] if self.chunk == 1 and actions.ndim == 1 else actions
         if actions.ndim != 2 or len(actions) != self.num_envs or not 1 <= actions.shape[1] <= self.chunk:
@@ -552,7 +535,7 @@ class DistillVectorEnv(VectorEnv):
             try:
                 ids = tuple(operator.index(t) for t in prompt)
             except TypeError:
-                raise ValueError(f"prompts: {prompt!r:.60}; expected a Prompt or a sequence of token ids") from None
+                raise ValueError(f"prompts: {type(prompt).__name__}; expected Prompt or token ids") from None
             prompt = Prompt(ids, self.task.decode(ids))
         if len(prompt.ids) > self.max_prompt_length:
             raise ValueError(f"prompts: {len(prompt.ids)} tokens in one; expected at most {self.max_prompt_length}")
@@ -561,7 +544,7 @@ class DistillVectorEnv(VectorEnv):
         return prompt
 
 
-class DistillEnv(gym.Env[NDArray[np.int64], Any]):
+class DistillEnv(gym.Env[Ints, Any]):
     """One row of a `DistillVectorEnv`, whose docstring is the manual of both.
 
     The arguments are the same but for `num_envs` and `autoreset_mode`. `info` has the row's values without masks, and
@@ -582,14 +565,12 @@ class DistillEnv(gym.Env[NDArray[np.int64], Any]):
         self.action_space = self.batch.single_action_space
         self.vocab_size, self.rewrite_action = self.batch.vocab_size, self.batch.rewrite_action
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[NDArray[np.int64], dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Ints, dict[str, Any]]:
         super().reset(seed=seed)
         observation, info = self.batch.reset(seed=seed, options=options)
         return observation[0], _first_row(info)
 
-    def step(self, action: Any) -> tuple[NDArray[np.int64], float, bool, bool, dict[str, Any]]:
+    def step(self, action: Any) -> tuple[Ints, float, bool, bool, dict[str, Any]]:
         observation, reward, terminated, truncated, info = self.batch.step(np.asarray(action)[None])
         return observation[0], float(reward[0]), bool(terminated[0]), bool(truncated[0]), _first_row(info)
 

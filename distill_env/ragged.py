@@ -6,15 +6,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 PAD = -1
+Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
 
 
-def row_and_column(counts: NDArray[np.int64]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+def row_and_column(counts: Ints) -> tuple[Ints, Ints]:
     """The places of the first `counts[i]` columns of every row i, as two index arrays in row-major order."""
     rows, columns = np.nonzero(np.arange(counts.max(initial=0)) < counts[:, None])
     return rows, columns
 
 
-def slice_rows(tokens: NDArray[np.int64], start: NDArray[np.int64], stop: NDArray[np.int64]) -> NDArray[np.int64]:
+def slice_rows(tokens: Ints, start: Ints, stop: Ints) -> Ints:
     """Row i's `tokens[i, start[i]:stop[i]]`, left-aligned: [n, T] -> [n, w] with w the longest slice."""
     counts = np.maximum(stop - start, 0)
     block = np.full((len(tokens), counts.max(initial=0)), PAD, np.int64)

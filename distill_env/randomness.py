@@ -1,8 +1,8 @@
 """Counter-based randomness: every draw is a function of (episode, position, purpose), never of the call or the row.
 
-That is what makes a drafted rollout equal the token-by-token one: whoever asks for the draw of the student at position
-7 of episode 3 gets the same number, in any batch, in any order, after any rewind. The generator is SplitMix64's
-finaliser (Steele, Lea & Flood 2014, "Fast splittable pseudorandom number generators") used as a hash.
+This makes a drafted rollout equal to the token-by-token one: the student's draw at position 7 of episode 3 is the same
+number in any batch, in any order, and after any rewind. The generator is SplitMix64's finaliser (Steele, Lea & Flood
+2014, "Fast splittable pseudorandom number generators"), used as a hash.
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def _combine(key: NDArray[np.uint64], number: ArrayLike) -> NDArray[np.uint64]:
-    counter = np.atleast_1d(np.asarray(number)).astype(np.uint64) + np.uint64(1)  # scalars would warn of wrapping
+    counter = np.atleast_1d(np.asarray(number)).astype(np.uint64) + np.uint64(
+        1
+    )  # no scalars: numpy warns when they wrap
     return _mix(key + counter * _GOLDEN)
 
 
@@ -63,6 +65,6 @@ def inverse_cdf(log_probs: torch.Tensor, uniforms: ArrayLike) -> torch.Tensor:
     cumulative = log_probs.double().exp().cumsum(-1)  # [..., V]
     total = cumulative[..., -1:]
     target = torch.as_tensor(np.asarray(uniforms), dtype=torch.float64).unsqueeze(-1).to(total.device) * total
-    target = torch.minimum(target, total.nextafter(torch.zeros_like(total)))  # rounding may carry it to the total
-    # right=True: the first index whose cumulative mass exceeds the target, which a token without mass never is
+    target = torch.minimum(target, total.nextafter(torch.zeros_like(total)))  # rounding may reach the total
+    # right=True: the first index whose cumulative mass exceeds the target; never a token of probability zero
     return torch.searchsorted(cumulative, target, right=True).squeeze(-1).clamp(max=cumulative.shape[-1] - 1)

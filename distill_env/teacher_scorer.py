@@ -7,11 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from distill_env.models.base import TokenModel
-from distill_env.ragged import PAD, row_and_column
+from distill_env.ragged import PAD, Bools, Ints, row_and_column
 
 
 @dataclass
@@ -46,7 +45,7 @@ class TeacherScorer:
         self.log_probs = torch.zeros(n, vocab_size)
         self._scored: tuple[Tensor, Tensor] | None = None  # the last draft [n, K] and log p along it [n, K + 1, V]
 
-    def start(self, prompts: Sequence[Sequence[int]], rows: NDArray[np.intp]) -> None:
+    def start(self, prompts: Sequence[Sequence[int]], rows: Ints) -> None:
         """Begin the completions of `prompts` in `rows`, in ascending order."""
         everyone = len(rows) == len(self.cached_lengths)
         log_probs = self.teacher.start(prompts, None if everyone else rows.tolist())
@@ -56,7 +55,7 @@ class TeacherScorer:
         self.usage.passes += 1
         self.usage.positions += len(prompts)
 
-    def score(self, unread: NDArray[np.int64], draft: Tensor, live: NDArray[np.bool_]) -> Tensor:
+    def score(self, unread: Ints, draft: Tensor, live: Bools) -> Tensor:
         """Extend the cache by committed tokens and then by a draft, in one pass.
 
         Args:
@@ -96,7 +95,7 @@ class TeacherScorer:
         self._scored = draft, log_probs
         return log_probs
 
-    def cached(self, tokens: NDArray[np.int64]) -> Tensor | None:
+    def cached(self, tokens: Ints) -> Tensor | None:
         """What the last `score` returned along `tokens` [n, k], [n, k + 1, V]; None if its draft was another."""
         if self._scored is None or self._scored[0].shape[1] < tokens.shape[1]:
             return None
@@ -104,13 +103,7 @@ class TeacherScorer:
         same = (draft.numpy()[:, : tokens.shape[1]] == tokens) | (tokens == PAD)
         return log_probs[:, : tokens.shape[1] + 1] if same.all() else None
 
-    def commit(
-        self,
-        tokens: NDArray[np.int64],
-        counts: NDArray[np.int64],
-        lengths: NDArray[np.int64],
-        live: NDArray[np.bool_],
-    ) -> None:
+    def commit(self, tokens: Ints, counts: Ints, lengths: Ints, live: Bools) -> None:
         """The first `counts` of each row's tokens [n, k] follow the first `lengths` of its completion; what else the
         cache holds of a draft is removed."""
         if self._scored is None:
@@ -126,7 +119,7 @@ class TeacherScorer:
             self.log_probs = torch.where(known[:, None], after, self.log_probs)
         self.rewind(lengths + accepted, live)
 
-    def rewind(self, lengths: NDArray[np.int64], live: NDArray[np.bool_]) -> None:
+    def rewind(self, lengths: Ints, live: Bools) -> None:
         """Keep at most the first `lengths` tokens of live completions in the cache, and forget the last draft."""
         rest = np.where(live, np.minimum(self.cached_lengths, lengths), self.cached_lengths)
         if (rest != self.cached_lengths).any():
@@ -134,6 +127,6 @@ class TeacherScorer:
             self.cached_lengths = rest
         self._scored = None
 
-    def drop(self, ended: NDArray[np.bool_]) -> None:
+    def drop(self, ended: Bools) -> None:
         """Completions that have ended cost nothing from now on."""
         self.teacher.rewind(torch.from_numpy(np.where(ended, -1, self.cached_lengths)))

@@ -1,4 +1,4 @@
-"""Gates for agents that cannot see the teacher: what it finds implausible is handed over before it is executed."""
+"""Gates for agents that do not see the teacher: a token that it finds implausible is replaced by REWRITE."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ class RewriteImplausible(VectorWrapper[Any, Any, Any, Any, Any]):
     """Replace an own token that the teacher finds implausible by REWRITE.
 
     A token is implausible if it is not among the teacher's `top_k` likeliest, or if its log-probability is below
-    `min_log_prob`. Such a token is not executed, and its reward is the price of a rewrite: the agent learns that it
-    was not worth writing, without ever seeing the teacher.
+    `min_log_prob`. The teacher then writes a token instead, and the agent pays the price of a rewrite. The agent learns
+    from the reward alone; it never sees the teacher.
 
     Args:
         env: a `DistillVectorEnv`, made with `chunk=1` and `reveal_teacher=True`.
-        top_k: how many of the teacher's likeliest tokens stand; 0 takes all.
-        min_log_prob: the lowest log-probability under the teacher that stands, nats.
+        top_k: how many of the teacher's likeliest tokens are plausible; 0 means all.
+        min_log_prob: the lowest plausible log-probability under the teacher, nats.
 
     Raises:
-        ValueError: if `top_k` is negative; at `reset`, if `info` does not show the teacher.
+        ValueError: if `top_k` is negative; at `reset`, if `info` has no `teacher_log_probs`.
     """
 
     def __init__(self, env: VectorEnv[Any, Any, Any], top_k: int = 0, min_log_prob: float = -np.inf) -> None:
         super().__init__(env)
-        self._log_probs = np.zeros((env.num_envs, 1), np.float32)  # at the present states; [n, V] once it has been seen
+        self._log_probs = np.zeros((env.num_envs, 1), np.float32)  # of the current states, [n, V] after reset
         self._limits = _check_top_k(top_k), min_log_prob
 
     def reset(
@@ -39,7 +39,7 @@ class RewriteImplausible(VectorWrapper[Any, Any, Any, Any, Any]):
     ) -> tuple[NDArray[np.int64], dict[str, Any]]:
         observation, info = super().reset(seed=seed, options=options)
         _teacher(info)
-        self._look(info)
+        self._remember(info)
         return observation, info
 
     def step(self, actions: Any) -> Step:
@@ -47,11 +47,11 @@ class RewriteImplausible(VectorWrapper[Any, Any, Any, Any, Any]):
         rewrite = self.single_action_space.n - 1  # type: ignore[attr-defined]
         hand_over = implausible(self._log_probs, actions, *self._limits)
         observation, reward, terminated, truncated, info = super().step(np.where(hand_over, rewrite, actions))
-        self._look(info)
+        self._remember(info)
         return observation, reward, terminated, truncated, info
 
-    def _look(self, info: dict[str, Any]) -> None:
-        if "teacher_log_probs" in info:  # of the rows that were reset, or whose answers go on
+    def _remember(self, info: dict[str, Any]) -> None:
+        if "teacher_log_probs" in info:  # of rows whose completions have not ended
             shown = info["_teacher_log_probs"][:, None]
             self._log_probs = np.where(shown, info["teacher_log_probs"], self._log_probs)
 
@@ -91,11 +91,11 @@ def implausible(
 
 def _check_top_k(top_k: int) -> int:
     if top_k < 0:
-        raise ValueError(f"top_k: {top_k} is negative; accepted: a number of tokens, or 0 for all")
+        raise ValueError(f"top_k: {top_k}; expected a number of tokens, or 0 for all")
     return top_k
 
 
 def _teacher(info: dict[str, Any]) -> NDArray[np.float32]:
     if "teacher_log_probs" not in info:
-        raise ValueError("env: its info does not show the teacher; make it with chunk=1 and reveal_teacher=True")
+        raise ValueError("env: no teacher_log_probs in info; expected chunk=1 and reveal_teacher=True")
     return info["teacher_log_probs"]

@@ -89,9 +89,9 @@ for iteration in range(1, args.total_timesteps // batch_size + 1):
         advantages, last = torch.zeros(shape), torch.zeros(args.num_envs)
         for t in reversed(range(args.num_steps)):
             following = next_value if t == args.num_steps - 1 else values[t + 1]
-            goes_on = 1.0 - (next_done if t == args.num_steps - 1 else dones[t + 1])
-            delta = rewards[t] + args.gamma * following * goes_on - values[t]
-            advantages[t] = last = delta + args.gamma * args.gae_lambda * goes_on * last
+            continues = 1.0 - (next_done if t == args.num_steps - 1 else dones[t + 1])
+            delta = rewards[t] + args.gamma * following * continues - values[t]
+            advantages[t] = last = delta + args.gamma * args.gae_lambda * continues * last
         targets = advantages + values
 
     flat = [x.flatten(0, 1) for x in (obs, actions, log_probs, advantages, targets)]

@@ -20,10 +20,10 @@ from stable_baselines3.common.env_checker import check_env as sb3_check
 
 from distill_env import ENVIRONMENTS
 from distill_env.env import DistillEnv, DistillVectorEnv
+from distill_env.env_arguments import EnvArguments, VectorEnvArguments
 from distill_env.models.causal_lm import CausalLM
 from distill_env.models.load import load_model
 from distill_env.models.toy import small_teacher
-from distill_env.settings import EnvArguments, VectorEnvArguments
 from tests.helpers.environments import assert_equal
 from tests.helpers.paths import HELPERS
 
