@@ -35,9 +35,8 @@ def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def _combine(key: NDArray[np.uint64], number: ArrayLike) -> NDArray[np.uint64]:
-    counter = np.atleast_1d(np.asarray(number)).astype(np.uint64) + np.uint64(
-        1
-    )  # no scalars: numpy warns when they wrap
+    # an array, as numpy warns when a scalar wraps around
+    counter = np.atleast_1d(np.asarray(number)).astype(np.uint64) + np.uint64(1)
     return _mix(key + counter * _GOLDEN)
 
 

@@ -74,9 +74,9 @@ def test_the_gated_batch_equals_gated_single_environments(mode: str) -> None:
 def test_a_gate_needs_to_see_the_teacher() -> None:
     for hides in ({"chunk": 2}, {"reveal_teacher": False}):
         env = RewriteImplausible(DistillVectorEnv(2, **arguments_of("table"), **hides), top_k=2)
-        with pytest.raises(ValueError, match="env: its info does not show the teacher; make it with chunk=1 and"):
+        with pytest.raises(ValueError, match=r"^env: "):
             env.reset()
-    with pytest.raises(ValueError, match="top_k: -1 is negative"):
+    with pytest.raises(ValueError, match=r"^top_k: "):
         RewriteImplausible(DistillVectorEnv(2, **arguments_of("table")), top_k=-1)
     with pytest.raises(gym.error.ResetNeeded):
         RewriteImplausible(DistillVectorEnv(2, **arguments_of("table")), top_k=1).step(np.array([0, 1]))
