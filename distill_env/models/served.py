@@ -115,7 +115,7 @@ class ServedModel:
             raise
 
     def _choose_model(self, name: str) -> None:
-        served = {m["id"]: m for m in self._send(lambda: self._client.get("/models", cast_to=str))["data"]}
+        served = {m["id"]: m for m in self._send(lambda: self._client.get("/models", cast_to=str), "data")}
         if name not in served and (name or len(served) != 1):
             raise ValueError(f"model: {name!r}; expected at {self.url}: {', '.join(served)}")
         self.model = name or next(iter(served))
@@ -232,10 +232,10 @@ class ServedModel:
         """The choices of one request."""
         fixed = {"max_tokens": 1, "temperature": 0.0, "ignore_eos": True, "return_tokens_as_token_ids": True}
         body = {"model": self.model, **fixed, **request}
-        return self._send(lambda: self._client.post("/completions", body=body, cast_to=str), halt)["choices"]
+        return self._send(lambda: self._client.post("/completions", body=body, cast_to=str), "choices", halt)
 
-    def _send(self, request: Callable[[], str], halt: threading.Event | None = None) -> Any:
-        """Send a request until the server responds or patience ends, and return its JSON.
+    def _send(self, request: Callable[[], str], field: str, halt: threading.Event | None = None) -> Any:
+        """Send a request until the server responds or patience ends, and return this field of the response.
 
         Raises:
             ServerLostError: if the server does not respond.
@@ -247,9 +247,11 @@ class ServedModel:
         begin, wait = time.monotonic(), self._first_wait
         while True:
             try:
-                response = json.loads(request())
-            except json.JSONDecodeError:
-                raise ValueError(f"teacher: {self.url} does not respond in JSON; expected a URL with /v1") from None
+                response = json.loads(request())[field]
+            except (json.JSONDecodeError, KeyError, TypeError):
+                raise ValueError(
+                    f"teacher: no {field!r} from {self.url}; expected a completions server with /v1"
+                ) from None
             except openai.APIStatusError as error:
                 reason = f"{error.status_code}: {_message(error)}"
                 if error.status_code not in RETRIED:

@@ -1,4 +1,4 @@
-"""A completions server on this machine that answers, as vLLM's does, from a token model."""
+"""A completions server on this machine that responds, as vLLM's does, from a token model."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import torch
 
 
 class CompletionsServer:
-    """Serves until it is closed, on a port of its own or the given one.
+    """Serves until it is closed.
 
     Args:
-        model: who answers; it has `fork`.
-        names: what it is called.
-        limit: the most log-probabilities that a request may want, vLLM's `--max-logprobs`; -1: all.
-        tokenizer: of prompts that come as text.
+        model: the token model behind it.
+        names: the names of the model.
+        limit: the most log-probabilities that a request may ask for, vLLM's `--max-logprobs`; -1: all.
+        tokenizer: for prompts that are text.
         port: 0 takes a free one.
-        context: tokens that a request may have.
+        context: the most tokens of a request.
     """
 
     def __init__(
@@ -29,10 +29,10 @@ class CompletionsServer:
         self.model, self.names, self.limit, self.tokenizer, self.context = model, names, limit, tokenizer, context
         self.requests: list[dict[str, Any]] = []
         self.keys: list[str | None] = []
-        self.failures: list[int] = []  # statuses of the next answers; 0: the line goes dead
-        self.left = -1  # answers until it is closed; -1: as many as one likes
-        self.legacy = False  # answers without log-probabilities of prompts
-        self.favourite: int | None = None  # the token that follows; its likeliest one if not given
+        self.failures: list[int] = []  # statuses of the next responses; 0: the connection is closed
+        self.left = -1  # responses until it closes every connection; -1: no limit
+        self.legacy = False  # whether to leave out log-probabilities of prompts
+        self.favourite: int | None = None  # the next token; the likeliest one if not given
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -57,6 +57,8 @@ class CompletionsServer:
             def answer(self, status: int, body: Any) -> None:
                 self.send_response(status)
                 self.send_header("Content-Type", "application/json")
+                if 300 <= status < 400:
+                    self.send_header("Location", "/v1/elsewhere")
                 self.end_headers()
                 self.wfile.write(json.dumps(body).encode())
 
@@ -86,11 +88,11 @@ class CompletionsServer:
             return refusal(f"The model `{request['model']}` does not exist. Valid aliases: {valid}.", 404)
         for key in ("logprobs", "prompt_logprobs"):
             if self.limit >= 0 and not 0 <= (k := request.get(key, 0)) <= self.limit:
-                wanted = self.model.vocab_size if k < 0 else k
+                count = self.model.vocab_size if k < 0 else k
                 kind = "sample" if key == "logprobs" else "prompt"
                 return refusal(
-                    f"Requested {kind} logprobs of {wanted}, which is greater than max allowed: {self.limit} "
-                    f"(parameter={key}, value={wanted})"
+                    f"Requested {kind} logprobs of {count}, which is greater than max allowed: {self.limit} "
+                    f"(parameter={key}, value={count})"
                 )
         prompts = request["prompt"]
         if isinstance(prompts, str):
@@ -99,7 +101,7 @@ class CompletionsServer:
         if self.context and max(map(len, prompts)) >= self.context:
             return refusal(f"This model's maximum context length is {self.context} tokens.")
         choices = [{"index": i, **self.choice(request, ids)} for i, ids in enumerate(prompts)]
-        return 200, {"choices": choices[::-1]}  # their order is told by the index
+        return 200, {"choices": choices[::-1]}  # in the order of their indices
 
     def choice(self, request: dict[str, Any], ids: list[int]) -> dict[str, Any]:
         before = ids[:1] if ids else []
@@ -109,14 +111,14 @@ class CompletionsServer:
         new = int(log_probs[-1].argmax()) if self.favourite is None else self.favourite
         following = {new: float(log_probs[-1, new])} | self.top(log_probs[-1], request["logprobs"])
         tokens = [f"token_id:{i}" for i in [*(ids if request.get("echo") else []), new]]
-        told = {f"token_id:{i}": max(x, -9999.0) for i, x in following.items()}
-        choice: dict[str, Any] = {"logprobs": {"tokens": tokens, "top_logprobs": [told]}, "prompt_logprobs": None}
+        likeliest = {f"token_id:{i}": max(x, -9999.0) for i, x in following.items()}
+        choice: dict[str, Any] = {"logprobs": {"tokens": tokens, "top_logprobs": [likeliest]}, "prompt_logprobs": None}
         if "prompt_logprobs" in request and not self.legacy:
             k, entries = request["prompt_logprobs"], []
             for token, row in zip(ids[len(before) :], log_probs[:-1], strict=True):
-                found = {token: float(row[token])} | self.top(row, k)  # what stands there comes first
-                ranks = {i: int((row > x).sum()) + 1 for i, x in found.items()}
-                entries.append({str(i): {"logprob": max(x, -9999.0), "rank": ranks[i]} for i, x in found.items()})
+                values = {token: float(row[token])} | self.top(row, k)  # the token at this position comes first
+                ranks = {i: int((row > x).sum()) + 1 for i, x in values.items()}
+                entries.append({str(i): {"logprob": max(x, -9999.0), "rank": ranks[i]} for i, x in values.items()})
             choice["prompt_logprobs"] = [None] * len(before) + entries
         return choice
 

@@ -1,4 +1,4 @@
-"""A served teacher is the local one: exactly if it tells all ids, within a bound if it tells the likeliest."""
+"""A served teacher equals the local one: exactly if all ids are returned, within a bound if the likeliest are."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def assert_equal(actual: Rollout, expected: Rollout) -> None:
 
 
 @pytest.mark.parametrize("rewrite", ["sample", "nucleus", "argmax"])
-def test_all_ids_told_it_is_the_local_teacher(server: CompletionsServer, rewrite: str) -> None:
+def test_with_all_ids_it_equals_the_local_teacher(server: CompletionsServer, rewrite: str) -> None:
     teacher = ask(server)
     actual, expected = write(teacher, rewrite=rewrite), write(TEACHER, rewrite=rewrite)
     assert_equal(actual, expected)
@@ -179,8 +179,8 @@ def test_a_short_block_of_a_long_row_is_read_from_the_prefix_cache(server: Compl
     for block in (torch.tensor([[1, 2, 3], [4, 5, -1]]), torch.arange(16).reshape(2, 8) % V):
         expected, served = local.extend(block), teacher.extend(block).double()
         ids = support(expected, 3)
-        told = block >= 0
-        torch.testing.assert_close(project(served, ids)[told], project(expected, ids)[told], rtol=1e-5, atol=1e-5)
+        tokens = block >= 0
+        torch.testing.assert_close(project(served, ids)[tokens], project(expected, ids)[tokens], rtol=1e-5, atol=1e-5)
     asked = [(len(r["prompt"]), "prompt_logprobs" in r) for r in server.requests]
     assert sorted(asked) == [(2, False), (3, False), (50, True), (51, True)]
     teacher.close()
@@ -198,14 +198,11 @@ def test_a_token_beside_the_likeliest_is_left_out(server: CompletionsServer) -> 
     teacher.close()
 
 
-# ---------------------------------------------------------------------- a server that fails
-
-
 def test_a_server_that_dies_and_comes_back_changes_nothing() -> None:
-    servers, told = [CompletionsServer(TEACHER)], []
+    servers, lines = [CompletionsServer(TEACHER)], []
 
     def restart(line: str) -> None:
-        told.append(line)
+        lines.append(line)
         if len(servers) == 1:
             servers.append(CompletionsServer(TEACHER, port=servers[0].port))
 
@@ -213,8 +210,8 @@ def test_a_server_that_dies_and_comes_back_changes_nothing() -> None:
     expected = write(teacher, 3)
     servers[0].close()
     assert_equal(write(teacher, 3), expected)
-    assert len(told) == 1
-    assert "http://127.0.0.1" in told[0]
+    assert len(lines) == 1
+    assert "http://127.0.0.1" in lines[0]
     servers[1].failures += [503, 0, 429, 500]
     assert_equal(write(teacher, 3), expected)
     teacher.close()
@@ -231,7 +228,7 @@ def test_patience_ends_in_a_line() -> None:
     teacher.close()
 
 
-def test_refusals_are_told_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refusals_are_one_line_without_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(KEY_VARIABLE, "secret")
     coins = str(TEACHERS["coins"])
     with CompletionsServer(load_model(coins), tokenizer=load_tokenizer(coins)) as server:
@@ -257,9 +254,21 @@ def test_refusals_are_told_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(ValueError, match="url: ") as refused:
             build_model(url, vocab_size=V, eos_token_id=0)
         assert "secret" not in str(refused.value)
+    monkeypatch.setenv(KEY_VARIABLE, "sec\nret")  # which a header cannot hold
+    with CompletionsServer(TEACHER) as server, pytest.raises(ValueError, match=KEY_VARIABLE) as unusable:
+        ask(server)
+    assert "ret" not in str(unusable.value)
 
 
-# ---------------------------------------------------------------------- the command line
+def test_no_redirect_is_followed_and_no_other_response_accepted(server: CompletionsServer) -> None:
+    """The key goes to the given server only."""
+    teacher, before = ask(server, 3), len(server.requests)
+    for status in (307, 200):  # to another path of the server, and a response without completions
+        server.failures.append(status)
+        with pytest.raises(ValueError, match="teacher: "):
+            teacher.start([[0]])
+    assert len(server.requests) == before + 2
+    teacher.close()
 
 
 def test_a_served_teacher_truncates_the_method() -> None:
@@ -278,7 +287,7 @@ def test_a_served_teacher_truncates_the_method() -> None:
 
 
 def test_a_run_outlives_its_server(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The server is lost in the training; the run goes on with another one and ends as if nothing had been."""
+    """The server is lost during training; the run resumes with another one and ends like an uninterrupted run."""
     (tmp_path / "data.jsonl").write_text('{"prompt": "1+1="}\n{"prompt": "2+3="}\n')
     student = str(tmp_path / "student")
     torch.manual_seed(0)
@@ -296,9 +305,10 @@ def test_a_run_outlives_its_server(tmp_path: Path, capsys: pytest.CaptureFixture
     with CompletionsServer(model, tokenizer=tokenizer, context=64) as server:
         server.left = total // 2
         assert run_module.main([*flags, "--teacher", server.url, "--name", "lost"]) == 1
-    said = capsys.readouterr().err.strip().splitlines()
-    assert all(line.startswith("teacher: no response") for line in said[:-1])
-    assert said[-1].startswith("error teacher: ")
+    *lines, last = capsys.readouterr().err.strip().splitlines()
+    assert all(line.startswith("teacher: ") for line in lines)
+    assert last.startswith("error teacher: ")
+    assert "--resume" in last
     kept = checkpoints(tmp_path / "lost" / "checkpoints")[0].name
     assert 0 < int(kept) < 4
     assert int(kept) == len(read_metrics(tmp_path / "lost"))
