@@ -63,7 +63,7 @@ def ablate(config: AblateConfig, flags: Sequence[str], console: Console) -> None
     names = list(known) if config.studies == ("all",) else list(config.studies)
     for name in names:
         if name not in known:
-            raise ValueError(f"studies: {name!r} is unknown; accepted: all, {', '.join(known)}")
+            raise ValueError(f"studies: {name!r} is unknown; expected all, {', '.join(known)}")
     for name in names:
         product = itertools.product(config.seeds, config.envs, config.warm, known[name])
         jobs = [Job(name, env, warm, contender, seed) for seed, env, warm, contender in product]

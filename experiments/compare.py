@@ -57,7 +57,7 @@ class CompareConfig:
     def __post_init__(self) -> None:
         check_range(self, "jobs", least=1)
         if not re.fullmatch(r"[\w.-]+", self.study):
-            raise ValueError(f"study: {self.study!r}; accepted: letters, digits, '.', '-' and '_', for a file name")
+            raise ValueError(f"study: {self.study!r}; expected letters, digits, '.', '-' and '_', for a file name")
 
     def grid(self) -> list[Job]:
         """Seed by seed, so that finished runs can be compared at any time."""

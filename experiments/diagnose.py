@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.progress import track
 
 from experiments.comparing.diagnosis import diagnose_run
-from experiments.comparing.grid import read_results
+from experiments.comparing.results_file import read_results
 from experiments.comparing.statistics import mean
 from experiments.comparing.tables import print_table
 from experiments.running.cli import command

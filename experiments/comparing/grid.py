@@ -1,13 +1,11 @@
-"""Many runs from one command: contenders x seeds x environments x warm starts, over the cores, each run a folder.
+"""Many runs from one command: contenders x seeds x environments x warm starts, in parallel, each run in a folder.
 
-A finished run is not run again, an interrupted one goes on, a failed one is reported and leaves its log. All runs of a
+Finished runs are skipped and interrupted ones resumed. A failed run is reported and leaves its log. All runs of a
 folder share their warm starts.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -19,20 +17,20 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from agents.atomic_io import write_text
 from experiments.comparing.pool import FanOut, for_each
+from experiments.comparing.results_file import Row, read_results, write_results
 from experiments.running.build import make_agent, make_env, make_student
 from experiments.running.config_file import flag_values, load_config
 from experiments.running.flags import parse
 from experiments.running.tracking import read_json
 
 WARM = {"none": 0.0, "weak": 1 / 3, "strong": 2 / 3}  # share of the teacher's correct chains at which a warm start ends
-NOT_COMPARED = {"name", "out", "resume", "threads"}  # flags that do not make another run
+SAME_RUN = {"name", "out", "resume", "threads"}  # flags that may differ when a run is resumed
 
 
 @dataclass(frozen=True)
 class Contender:
-    """A method with flags, under the name by which results call it."""
+    """A method with flags, and the name that it has in the results."""
 
     label: str
     agent: str
@@ -44,7 +42,7 @@ class Contender:
         label, _, rest = text.partition("=")
         agent, *flags = (rest or label).split() or [""]
         if not agent or not label.strip():
-            raise ValueError(f"agents: {text!r}; accepted: an agent, or LABEL=AGENT --flag value ...")
+            raise ValueError(f"agents: {text!r}; expected an agent, or LABEL=AGENT --flag value ...")
         return cls(label.strip(), agent, tuple(flags))
 
 
@@ -60,47 +58,48 @@ class Job:
 
     @property
     def name(self) -> str:
-        """The run's folder: what is run, whatever a study calls it, so that studies share runs."""
+        """The run's folder: by what is run and not by the label, so that studies share runs."""
         slug = re.sub(r"[^A-Za-z0-9_.]+", "-", " ".join([self.contender.agent, *self.contender.flags]))
         return f"{self.env}-{self.warm}-{slug}-s{self.seed}"
 
     def arguments(self, out: Path, flags: Sequence[str]) -> list[str]:
-        """The command line of `run.py`; the contender's own flags come last and win."""
-        where = ["--agent", self.contender.agent, "--env", self.env, "--seed", str(self.seed)]
-        where += ["--warm-start", str(WARM[self.warm]), "--out", str(out), "--name", self.name, "--threads", "1"]
-        return [*where, *flags, *self.contender.flags]
+        """The command line of `run.py`; the contender's own flags come last and take precedence."""
+        arguments = ["--agent", self.contender.agent, "--env", self.env, "--seed", str(self.seed)]
+        arguments += ["--warm-start", str(WARM[self.warm]), "--out", str(out), "--name", self.name, "--threads", "1"]
+        return [*arguments, *flags, *self.contender.flags]
 
 
 def check_jobs(jobs: Sequence[Job], out: Path, flags: Sequence[str]) -> None:
-    """Refuse, before anything is run, flags that `run.py` would refuse, names given twice, and other flags than those
-    with which a run of the same name was begun.
+    """Check all jobs before any is run.
 
     Raises:
-        ValueError: in one line.
+        ValueError: in one line, for flags that `run.py` would refuse, for two jobs with the same run or label, and for
+            a run of that name with other flags.
     """
-    names: dict[str, Job] = {}
-    labels_of: dict[tuple[str, str, str, int], Job] = {}
+    runs: dict[str, Job] = {}
+    labelled: dict[tuple[str, str, str, int], Job] = {}
     for job in jobs:
+        label = job.contender.label
         if job.warm not in WARM:
-            raise ValueError(f"warm: {job.warm!r} is unknown; accepted: {', '.join(WARM)}")
-        if job.name in names:
-            labels = f"{names[job.name].contender.label!r} and {job.contender.label!r}"
-            raise ValueError(f"agents: {labels} are the same run of seed {job.seed}; leave one out")
-        names[job.name] = job
-        if labels_of.setdefault((job.contender.label, job.env, job.warm, job.seed), job) != job:
-            raise ValueError(f"agents: two contenders of the name {job.contender.label!r}; give one another LABEL=")
+            raise ValueError(f"warm: {job.warm!r} is unknown; expected {', '.join(WARM)}")
+        if (same := runs.setdefault(job.name, job)) is not job:
+            labels = f"{same.contender.label!r} and {label!r}"
+            raise ValueError(f"agents: {labels} are the same run of seed {job.seed}; expected each run once")
+        if labelled.setdefault((label, job.env, job.warm, job.seed), job) is not job:
+            raise ValueError(f"agents: {label!r} is the label of two contenders; expected another LABEL= for one")
         try:
-            wanted = flag_values(parse(job.arguments(out, flags)))
+            values = flag_values(parse(job.arguments(out, flags)))
         except ValueError as error:
-            raise ValueError(f"{job.contender.label}: {error}") from None
+            raise ValueError(f"{label}: {error}") from None
         except SystemExit:  # tyro has printed what is wrong
-            raise ValueError(f"{job.contender.label}: its flags are refused, see above") from None
-        if (out / job.name / "config.json").exists():
-            found = flag_values(load_config(out / job.name))
-            differing = [k for k in wanted if k not in NOT_COMPARED and wanted[k] != found.get(k)]
+            raise ValueError(f"{label}: invalid flags, see above") from None
+        folder = out / job.name
+        if (folder / "config.json").exists():
+            before = flag_values(load_config(folder))
+            differing = [k for k in values if k not in SAME_RUN and values[k] != before.get(k)]
             if differing:
                 raise ValueError(
-                    f"out: {str(out / job.name)!r} was run with another {differing[0]}; take another --out or delete it"
+                    f"out: {str(folder)!r} has another {differing[0]}; expected another --out, or delete it"
                 )
 
 
@@ -110,42 +109,41 @@ def run_jobs(
     flags: Sequence[str],
     workers: int,
     console: Console,
-    each: Callable[[], None],
+    on_finish: Callable[[], None],
     fan_out: FanOut = "local",
 ) -> list[Job]:
-    """Run what is not finished, warm starts first. `each` is called after every finished run.
+    """Run what is not finished, warm starts first. `on_finish` is called after every run.
 
     Returns:
         the jobs that failed.
     """
     out.mkdir(parents=True, exist_ok=True)
-    where: dict[str, Any] = {"out": out.resolve(), "flags": tuple(flags)}  # a worker may stand in another folder
+    common: dict[str, Any] = {"out": out.resolve(), "flags": tuple(flags)}  # a worker may have another current folder
     todo = [job for job in jobs if not is_finished(out / job.name)]
     warm = list({(j.env, j.warm, j.seed): j for j in todo if WARM[j.warm] > 0}.values())
-    console.print(f"{len(jobs) - len(todo)} of {len(jobs)} runs are finished; {len(warm)} warm starts to look after")
-    for_each(partial(prepare_warm_start, **where), warm, workers, fan_out, console, lambda *_: None)
-    console.print(
-        f"{len(todo)} runs to go, {workers} at a time, each with one torch thread; {forecast(todo, out, flags)}"
-    )
+    console.print(f"{len(jobs) - len(todo)} of {len(jobs)} runs are finished. Checking {len(warm)} warm starts.")
+    for_each(partial(prepare_warm_start, **common), warm, workers, fan_out, console, lambda *_: None)
+    estimate = forecast(todo, out, flags)
+    console.print(f"{len(todo)} runs to do, {workers} at a time, each with one torch thread. {estimate}")
     started = time.time()
     failed: list[Job] = []
 
-    def tell(job: Job, done: int, error: str | None) -> None:
+    def report(job: Job, done: int, error: str | None) -> None:
         minutes = (time.time() - started) / 60
         rest = minutes / done * (len(todo) - done)
-        what = f"{job.contender.label}, {job.env}, {job.warm}, seed {job.seed}"
+        name = f"{job.contender.label}, {job.env}, {job.warm}, seed {job.seed}"
         if error:
             failed.append(job)
-            console.print(f"[red]failed[/] {what}: {escape(error)}; see {out / job.name}.log", highlight=False)
-        console.print(f"{done} of {len(todo)} after {minutes:.1f} min, {rest:.0f} min to go: {what}", highlight=False)
-        each()
+            console.print(f"[red]failed[/] {name}: {escape(error)}; see {out / job.name}.log", highlight=False)
+        console.print(f"{done} of {len(todo)} after {minutes:.1f} min, {rest:.0f} min left: {name}", highlight=False)
+        on_finish()
 
-    for_each(partial(run_one, **where), todo, workers, fan_out, console, tell)
+    for_each(partial(run_one, **common), todo, workers, fan_out, console, report)
     return failed
 
 
 def prepare_warm_start(job: Job, out: Path, flags: Sequence[str]) -> None:
-    """The warm start that the job's run shares with others, on disk."""
+    """Write the warm start that the job shares with others."""
     import torch
 
     from experiments.running.warm_start import warm_start
@@ -157,7 +155,7 @@ def prepare_warm_start(job: Job, out: Path, flags: Sequence[str]) -> None:
 
 
 def run_one(job: Job, out: Path, flags: Sequence[str]) -> None:
-    """A run, or the rest of an interrupted one; what it says goes to a log beside its folder."""
+    """Start or resume a run; its output goes to a log beside its folder."""
     from experiments.running.lifecycle import run
 
     resumed = (out / job.name / "config.json").exists()
@@ -167,91 +165,55 @@ def run_one(job: Job, out: Path, flags: Sequence[str]) -> None:
 
 
 def forecast(jobs: Sequence[Job], out: Path, flags: Sequence[str]) -> str:
-    """How long these runs will take, by the finished ones of the folder, or by a few iterations of the first."""
+    """How long the jobs will take, by the finished runs of the folder, or else by a few iterations of the first job."""
     paths = [path for path in out.glob("*/evaluation.json") if is_finished(path.parent)]
     if not jobs:
-        return "nothing to wait for"
+        return ""
     if paths:
         mean = sum(read_json(path, {"seconds": int | float})["seconds"] for path in paths) / len(paths)
-        told = f"{len(paths)} finished ones took"
+        source = f"{len(paths)} finished runs took"
     elif ":" in jobs[0].contender.agent:
-        return "how long somebody else's agent takes is known after its first run"
+        return "The time of a custom agent is unknown before its first run."
     else:
         mean = probe(jobs[0], out, flags)
-        told = f"by three iterations of {jobs[0].contender.label} they take, evaluations aside,"
-    return f"{told} {mean:.0f} s each, so these need {mean * len(jobs) / 60:.0f} core minutes"
+        source = f"By three iterations of {jobs[0].contender.label} they take, without evaluations,"
+    return f"{source} {mean:.0f} s each, {mean * len(jobs) / 60:.0f} core minutes for these."
 
 
 def probe(job: Job, out: Path, flags: Sequence[str]) -> float:
-    """Seconds that all iterations of a run would take, from three on a fresh student. Leaves nothing behind."""
+    """Seconds that all iterations of a run would take, by three on a new student. Writes no files."""
     config = parse(job.arguments(out, flags))
     env = make_env(config, "train", config.rollout.rows or config.agent_options.batch_size, purpose="train")
     agent = make_agent(config, make_student(config, env), env)
-    agent.learn(env, 1)  # what is done once
+    agent.learn(env, 1)  # one-time work
     started = time.perf_counter()
     agent.learn(env, 3)
     return (time.perf_counter() - started) / 3 * config.training.iterations
 
 
 def is_finished(folder: Path) -> bool:
+    """Whether a run's folder holds its last evaluation."""
     path = folder / "evaluation.json"
     return path.exists() and "after" in read_json(path)
 
 
-Row = dict[str, Any]
-
-
 def load_results(jobs: Iterable[Job], out: Path) -> list[Row]:
-    """One row a finished run: what it was, and all that was measured."""
+    """A row for each finished job: its settings, the metrics before and after, those of the training."""
+    parts = {"before": dict, "after": dict, "training": dict, "seconds": int | float}
     rows = []
     for job in jobs:
         folder = out / job.name
         if is_finished(folder):
-            evaluation = read_json(
-                folder / "evaluation.json", {"before": dict, "after": dict, "training": dict, "seconds": int | float}
-            )
-            what = {"study": job.study, "env": job.env, "warm": job.warm, "label": job.contender.label}
-            before = {f"before/{k}": v for k, v in evaluation["before"].items()}
-            seconds = {"seconds": evaluation["seconds"]}
-            rows.append(
-                {**what, "seed": job.seed, "run": job.name, **evaluation["after"], **evaluation["training"]}
-                | seconds
-                | before
-            )
+            evaluation = read_json(folder / "evaluation.json", parts)
+            row: Row = {"study": job.study, "env": job.env, "warm": job.warm, "label": job.contender.label}
+            row |= {"seed": job.seed, "run": job.name, **evaluation["after"], **evaluation["training"]}
+            row |= {"seconds": evaluation["seconds"]}
+            rows.append(row | {f"before/{k}": v for k, v in evaluation["before"].items()})
     return rows
 
 
-def write_results(rows: Sequence[Row], path: Path) -> None:
-    """`results.csv`, the union of what is there already and these rows, by run and study."""
-    merged = {(row["study"], row["run"]): row for row in [*read_results(path), *rows]}
-    columns = list(dict.fromkeys(key for row in merged.values() for key in row))
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, columns)
-    writer.writeheader()
-    writer.writerows(merged.values())
-    write_text(path, text.getvalue())
-
-
-def read_results(path: Path) -> list[Row]:
-    """The rows of `results.csv`, numbers as numbers; empty cells are left out. Raises ValueError if it is damaged."""
-    if not path.exists():
-        return []
-    texts = {"study", "env", "warm", "label", "run"}
-    try:
-        with path.open(newline="") as file:
-            return [
-                {k: v if k in texts else int(v) if k == "seed" else float(v) for k, v in row.items() if v}
-                for row in csv.DictReader(file, strict=True)
-            ]
-    except (ValueError, TypeError, csv.Error) as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise ValueError(
-            f"runs: {str(path)!r} is damaged ({reason}); delete it: the same comparison makes it again"
-        ) from None
-
-
 def split_flags(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """What stands before `--`, and the flags of `run.py` after it."""
+    """The arguments before `--`, and the flags of `run.py` after it."""
     at = arguments.index("--") if "--" in arguments else len(arguments)
     return arguments[:at], arguments[at + 1 :]
 
@@ -259,18 +221,18 @@ def split_flags(arguments: list[str]) -> tuple[list[str], list[str]]:
 def run_grid(
     jobs: Sequence[Job], out: Path, flags: Sequence[str], workers: int, console: Console, fan_out: FanOut = "local"
 ) -> list[Row]:
-    """Check, run, and keep `results.csv` up to date as runs finish. Returns the rows of these jobs.
+    """Check, run, and update `results.csv` whenever a run finishes. Returns the rows of these jobs.
 
     Raises:
         ValueError: if the flags are wrong or nothing finished.
     """
     path = out / "results.csv"
     check_jobs(jobs, out, flags)
-    read_results(path)  # a damaged one is told before anything is run
+    read_results(path)  # raises for a damaged file before anything is run
     failed = run_jobs(jobs, out, flags, workers, console, lambda: write_results(load_results(jobs, out), path), fan_out)
     rows = load_results(jobs, out)
     if not rows:
-        raise ValueError(f"out: no run in {str(out)!r} has finished; the logs beside the runs say why")
+        raise ValueError(f"out: no run in {str(out)!r} has finished; see the logs beside the runs")
     write_results(rows, path)
     if failed:
         console.print(f"[red]{len(failed)} of {len(jobs)} runs failed[/]; the same command tries them again")

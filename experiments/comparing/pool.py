@@ -1,5 +1,4 @@
-"""Independent pieces of work over local processes or over Ray. A piece fails alone, and one whose worker died is done
-again."""
+"""Independent items of work, over local processes or Ray. An item fails alone, and is retried if its worker dies."""
 
 from __future__ import annotations
 
@@ -8,28 +7,30 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from rich.console import Console
 
+CHECKOUT = Path(__file__).resolve().parents[2]
 T = TypeVar("T")
 FanOut = Literal["local", "ray"]
-Told = Callable[[T, int, str | None], None]  # what is done, how many are, and what went wrong
-ATTEMPTS = 2  # at a piece of work whose worker dies
+Report = Callable[[T, int, str | None], None]  # the item that is done, how many are, and its error
+ATTEMPTS = 2  # at an item whose worker dies
 
 
 def for_each(
-    work: Callable[[T], None], items: Sequence[T], workers: int, fan_out: FanOut, console: Console, tell: Told[T]
+    work: Callable[[T], None], items: Sequence[T], workers: int, fan_out: FanOut, console: Console, report: Report[T]
 ) -> None:
-    """`work` on every item, in other processes with one thread each.
+    """Do `work` on every item, in other processes with one thread each.
 
     Args:
-        work: picklable; what it raises is told and stops nothing else.
+        work: picklable; an exception is reported and stops no other item.
         items: hashable and picklable, all different.
-        workers: at most so many at a time, on a Ray cluster as many as it has processors for.
-        fan_out: local processes, or Ray: the cluster that $RAY_ADDRESS names, else one of `workers` processors here.
-        console: where deaths are told.
-        tell: is called after each item, with its error if it had one.
+        workers: items at the same time, at most; a Ray cluster takes as many as it has processors.
+        fan_out: local processes, or Ray: the cluster of $RAY_ADDRESS, otherwise a local one with `workers` processors.
+        console: for messages about workers that died.
+        report: called after each item.
 
     Raises:
         ValueError: if Ray is not installed.
@@ -37,25 +38,26 @@ def for_each(
     if not items:
         return
     if fan_out == "ray":
-        _over_ray(work, items, workers, tell)
+        _over_ray(work, items, workers, report)
     else:
-        _over_processes(work, items, workers, console, tell)
+        _over_processes(work, items, workers, console, report)
 
 
-def _over_ray(work: Callable[[T], None], items: Sequence[T], workers: int, tell: Told[T]) -> None:
+def _over_ray(work: Callable[[T], None], items: Sequence[T], workers: int, report: Report[T]) -> None:
     try:
         import ray
     except ImportError:
-        raise ValueError('fan_out: ray is not installed; accepted: local, or pip install -e ".[ray]"') from None
-    ours = not ray.is_initialized()
-    if ours:
-        here = None if os.environ.get("RAY_ADDRESS") else workers  # a cluster knows its own processors
-        environment = {"env_vars": {"OMP_NUM_THREADS": "1"}}
+        raise ValueError('fan_out: ray is not installed; expected local, or pip install -e ".[ray]"') from None
+    started = not ray.is_initialized()
+    if started:
+        processors = None if os.environ.get("RAY_ADDRESS") else workers  # a cluster knows its own
+        path = os.pathsep.join(filter(None, (str(CHECKOUT), os.environ.get("PYTHONPATH"))))
+        environment = {"env_vars": {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}}
         quiet: Any = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
-        ray.init(num_cpus=here, runtime_env=environment, **quiet)
+        ray.init(num_cpus=processors, runtime_env=environment, **quiet)
     try:
 
-        @ray.remote(num_cpus=1, max_retries=ATTEMPTS - 1)  # Ray does again what died, not what raised
+        @ray.remote(num_cpus=1, max_retries=ATTEMPTS - 1)  # retries after a death, not after an exception
         def task(item: T) -> None:
             work(item)
 
@@ -71,14 +73,14 @@ def _over_ray(work: Callable[[T], None], items: Sequence[T], workers: int, tell:
                 error = f"{type(cause).__name__}: {cause}"
             except ray.exceptions.RayError:
                 error = f"its worker died {ATTEMPTS} times"
-            tell(item, done, error)
+            report(item, done, error)
     finally:
-        if ours:
+        if started:
             ray.shutdown()
 
 
 def _over_processes(
-    work: Callable[[T], None], items: Sequence[T], workers: int, console: Console, tell: Told[T]
+    work: Callable[[T], None], items: Sequence[T], workers: int, console: Console, report: Report[T]
 ) -> None:
     waiting, attempts, done = list(items), dict.fromkeys(items, 0), 0
     while waiting:
@@ -87,7 +89,7 @@ def _over_processes(
         running: dict[Future[None], T] = {}
         try:
             while waiting or running:
-                # a death takes all that run with it, so the suspects are tried again one by one
+                # a death ends all running items, so they are tried again one by one
                 alone = any(attempts[item] for item in [*running.values(), *waiting[:1]])
                 while waiting and len(running) < (1 if alone else workers):
                     item = waiting.pop(0)
@@ -98,20 +100,20 @@ def _over_processes(
                         future.result()
                     except BrokenProcessPool:
                         raise
-                    except Exception as raised:  # a run's failure is its own
+                    except Exception as raised:  # it concerns this item alone
                         error = f"{type(raised).__name__}: {raised}"
                     del running[future]
                     done += 1
-                    tell(item, done, error)
+                    report(item, done, error)
         except BrokenProcessPool:
-            console.print("[red]a worker died[/]; what was running goes on in a new one")
+            console.print("[red]a worker died[/]; its items continue in a new one")
             for item in running.values():
                 attempts[item] += 1
                 if attempts[item] < ATTEMPTS:
                     waiting.insert(0, item)
                 else:
                     done += 1
-                    tell(item, done, f"its worker died {ATTEMPTS} times")
+                    report(item, done, f"its worker died {ATTEMPTS} times")
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 

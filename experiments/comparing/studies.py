@@ -69,7 +69,8 @@ def rivals() -> list[Contender]:
     contenders = []
     for name in (*TUNED, *UNTUNED):
         flag, value = TUNED[name][0] if name in TUNED else "", CHOSEN.get(name)
-        default = value is None or value == getattr(METHODS[name], flag[2:].replace("-", "_"))
+        method, field = METHODS[name], flag.removeprefix("--").replace("-", "_")
+        default = value in (None, getattr(method.gate if field == "tau" else method, field, None))
         contenders.append(Contender(name, name, () if default else (flag, str(value))))
     return contenders
 

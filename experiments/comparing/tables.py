@@ -9,7 +9,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from experiments.comparing.grid import Row
+from experiments.comparing.results_file import Row
 from experiments.comparing.statistics import (
     Estimate,
     holm,

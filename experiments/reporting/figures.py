@@ -49,6 +49,8 @@ def scatter(
         (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
         for share in diagonals:
             axes.axline((0, 0), slope=share, color=MUTED, linewidth=0.7, linestyle=(0, (3, 3)), zorder=1)
+            end = min(right, top / share)
+            axes.annotate(f"{share:.0%}", (end, share * end), (3, 0), textcoords="offset points", color=MUTED)
         axes.set_xlim(max(0.0, left), right)
         axes.set_ylim(max(0.0, bottom), top)
 

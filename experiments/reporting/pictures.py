@@ -104,10 +104,7 @@ def difficulty(material: Material) -> list[Block]:
 
 
 def out_of_distribution(material: Material) -> list[Block]:
-    caption = (
-        "Accuracy out of distribution against accuracy in distribution. The dashed lines keep 25, 50, 75 and 100 % of "
-        f"the accuracy. {INTERVALS}"
-    )
+    caption = f"Accuracy out of distribution against accuracy in distribution; dashed: the share kept. {INTERVALS}"
     shares = (0.25, 0.5, 0.75, 1.0)
     return scatter_picture(material, "in_and_out", ENDPOINT, f"ood/{ENDPOINT}", caption, diagonals=shares)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from agents.methods import METHODS
-from experiments.comparing.grid import Row, read_results
+from experiments.comparing.results_file import Row, read_results
 from experiments.comparing.statistics import (
     Estimate,
     PairedDifference,
@@ -56,11 +56,11 @@ def load_results(folder: Path, studies: Sequence[str] = ()) -> list[Row]:
     """
     path = folder / "results.csv"
     if not path.is_file():
-        raise ValueError(f"runs: {str(folder)!r} has no results.csv; accepted: a folder of experiments/compare.py")
+        raise ValueError(f"runs: {str(folder)!r} has no results.csv; expected a folder of experiments/compare.py")
     try:
         rows = [_complete(row) for row in read_results(path)]
     except KeyError as error:
-        raise ValueError(f"runs: {str(path)!r} cannot be read ({error}); needed: {', '.join(NEEDED)}") from None
+        raise ValueError(f"runs: {str(path)!r} has no column {error}; expected {', '.join(NEEDED)}") from None
     rows = [row for row in rows if not studies or row["study"] in studies]
     if not rows:
         of = f" of {', '.join(studies)}" if studies else ""

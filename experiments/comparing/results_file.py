@@ -1,0 +1,46 @@
+"""`results.csv` of a comparison: a row a finished run, with its settings and all its metrics."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from agents.atomic_io import write_text
+
+Row = dict[str, Any]
+TEXTS = {"study", "env", "warm", "label", "run"}
+
+
+def write_results(rows: Sequence[Row], path: Path) -> None:
+    """Add rows to the file; a row replaces one of the same run and study."""
+    merged = {(row["study"], row["run"]): row for row in [*read_results(path), *rows]}
+    columns = list(dict.fromkeys(key for row in merged.values() for key in row))
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(merged.values())
+    write_text(path, text.getvalue())
+
+
+def read_results(path: Path) -> list[Row]:
+    """The rows of the file, none if it does not exist; empty cells are left out.
+
+    Raises:
+        ValueError: in one line, if the file is damaged.
+    """
+    if not path.exists():
+        return []
+    try:
+        with path.open(newline="") as file:
+            return [
+                {k: v if k in TEXTS else int(v) if k == "seed" else float(v) for k, v in row.items() if v}
+                for row in csv.DictReader(file, strict=True)
+            ]
+    except (ValueError, TypeError, csv.Error) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(
+            f"runs: {str(path)!r} is damaged ({reason}); expected results.csv, which compare.py rewrites when deleted"
+        ) from None
