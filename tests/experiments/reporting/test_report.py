@@ -297,7 +297,7 @@ def test_nothing_to_report_is_one_line(content: str | None, tmp_path: Path, caps
         (tmp_path / "results.csv").write_text(content)
     assert report.main(["--runs", str(tmp_path)]) == 1
     message = capsys.readouterr().err.strip()
-    assert message.startswith("error runs: ")
+    assert message.startswith("error: runs: ")
     assert "\n" not in message
 
 
