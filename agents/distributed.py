@@ -77,7 +77,12 @@ class ProcessGroup:
         Raises:
             TrainingEnded: in the other processes, if there is none.
         """
-        command = self.broadcast(Command.CONTINUE if more else Command.STOP)
+        try:
+            command = self.broadcast(Command.CONTINUE if more else Command.STOP)
+        except RuntimeError:
+            if more:
+                raise
+            return  # the others have ended already, by the same error
         while self.rank and command == Command.GATHER:
             gather()
             command = self.broadcast(command)

@@ -2,9 +2,9 @@
 
     python tests/helpers/killed_runs.py OUT POINTS FLAG...
 
-Between two such changes the disk looks the same whenever the kill comes. Every run is a fork of this process, which has
-imported everything. OUT then holds the run `whole`, and for every point a run `<k>` that was killed and resumed; what
-was about to happen is printed, one line each.
+Between two such changes the disk is the same whenever the kill comes. Every run is a fork of this process, which has
+imported everything. OUT then has the run `whole`, and for every point a run `<k>` that was killed and resumed. The
+change before which each was killed is printed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ WRITING = os.O_WRONLY | os.O_RDWR
 
 
 def forked(work: Callable[[], int]) -> int:
-    """The wait status of a fork that does the work."""
+    """Fork, do the work in the child, and return its wait status."""
     child = os.fork()
     if child == 0:
         code = 1
@@ -42,7 +42,7 @@ def forked(work: Callable[[], int]) -> int:
 
 
 def watched(folder: Path, arguments: list[str], die_at: int | None) -> int:
-    """Run, and say which change is about to happen before dying there, or how many there were."""
+    """Run until change number `die_at`, print it and die; without one, write the number of changes to `count`."""
     seen, running = 0, True
 
     def hook(event: str, values: tuple[Any, ...]) -> None:
@@ -64,7 +64,7 @@ def watched(folder: Path, arguments: list[str], die_at: int | None) -> int:
 
 def main(out: Path, points: int, flags: list[str]) -> None:
     torch.set_num_threads(1)
-    run.draw_curves = lambda *_: None  # most of a short run's time, and nothing goes on from a picture
+    run.draw_curves = lambda *_: None  # it takes most of a short run's time, and no run resumes from it
 
     def arguments(name: str) -> list[str]:
         return [*flags, "--out", str(out), "--name", name]

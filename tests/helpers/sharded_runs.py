@@ -22,8 +22,8 @@ from distill_env.models.causal_lm import CausalLM
 from distill_env.models.pretrained import recompute_layers
 from distill_env.models.toy import toy_student
 
-# an odd batch, so that one process has a pass more, of answers of several lengths; clipping and decay always at work;
-# more chunks than one
+# an odd batch, so that one process has an extra pass, with completions of several lengths; clipping and weight decay
+# always have an effect; several chunks
 CONFIG = DistillConfig(
     method=variant(METHODS["gated"], tau=8.0),  # both write
     batch_size=5,
@@ -59,8 +59,8 @@ def fresh_student(kind: str) -> CausalLM:
 def train(
     folder: Path, processes: ProcessGroup = SINGLE_PROCESS, iterations: int = 6, start: str = "", kind: str = "plain"
 ) -> None:
-    """Train, perhaps from the checkpoint `start`; the first process writes `agent/`, `student/` and the metrics, each
-    how many numbers it held."""
+    """Train, from the checkpoint `start` if given. The main process writes `agent/`, `student/` and the metrics; every
+    process writes how many numbers it held."""
     env = DistillVectorEnv(
         len(range(CONFIG.batch_size)[processes.local_slice(CONFIG.batch_size)]),
         task="sums",
@@ -73,13 +73,13 @@ def train(
     )
     agent = DistillAgent.load(start, processes) if start else DistillAgent(fresh_student(kind), CONFIG)
     agent.join_group(processes)
-    told: list[dict[str, float]] = []
+    logged: list[dict[str, float]] = []
     try:
-        agent.learn(env, sys.maxsize if processes.rank else iterations, lambda _, metrics: told.append(metrics))
+        agent.learn(env, sys.maxsize if processes.rank else iterations, lambda _, metrics: logged.append(metrics))
         folder.mkdir(parents=True)
         agent.save(folder / "agent")
         agent.student.export(folder / "student")  # type: ignore[attr-defined]
-        (folder / "metrics.json").write_text(json.dumps(told))
+        (folder / "metrics.json").write_text(json.dumps(logged))
         processes.continue_or_stop(False)
     except TrainingEnded:
         pass
@@ -91,7 +91,7 @@ def train(
 
 
 def numbers(tensors: Any) -> int:
-    """How many of them this process holds."""
+    """How many numbers of the tensors this process holds."""
     return sum(getattr(tensor, "to_local", lambda tensor=tensor: tensor)().numel() for tensor in tensors)
 
 

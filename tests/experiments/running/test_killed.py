@@ -19,7 +19,7 @@ SMALL = ["--iterations", "6", "--checkpoint-every", "2", "--eval-samples", "2", 
 
 
 def end_of(folder: Path) -> dict[str, Any]:
-    """All that a run leaves, but for what a clock says."""
+    """Everything that a run leaves, without times."""
     evaluation = json.loads((folder / "evaluation.json").read_text())
     with (folder / "metrics.csv").open() as file:
         rows = [{k: v for k, v in row.items() if not k.startswith("time/")} for row in csv.DictReader(file)]
@@ -51,6 +51,6 @@ def test_killed_and_resumed_it_ends_the_same(flags: list[str], points: int, tmp_
     assert len(killed) >= min(points, 40)
     for folder in killed:
         end = end_of(folder)
-        # torch's global generator is nobody's here but Stable-Baselines3's, which seeds it anew
+        # only Stable-Baselines3 uses torch's global generator, and it seeds it anew
         assert {k for k in whole if end.get(k) != whole[k] and "random" not in k} == set(), folder.name
         assert end.keys() == whole.keys()
