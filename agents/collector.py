@@ -175,7 +175,8 @@ class Collector:
             everyone = len(rows) == len(mask)
             log_probs = self.student.start([p.ids for p in prompts], None if everyone else rows.tolist())
             self.cost.student_seconds += time.perf_counter() - clock
-            self.current = log_probs if everyone else self.current.index_copy(0, torch.from_numpy(rows), log_probs)
+            index = torch.from_numpy(rows).to(log_probs.device)
+            self.current = log_probs if everyone else self.current.index_copy(0, index, log_probs)
         self.lengths[rows] = self.student_lengths[rows] = 0
         self.gate_state = self.gate_state.put(torch.from_numpy(rows), GateState.start(len(rows)))
 
@@ -246,23 +247,26 @@ class Collector:
         if unread.any():
             committed, stop = self.tokens[self.episode], self.student_lengths + unread
             block = torch.from_numpy(slice_rows(committed, self.student_lengths, stop))
-            after = self.student.extend(block)[torch.arange(n), torch.from_numpy(np.maximum(unread - 1, 0))]
-            self.current = torch.where(torch.from_numpy(unread > 0)[:, None], after, self.current)
+            after = self.student.extend(block)
+            last = torch.from_numpy(np.maximum(unread - 1, 0)).to(after.device)
+            after = after[torch.arange(n, device=after.device), last]
+            self.current = torch.where(torch.from_numpy(unread > 0).to(after.device)[:, None], after, self.current)
             self.student_lengths = stop
-        visited = []
+        visited, picked = [], []
         for k in range(length):
-            if bool(torch.isnan(self.current[torch.from_numpy(drafting), 0]).any()):  # a softmax is NaN as a whole
-                raise FloatingPointError("student: its log-probabilities are NaN; lower the learning rate")
             drawn = inverse_cdf(self.current, uniform(keys, self.lengths + k, Purpose.STUDENT))
             visited += [self.current] * self.gate.needs_scores
-            log_prob[:, k] = self.current.gather(1, drawn[:, None])[:, 0]
-            tokens[:, k] = np.where(drafting, drawn.numpy(), PAD)
+            picked.append(self.current.gather(1, drawn[:, None])[:, 0])
+            tokens[:, k] = np.where(drafting, drawn.cpu().numpy(), PAD)
             drafting = drafting & (tokens[:, k] != self.core.task.eos_token_id) & (k + 1 < limit)
             if k + 1 == length or not drafting.any():
                 break
             step = torch.from_numpy(np.where(drafting, tokens[:, k], PAD))
             self.current = self.student.extend(step[:, None])[:, 0]
             self.student_lengths = self.student_lengths + drafting
+        log_prob[:, : len(picked)] = torch.stack(picked, 1).double().cpu()
+        if bool(log_prob[torch.from_numpy(tokens >= 0)].isnan().any()):
+            raise FloatingPointError("student: its log-probabilities are NaN; lower the learning rate")
         seconds = time.perf_counter() - clock
         self.seconds_per_step = seconds / (k + 1)
         self.cost.student_seconds += seconds
@@ -278,7 +282,7 @@ class Collector:
         clock = time.perf_counter()
         along = np.where(np.arange(1, width) < draft.states[:, None], draft.tokens[:, : width - 1], PAD)
         log_probs = self.env.unwrapped.lookahead(torch.from_numpy(along))
-        if bool(torch.isnan(log_probs[torch.from_numpy(self.active), 0, 0]).any()):  # a softmax is NaN as a whole
+        if bool(log_probs[:, 0, 0].cpu()[torch.from_numpy(self.active)].isnan().any()):  # a softmax is NaN as a whole
             raise FloatingPointError("teacher: its log-probabilities are NaN; check its weights and dtype")
         self.cost.teacher_seconds += time.perf_counter() - clock
         return log_probs, width
@@ -291,8 +295,9 @@ class Collector:
         tokens, states = torch.from_numpy(draft.tokens[:, :width]), torch.from_numpy(draft.states)
         ids = support(teacher, self.top_k, self.top_p)
         block = DraftBlock(tokens, self._step_start(tokens), draft.gate_uniforms[:, :width], draft.episode_uniforms)
-        student = project(draft.student[:, :width], ids)
-        decision, after = apply_gate(self.gate, student, project(teacher, ids), block, self.gate_state)
+        device = draft.student.device
+        student = project(draft.student[:, :width], None if ids is None else ids.to(device))
+        decision, after = apply_gate(self.gate, student, project(teacher, ids).to(device), block, self.gate_state)
         exists = torch.arange(width) < states[:, None]
         rewrite = decision.rewrite & exists
         first = torch.where(rewrite.any(1), rewrite.int().argmax(1), draft.tokens.shape[1])

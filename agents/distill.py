@@ -195,9 +195,9 @@ class DistillAgent:
         count = self.processes.all_reduce_sum({"tokens": float(mask.sum())})["tokens"]
         offsets = torch.cat([torch.zeros(1, dtype=torch.long), mask.sum(1).cumsum(0)])
         future, weight = self._long_range(rollout)  # [N, T] each
-        sums: dict[str, float] = {}
+        sums: dict[str, Tensor] = {}
         if self.method.gate_writes:
-            sums["rollout/hard_share"] = float((rollout.score >= self.method.gate.tau).sum())
+            _add(sums, "rollout/hard_share", (rollout.score >= self.method.gate.tau).double())
         micro = self.config.micro_batch or len(rollout.prompts)
         passes = range(0, len(rollout.prompts), micro)
         for begin in passes:
@@ -219,7 +219,8 @@ class DistillAgent:
             (0 * self.student.head(features[:1]).exp().sum()).backward()
             self.optimizer.move_gradients()  # the others' gradients of this process's shards
         self.processes.sum_gradients(self.optimizer.masters)
-        return {key: value / count for key, value in self.processes.all_reduce_sum(sums).items()}
+        totals = dict(zip(sums, torch.stack([x.cpu() for x in sums.values()]).tolist(), strict=True))
+        return {key: value / count for key, value in self.processes.all_reduce_sum(totals).items()}
 
     def _chunk_loss(
         self,
@@ -227,7 +228,7 @@ class DistillAgent:
         states: _States,
         chunk: slice,
         decisions: GateDecision | None,
-        sums: dict[str, float],
+        sums: dict[str, Tensor],
     ) -> Tensor:
         """The summed loss of some positions; their metrics are added to `sums`."""
         method = self.method
@@ -327,14 +328,16 @@ class DistillAgent:
         for rows in _chunks(len(mask), size):
             prompts = [p.ids for p in rollout.prompts[rows]]
             features = self.student.features(prompts, rollout.tokens[rows], mask[rows])
-            tokens = rollout.tokens[rows][mask[rows]]
+            tokens = rollout.tokens[rows][mask[rows]].to(features.device)
             for chunk in self._chunks(features):
-                log_probs = finite(self.student.head(features[chunk])).cpu()
-                parts.append(_of_tokens(log_probs, tokens[chunk]))
+                log_probs = finite(self.student.head(features[chunk]))
+                parts.append(_of_tokens(log_probs, tokens[chunk]).cpu())
         assert rollout.teacher is not None
         log_q, log_p = torch.zeros(2, *mask.shape, dtype=torch.float64)
         log_q[mask] = torch.cat(parts).double()
-        log_p[mask] = _of_tokens(finite(rollout.teacher), rollout.tokens[mask]).double()
+        log_p[mask] = (
+            _of_tokens(finite(rollout.teacher), rollout.tokens[mask].to(rollout.teacher.device)).cpu().double()
+        )
         return log_q, log_p
 
     def reseed(self, seed: int) -> None:
@@ -432,15 +435,17 @@ def _alone(tokens: Tensor) -> DraftBlock:
 
 def _decide_alone(gate: Gate, student: Tensor, teacher: Tensor, tokens: Tensor) -> GateDecision:
     """The decisions [m] of a gate without memory at positions [m], from log-probabilities [m, V]."""
-    score = raw_score(gate, student[:, None], teacher[:, None], _alone(tokens)).cpu()
+    score = raw_score(gate, student[:, None], teacher[:, None], _alone(tokens))
     starts, no_draws = torch.ones_like(score, dtype=torch.bool), torch.zeros_like(score)
-    decision, _ = read_and_decide(gate, score, starts, no_draws, GateState.start(len(score)))
-    return GateDecision(*(x[:, 0].to(tokens.device) for x in decision))
+    decision, _ = read_and_decide(gate, score, starts, no_draws, GateState.start(len(score), score.device))
+    return GateDecision(*(x[:, 0] for x in decision))
 
 
 def _chunks(count: int, size: int) -> Iterator[slice]:
     return (slice(i, min(i + size, count)) for i in range(0, count, size))
 
 
-def _add(sums: dict[str, float], key: str, values: Tensor) -> None:
-    sums[key] = sums.get(key, 0.0) + float(values.detach().sum())
+def _add(sums: dict[str, Tensor], key: str, values: Tensor) -> None:
+    """Add to a sum that stays on the device of the values, so that a GPU need not wait."""
+    total = values.detach().sum().double()
+    sums[key] = sums[key] + total if key in sums else total

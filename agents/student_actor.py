@@ -49,7 +49,7 @@ class StudentActor:
         restarted = [i for i, tokens in enumerate(new) if tokens is None]
         if restarted:
             started = self._model.start([rows[i] for i in restarted], restarted)
-            self._last = self._last.index_copy(0, torch.tensor(restarted), started)
+            self._last = self._last.index_copy(0, torch.tensor(restarted, device=started.device), started)
         width = max((len(tokens) for tokens in new if tokens), default=0)
         if width:
             block = torch.full((len(rows), width), PAD)
@@ -57,7 +57,9 @@ class StudentActor:
                 if tokens:
                     block[i, : len(tokens)] = torch.tensor(tokens)
             counts = (block >= 0).sum(1)
-            after = self._model.extend(block)[torch.arange(len(rows)), (counts - 1).clamp(min=0)]
+            after = self._model.extend(block)
+            counts = counts.to(after.device)
+            after = after[torch.arange(len(rows), device=after.device), (counts - 1).clamp(min=0)]
             self._last = torch.where((counts > 0)[:, None], after, self._last)
         self._rows = rows
         return self._last

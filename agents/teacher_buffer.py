@@ -91,8 +91,8 @@ class TeacherBuffer:
         support = first_ids[0].new_full((len(order), widest - 1), PAD) if first_ids else None
         del first, first_ids
         for begin, end in pairwise(ends):
-            rows = torch.from_numpy(place[begin:end])
             block, *ids = self._blocks.pop(0)
+            rows = torch.from_numpy(place[begin:end]).to(block.device)
             if support is not None:
                 missing = widest - block.shape[1]
                 support[rows, : widest - 1 - missing] = ids[0]

@@ -333,7 +333,7 @@ class DistillVectorEnv(VectorEnv):
             flat = log_probs.dim() == 2  # of the teacher's own draws [m, V], of an agent's chunk [n, k, V]
             for begin in range(0, len(row), size):
                 part = slice(begin, begin + size)
-                at = torch.from_numpy(row[part]), torch.from_numpy(column[part])
+                at = torch.from_numpy(row[part]).to(log_probs.device), torch.from_numpy(column[part]).to(log_probs.device)
                 yield row[part], position[part], log_probs[part] if flat else log_probs[at]
 
     def release(self) -> None:
@@ -378,7 +378,8 @@ class DistillVectorEnv(VectorEnv):
         tokens = np.full((n, self._width), PAD, np.int64)
         rewards = np.zeros((n, self._width))
         rewritten = np.zeros((n, self._width), np.bool_)
-        paid = log_probs.gather(-1, torch.from_numpy(np.where(own, chosen, 0))[..., None])[..., 0].double().numpy()
+        index = torch.from_numpy(np.where(own, chosen, 0))[..., None].to(log_probs.device)
+        paid = log_probs.gather(-1, index)[..., 0].double().cpu().numpy()
         tokens[:, :width] = np.where(own, chosen, PAD)
         rewards[:, :width] = np.where(own, np.maximum(paid, self.log_prob_floor), 0.0)
         floored = (own & (paid <= self.log_prob_floor)).sum(1)
@@ -386,7 +387,8 @@ class DistillVectorEnv(VectorEnv):
         self._trace = [(rows, lengths[rows] + columns, columns, log_probs)]
         rows, columns = np.nonzero(rewrite)
         if len(rows):
-            current = log_probs[torch.from_numpy(rows), torch.from_numpy(columns)]
+            at = torch.from_numpy(rows).to(log_probs.device), torch.from_numpy(columns).to(log_probs.device)
+            current = log_probs[at]
             tokens[rows, columns] = self._teacher_writes(rows, lengths[rows] + columns, current)
             rewritten[rows, columns] = True
             rewards[rows, columns] = -self.rewrite_cost
@@ -435,7 +437,7 @@ class DistillVectorEnv(VectorEnv):
         self.teacher_usage.tokens += len(rows)
         self._trace.append((rows, positions, np.zeros_like(rows), log_probs))
         if self.rewrite == "argmax":
-            return log_probs.argmax(-1).numpy()
+            return log_probs.argmax(-1).cpu().numpy()
         if self.teacher_top_k:
             exact, ids = log_probs.topk(self.teacher_top_k, -1)
             log_probs = torch.full_like(log_probs, -torch.inf).scatter(-1, ids, exact)
@@ -444,7 +446,7 @@ class DistillVectorEnv(VectorEnv):
             mass_before = ordered.exp().cumsum(-1) - ordered.exp()
             inside = torch.zeros_like(log_probs, dtype=torch.bool).scatter(-1, ids, mass_before < self.rewrite_top_p)
             log_probs = log_probs.masked_fill(~inside, -torch.inf)
-        return inverse_cdf(log_probs, uniform(self.completions.keys[rows], positions, Purpose.TEACHER)).numpy()
+        return inverse_cdf(log_probs, uniform(self.completions.keys[rows], positions, Purpose.TEACHER)).cpu().numpy()
 
     def _finish_reasoning_step(self, rows: Ints, columns: Ints, tokens: Ints, rewritten: Bools) -> None:
         """The teacher writes the rest of the reasoning step in `rows`, after its tokens in `columns`; the result goes
@@ -455,7 +457,8 @@ class DistillVectorEnv(VectorEnv):
             rows, columns = rows[unfinished], columns[unfinished] + 1
             if len(rows) == 0:
                 return
-            current = self._score(EMPTY_DRAFT.expand(self.num_envs, 0))[torch.from_numpy(rows), 0]
+            scored = self._score(EMPTY_DRAFT.expand(self.num_envs, 0))
+            current = scored[torch.from_numpy(rows).to(scored.device), 0]
             tokens[rows, columns] = self._teacher_writes(rows, self.completions.lengths[rows], current)
             rewritten[rows, columns] = True
             block, counts = np.full((self.num_envs, 1), PAD), np.zeros(self.num_envs, np.int64)
@@ -499,7 +502,7 @@ class DistillVectorEnv(VectorEnv):
         values = dict(executed or {})
         masks["grade"] = ended if self.task.graded else None
         if self._reveals_teacher:
-            values["teacher_log_probs"] = self._scorer.log_probs.float().numpy()
+            values["teacher_log_probs"] = self._scorer.log_probs.float().cpu().numpy()
             masks["teacher_log_probs"] = rows & ~self.completions.ended
         info: dict[str, Any] = {}
         for key, array in values.items():

@@ -42,8 +42,8 @@ class GateState(NamedTuple):
     handed_over: Tensor  # 1 after the rest was handed over
 
     @classmethod
-    def start(cls, n: int) -> GateState:
-        return cls(*(torch.zeros(n, dtype=torch.float64) for _ in cls._fields))
+    def start(cls, n: int, device: torch.device | str = "cpu") -> GateState:
+        return cls(*(torch.zeros(n, dtype=torch.float64, device=device) for _ in cls._fields))
 
     def at(self, rows: Tensor, positions: Tensor) -> GateState:
         """The state of the given rows at the given positions, [n, K] -> [m]."""
@@ -72,7 +72,7 @@ def raw_score(gate: Gate, student: Tensor | None, teacher: Tensor | None, draft:
         draft: the block.
 
     Returns:
-        float64 [n, K], in the unit of the score.
+        float64 [n, K], in the unit of the score, on the device of the block.
     """
     if gate.always or gate.never:
         return torch.zeros_like(draft.uniforms)
@@ -90,9 +90,9 @@ def raw_score(gate: Gate, student: Tensor | None, teacher: Tensor | None, draft:
     elif gate.score == "teacher_entropy":
         score = entropy(teacher)
     else:
-        own = teacher.gather(-1, draft.tokens.clamp(min=0)[..., None])
+        own = teacher.gather(-1, draft.tokens.clamp(min=0)[..., None].to(teacher.device))
         score = (teacher > own).sum(-1)
-    return score.double()
+    return score.double().to(draft.uniforms.device)
 
 
 def read_score(gate: Gate, score: Tensor, step_start: Tensor, state: GateState) -> tuple[Tensor, GateState]:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+DRAW_BLOCK = 512  # tokens in a block of a two-level draw
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
@@ -52,18 +53,38 @@ def uniform(keys: NDArray[np.uint64], positions: ArrayLike, purpose: Purpose) ->
 
 
 def inverse_cdf(log_probs: torch.Tensor, uniforms: ArrayLike) -> torch.Tensor:
-    """Draw tokens by inverting the cumulative distribution in float64.
+    """Draw tokens by inverting the cumulative distribution, whose sums are in float64.
+
+    A large vocabulary is searched in two levels, blocks and tokens, so that no float64 copy of it is made.
 
     Args:
         log_probs: [..., V], nats; need not be normalised.
         uniforms: [...], in [0, 1).
 
     Returns:
-        int64 [...]; never a token of probability zero.
+        int64 [...], on the device of `log_probs`; never a token of probability zero.
     """
-    cumulative = log_probs.double().exp().cumsum(-1)  # [..., V]
+    size = log_probs.shape[-1]
+    draws = torch.as_tensor(np.asarray(uniforms), dtype=torch.float64).to(log_probs.device).unsqueeze(-1)  # [..., 1]
+    if size <= 2 * DRAW_BLOCK:
+        cumulative = log_probs.double().exp().cumsum(-1)
+        return _search(cumulative, draws * cumulative[..., -1:]).squeeze(-1)
+    blocks = -(-size // DRAW_BLOCK)
+    probs = log_probs.new_zeros(*log_probs.shape[:-1], blocks * DRAW_BLOCK)
+    torch.exp(log_probs, out=probs[..., :size])
+    probs = probs.unflatten(-1, (blocks, DRAW_BLOCK))
+    masses = probs.sum(-1, dtype=torch.float64).cumsum(-1)  # [..., blocks]
+    target = draws * masses[..., -1:]
+    block = _search(masses, target)  # [..., 1]
+    before = masses.gather(-1, (block - 1).clamp(min=0)).masked_fill(block == 0, 0.0)
+    index = block.unsqueeze(-1).expand(*block.shape, DRAW_BLOCK)
+    inside = probs.gather(-2, index).squeeze(-2).double().cumsum(-1)  # [..., DRAW_BLOCK]
+    return (block * DRAW_BLOCK + _search(inside, target - before)).squeeze(-1)
+
+
+def _search(cumulative: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """The first index whose cumulative mass exceeds the target, [..., n] and [..., 1] -> [..., 1]."""
     total = cumulative[..., -1:]
-    target = torch.as_tensor(np.asarray(uniforms), dtype=torch.float64).unsqueeze(-1).to(total.device) * total
-    target = torch.minimum(target, total.nextafter(torch.zeros_like(total)))  # rounding may reach the total
-    # right=True: the first index whose cumulative mass exceeds the target; never a token of probability zero
-    return torch.searchsorted(cumulative, target, right=True).squeeze(-1).clamp(max=cumulative.shape[-1] - 1)
+    target = torch.minimum(target, total.nextafter(torch.zeros_like(total)))  # rounding may carry it to the total
+    # right=True: an index without mass never exceeds the target first
+    return torch.searchsorted(cumulative, target, right=True).clamp(max=cumulative.shape[-1] - 1)

@@ -49,7 +49,8 @@ class TeacherScorer:
         """Begin the completions of `prompts` in `rows`, in ascending order."""
         everyone = len(rows) == len(self.cached_lengths)
         log_probs = self.teacher.start(prompts, None if everyone else rows.tolist())
-        self.log_probs = log_probs if everyone else self.log_probs.index_copy(0, torch.from_numpy(rows), log_probs)
+        index = torch.from_numpy(rows).to(log_probs.device)
+        self.log_probs = log_probs if everyone else self.log_probs.index_copy(0, index, log_probs)
         self.cached_lengths[rows] = 0
         self._scored = None
         self.usage.passes += 1
@@ -87,8 +88,9 @@ class TeacherScorer:
                 log_probs = after[:, least - 1 :]
             else:
                 column = torch.from_numpy(pending - 1)[:, None] + torch.arange(drafted + 1)  # [n, K + 1]
-                log_probs = after[torch.arange(n)[:, None], column.clamp(0, width - 1)]
-                up_to_date = torch.from_numpy(pending == 0)
+                column = column.clamp(0, width - 1).to(after.device)
+                log_probs = after[torch.arange(n, device=after.device)[:, None], column]
+                up_to_date = torch.from_numpy(np.flatnonzero(pending == 0)).to(after.device)
                 log_probs[up_to_date, 0] = self.log_probs[up_to_date]
             self.log_probs = log_probs[:, 0].clone()  # a view would keep the whole draft in memory
             self.cached_lengths = self.cached_lengths + pending + counts
@@ -114,8 +116,9 @@ class TeacherScorer:
         same &= np.arange(shared) < counts[:, None]
         accepted = np.logical_and.accumulate(same, 1).sum(1)
         if shared:
-            known = torch.from_numpy((accepted == counts) & (counts > 0))
-            after = log_probs[torch.arange(len(tokens)), torch.from_numpy(accepted)]
+            device = log_probs.device
+            known = torch.from_numpy((accepted == counts) & (counts > 0)).to(device)
+            after = log_probs[torch.arange(len(tokens), device=device), torch.from_numpy(accepted).to(device)]
             self.log_probs = torch.where(known[:, None], after, self.log_probs)
         self.rewind(lengths + accepted, live)
 

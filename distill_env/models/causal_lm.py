@@ -101,6 +101,12 @@ class CausalLM:
         except ValueError as error:
             raise ValueError(f"{error} (in {str(name_or_path)!r})") from error
 
+    @property
+    def device(self) -> torch.device:
+        """Where log-probabilities are returned."""
+        device: torch.device = self.model.device
+        return device
+
     def fork(self) -> CausalLM:
         """Another batch, still empty, over the same weights."""
         twin = copy.copy(self)
@@ -175,7 +181,7 @@ class CausalLM:
         for group in groups:
             hidden = self._forward(physical[group], padded[group, : int(lengths[group].max())])
             last.append(hidden[torch.arange(len(group)), lengths[group] - 1])
-        return self.head(torch.cat(last)[torch.cat(groups).argsort()]).cpu()
+        return self.head(torch.cat(last)[torch.cat(groups).argsort()])
 
     @torch.no_grad()
     def extend(self, tokens: Tensor) -> Tensor:
@@ -206,13 +212,14 @@ class CausalLM:
         logical = self._rows[busy]
         hidden = self._forward(busy, tokens[logical, :longest])
         if len(logical) == self._n and present.all() and tokens.numel() * self.vocab_size <= CHUNK_NUMBERS:
-            return self.head(hidden).cpu()
+            return self.head(hidden)
         out = self._empty(tokens.numel())
-        states = hidden[present[logical, :longest].to(hidden.device)]  # [m, d]
-        places = present.flatten().nonzero()[:, 0]
+        row, column = present[logical, :longest].nonzero(as_tuple=True)  # of the host, so that a GPU need not wait
+        states = hidden[row.to(hidden.device), column.to(hidden.device)]  # [m, d]
+        places = present.flatten().nonzero()[:, 0].to(out.device)
         size = max(64, CHUNK_NUMBERS // self.vocab_size // 64 * 64)  # round numbers are faster
         for part, place in zip(states.split(size), places.split(size), strict=True):
-            out.index_copy_(0, place, self.head(part).cpu())
+            out.index_copy_(0, place, self.head(part))
         return out.view(*tokens.shape, -1)
 
     def rewind(self, lengths: Sequence[int] | Tensor) -> None:
@@ -320,7 +327,7 @@ class CausalLM:
 
     def _empty(self, *shape: int) -> Tensor:
         dtype = torch.promote_types(self.model.dtype, torch.float32)
-        return torch.zeros(*shape, self.vocab_size, dtype=dtype)
+        return torch.zeros(*shape, self.vocab_size, dtype=dtype, device=self.device)
 
     def groups_of_like_length(self, lengths: Tensor) -> list[Tensor]:
         """Rows that share a forward pass: ascending row numbers in each group, the group of the longest rows first, so

@@ -39,6 +39,11 @@ class TabularModel(nn.Module):
         self._prompt_states: dict[tuple[int, ...], int] = {}
         self._clear()
 
+    @property
+    def device(self) -> torch.device:
+        """Where log-probabilities are returned."""
+        return self.table.device
+
     def log_table(self) -> Tensor:
         """log p of every token in every state, [C, V]."""
         return self.table.log_softmax(-1)
