@@ -333,7 +333,10 @@ class DistillVectorEnv(VectorEnv):
             flat = log_probs.dim() == 2  # of the teacher's own draws [m, V], of an agent's chunk [n, k, V]
             for begin in range(0, len(row), size):
                 part = slice(begin, begin + size)
-                at = torch.from_numpy(row[part]).to(log_probs.device), torch.from_numpy(column[part]).to(log_probs.device)
+                at = (
+                    torch.from_numpy(row[part]).to(log_probs.device),
+                    torch.from_numpy(column[part]).to(log_probs.device),
+                )
                 yield row[part], position[part], log_probs[part] if flat else log_probs[at]
 
     def release(self) -> None:
