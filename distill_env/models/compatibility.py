@@ -66,7 +66,7 @@ def check_forward_passes(lm: CausalLM) -> bool:
         full = [lm.model(input_ids=torch.tensor([row], device=device)) for row in ([a, b], [c, a, b, a])]
         expected = torch.stack([x.logits[0, -1, : lm.vocab_size] for x in full]).double().softmax(-1)
         lm.start(prompts)
-        cached = lm.extend(completions)[[0, 1], [0, 1]]
+        cached = lm.extend(completions)[torch.arange(2), torch.arange(2)]
     except _FAILURES as error:
         raise ValueError(f"model: {name} is not supported: its forward pass fails ({error})") from error
     if not bool(expected.isfinite().all()):

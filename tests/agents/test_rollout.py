@@ -325,23 +325,23 @@ def test_the_law_would_tell(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.parametrize("k", [1, 3, 8])
-def test_ledger(k: int) -> None:
+def test_cost(k: int) -> None:
     """Tokens are drafted or the teacher's; what is drafted stands or is wasted; a pass scores each committed token at
     most once. Token by token the teacher scores each state exactly once; by drafts it is asked less often."""
     single, drafted = write(GATES["hard"], 1, N), write(GATES["hard"], k, N)
-    ledger = drafted.cost
+    cost = drafted.cost
     tokens, rewritten = int(drafted.mask.sum()), int(drafted.rewritten.sum())
     assert 0 < rewritten < tokens  # hard and easy steps
-    assert ledger.teacher_tokens == rewritten
-    assert ledger.committed == tokens - rewritten
-    assert ledger.drafted == ledger.committed + ledger.wasted
+    assert cost.teacher_tokens == rewritten
+    assert cost.accepted == tokens - rewritten
+    assert cost.drafted == cost.accepted + cost.wasted
     assert single.cost.wasted == rewritten  # the token at a hard state is drawn in vain
     assert single.cost.teacher_positions == tokens  # one for every state, the prompt's among them
-    assert ledger.teacher_positions <= tokens + ledger.wasted
+    assert cost.teacher_positions <= tokens + cost.wasted
     if k > 1:
-        assert ledger.teacher_passes < single.cost.teacher_passes
-        assert ledger.wasted >= rewritten
-    assert ledger.seconds >= ledger.student_seconds + ledger.teacher_seconds > 0
+        assert cost.teacher_passes < single.cost.teacher_passes
+        assert cost.wasted >= rewritten
+    assert cost.seconds >= cost.student_seconds + cost.teacher_seconds > 0
 
 
 def test_the_teacher_is_not_asked_where_nobody_listens() -> None:
@@ -385,7 +385,7 @@ def test_after_a_hand_over_nothing_is_drafted() -> None:
 @pytest.mark.parametrize("k", [2, 3, 5, LONGEST])
 @pytest.mark.parametrize("seed", [1, 2, 3])  # in which no last rewrite is what had been drafted, which saves its pass
 def test_the_teacher_is_asked_once_a_block(k: int, seed: int) -> None:
-    """What the cost model counts from the hard steps of answers is what the ledger counts: a pass a block, and one
+    """What the cost model counts from the hard steps of answers is what the cost counts: a pass a block, and one
     for the prompts."""
     written = write(GATES["hard"], k, N, seed)
     counted = blocks(written.rewritten.numpy(), written.mask.sum(1).numpy(), k)
