@@ -19,8 +19,8 @@ class TokenModel(Protocol):
     """A batch of token sequences under one model, teacher or student.
 
     A model holds N rows. Each row is a prompt and the tokens generated after it. All methods return log-probabilities
-    in nats, normalised over the `vocab_size` ids, in float32 (float64 for a float64 model), without gradient. They are
-    on the CPU, wherever the model computes, since the gate and the environment work there.
+    in nats, normalised over the `vocab_size` ids, in float32 (float64 for a float64 model), without gradient. They
+    stay on the model's device. Token ids come from the host, and only they and numbers per token return there.
     """
 
     vocab_size: int  # V

@@ -120,7 +120,12 @@ def checks(device: torch.device) -> Iterator[Row]:
         differences of gradients of one update.
     """
     task = RandomPrompts(1000, 12, 24, 16)
-    llama = {"num_attention_heads": 4, "num_key_value_heads": 2, "eos_token_id": 0, "initializer_range": 0.3}
+    llama: dict[str, Any] = {
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "eos_token_id": 0,
+        "initializer_range": 0.3,
+    }
     sizes = ((64, 128, 2), (96, 192, 3))
     configs = [
         LlamaConfig(vocab_size=1000, hidden_size=h, intermediate_size=i, num_hidden_layers=n, **llama)
@@ -148,7 +153,7 @@ def checks(device: torch.device) -> Iterator[Row]:
 
     def one_update(where: torch.device, name: str, draft_length: int) -> tuple[Rollout, list[Tensor]]:
         student, teacher = world(where)
-        env = DistillVectorEnv(16, task, teacher, chunk=8, reveal_teacher=False, autoreset_mode="Disabled")  # type: ignore[arg-type]
+        env = DistillVectorEnv(16, task, teacher, chunk=8, reveal_teacher=False, autoreset_mode="Disabled")
         config = DistillConfig(METHODS[name].with_tau(tau), OptimizerConfig(1e-4), 16, draft_length=draft_length)
         agent = DistillAgent(student, config)
         rollout = agent.rollout(env, PromptStream(env.prompts, 0))
@@ -184,7 +189,7 @@ def measurements(device: torch.device, shape: str, dtype: torch.dtype) -> Iterat
     vocabulary = sizes["student"].vocab_size
     task = RandomPrompts(vocabulary, sizes["prompt"], completion, n)
     teacher, student = (CausalLM(m, vocab_size=vocabulary, eos_token_id=0) for m in (teacher_model, student_model))
-    env = DistillVectorEnv(n, task, teacher, chunk=16, reveal_teacher=False, autoreset_mode="Disabled")  # type: ignore[arg-type]
+    env = DistillVectorEnv(n, task, teacher, chunk=16, reveal_teacher=False, autoreset_mode="Disabled")
     keys = episode_keys(0, np.arange(n))
 
     def timed(work: Callable[[], Any]) -> tuple[float, Any]:
