@@ -32,7 +32,8 @@ def qwen2(*sizes: int, tied: bool = False) -> Qwen2Config:
     """The configuration with these sizes: vocabulary, hidden, intermediate, layers, heads, key/value heads."""
     names = ("vocab_size", "hidden_size", "intermediate_size")
     names += ("num_hidden_layers", "num_attention_heads", "num_key_value_heads")  # type: ignore[assignment]
-    return Qwen2Config(**dict(zip(names, sizes, strict=True)), tie_word_embeddings=tied, eos_token_id=0)
+    fields: dict[str, Any] = dict(zip(names, sizes, strict=True))
+    return Qwen2Config(**fields, tie_word_embeddings=tied, eos_token_id=0)
 
 
 SHAPES: dict[str, dict[str, Any]] = {
