@@ -209,7 +209,7 @@ def test_invalid_flags_are_one_line(runs: list[Path], tmp_path: Path, capsys: py
     ):
         assert decode_module.main(arguments) == 1
         error = capsys.readouterr().err
-        assert error.startswith(f"error {name}: ")
+        assert error.startswith(f"error: {name}: ")
         assert error.count("\n") == 1
     assert not list(tmp_path.iterdir())
 
@@ -231,7 +231,7 @@ def test_the_picture_is_of_the_completion_that_shows_both_writers(tmp_path: Path
 def test_runs_of_two_tasks_make_no_curve(runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table = folder_of(tmp_path, "rkl", 0, "--env", "categorical", student=markov())
     assert decode_module.main([str(runs[0]), str(table), "--curve", str(tmp_path / "curve")]) == 1
-    assert "error runs: " in capsys.readouterr().err
+    assert "error: runs: " in capsys.readouterr().err
     assert not (tmp_path / "curve").exists()
 
 

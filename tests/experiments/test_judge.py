@@ -126,7 +126,7 @@ def verdicts(pairs: Path) -> list[dict[str, Any]]:
 def one_line(capfd: pytest.CaptureFixture[str], name: str) -> str:
     """The error, which is one line that begins with the argument's name."""
     error = capfd.readouterr().err
-    assert error.startswith(f"error {name}: ")
+    assert error.startswith(f"error: {name}: ")
     assert error.count("\n") == 1
     return error
 

@@ -307,7 +307,7 @@ def test_a_run_outlives_its_server(tmp_path: Path, capsys: pytest.CaptureFixture
         assert run_module.main([*flags, "--teacher", server.url, "--name", "lost"]) == 1
     *lines, last = capsys.readouterr().err.strip().splitlines()
     assert all(line.startswith("teacher: ") for line in lines)
-    assert last.startswith("error teacher: ")
+    assert last.startswith("error: teacher: ")
     assert "--resume" in last
     kept = checkpoints(tmp_path / "lost" / "checkpoints")[0].name
     assert 0 < int(kept) < 4

@@ -231,7 +231,7 @@ def test_weights_that_are_not_numbers_end_the_run_in_one_line(
     assert run_module.main([*flags(*pair), "--out", str(tmp_path / "runs")]) == 1
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert pair[which] in line
-    assert "not numbers, model.layers.1.mlp.up_proj.weight" in line
+    assert "model.layers.1.mlp.up_proj.weight" in line
     assert not (tmp_path / "runs").exists()
 
 
