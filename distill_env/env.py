@@ -495,7 +495,7 @@ class DistillVectorEnv(VectorEnv):
     def _info(
         self,
         rows: Bools,
-        executed: dict[str, Any] | None = None,
+        executed: Arrays | None = None,
         acted: Bools | None = None,
         ended: Bools | None = None,
     ) -> dict[str, Any]:

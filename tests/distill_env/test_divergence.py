@@ -94,8 +94,8 @@ def test_the_teacher_is_stationary_and_optimal(loss: Loss) -> None:
     assert float(loss(logits.log_softmax(-1), teacher).min()) > 1e-3
 
 
-def test_autograd_keeps_the_arguments_alone() -> None:
-    """Of a vocabulary's size nothing is remembered for the backward pass that was not there before."""
+def test_autograd_saves_only_the_arguments() -> None:
+    """The backward pass keeps no new tensor of the size of the vocabulary in memory."""
     logits, teacher = pairs()
     student = logits.log_softmax(-1).requires_grad_()
     for p, q in ((student, teacher), (teacher, student)):
@@ -186,10 +186,10 @@ def test_top_p_is_the_smallest_set_with_the_mass(top_p: float) -> None:
     ids = support(teacher, top_p=top_p)
     assert ids is not None
     for p, row, projected in zip(teacher.exp().tolist(), ids.tolist(), project(teacher, ids).exp(), strict=True):
-        kept = [i for i in row if i >= 0]
+        chosen = [i for i in row if i >= 0]
         subsets = (s for k in range(1, V) for s in itertools.combinations(p, k))  # the smallest first
-        assert len(kept) == min((len(s) for s in subsets if sum(s) >= top_p), default=V)
-        inside = sum(p[i] for i in kept)
+        assert len(chosen) == min((len(s) for s in subsets if sum(s) >= top_p), default=V)
+        inside = sum(p[i] for i in chosen)
         assert inside >= top_p
         torch.testing.assert_close(float(projected[-1]), 1 - inside, rtol=0, atol=1e-12)
         assert [float(x) for x in projected[:-1]] == pytest.approx([p[i] if i >= 0 else 0.0 for i in row])

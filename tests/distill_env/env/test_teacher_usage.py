@@ -14,7 +14,7 @@ from tests.helpers.environments import REWRITE, arguments_of, one_state
 
 
 @pytest.mark.parametrize("span", ["token", "step"])
-def test_the_teacher_is_asked_once_for_each_state(span: str) -> None:
+def test_the_teacher_computes_each_state_once(span: str) -> None:
     """A step along a look-ahead costs no pass; nor does a rewritten token, which is read with the next look."""
     teacher = one_state([0.0, 0.3, 0.3, 0.4, 0.0])  # neither ends a step (0) nor the answer (4)
     env = DistillVectorEnv(2, CategoricalTask(5, 6), teacher, rewrite_span=span, chunk=4)  # type: ignore[arg-type]
@@ -27,8 +27,8 @@ def test_the_teacher_is_asked_once_for_each_state(span: str) -> None:
     env.lookahead(torch.full((2, 2), PAD))
     assert (use.passes, use.positions) == (2, 7)  # all of it was known
     env.step(np.array([[REWRITE - 1], [PAD]]))
-    told = list(env.executed_log_probs())
-    rows, positions = (np.concatenate([piece[i] for piece in told]) for i in (0, 1))
+    executed = list(env.executed_log_probs())
+    rows, positions = (np.concatenate([piece[i] for piece in executed]) for i in (0, 1))
     if span == "token":
         assert (use.passes, use.positions, use.tokens) == (2, 7, 1)
         env.lookahead(torch.tensor([[1], [1]]))
@@ -37,11 +37,11 @@ def test_the_teacher_is_asked_once_for_each_state(span: str) -> None:
     else:  # three tokens, up to the horizon, of which it has to read two
         assert (use.passes, use.positions, use.tokens) == (4, 9, 3)
         assert (rows.tolist(), positions.tolist()) == ([0] * 3, [3, 4, 5])
-    for *_, log_probs in told:
+    for *_, log_probs in executed:
         torch.testing.assert_close(log_probs, teacher.log_table().expand_as(log_probs))
 
 
-def test_what_was_executed_is_told_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_executed_log_probs_come_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same states and distributions, at most so many numbers at a time."""
     env = DistillVectorEnv(3, CategoricalTask(5, 6), markov(5), chunk=4, reveal_teacher=False)  # type: ignore[arg-type]
     env.reset(seed=0)
