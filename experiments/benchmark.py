@@ -28,7 +28,8 @@ from agents.atomic_io import write_text
 from experiments.benchmarking.config import BenchmarkConfig, Part
 from experiments.benchmarking.cost_model import CostModelConfig, draw_cost_model
 from experiments.benchmarking.environment import measure_environment
-from experiments.benchmarking.iterations import measure_iterations, measure_memory, measure_peers
+from experiments.benchmarking.iterations import measure_iterations
+from experiments.benchmarking.peers import measure_memory, measure_peers
 from experiments.benchmarking.rollouts import measure_precision, measure_rollouts
 from experiments.benchmarking.tables import benchmark_report
 from experiments.running.cli import command

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import tyro
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from distill_env.env import DistillVectorEnv
     from distill_env.models.base import TokenModel
     from distill_env.tasks.base import Grade, Prompt, Task
-    from distill_env.tasks.language import LanguageTask
 
 MAX_TAU = sys.float_info.max  # in place of inf, with which a gate would not read the scores
 LM_ROWS = 16  # completions of a language model at a time
@@ -199,28 +198,20 @@ def with_rewrite(run: RunConfig, config: DecodeConfig) -> RunConfig:
     return replace(run, environment=replace(run.environment, rewrite=rewrite))
 
 
-class OwnPrompts:
+def own_task(run: RunConfig, texts: Sequence[str]) -> Any:
     """The run's task with the user's prompts in every split; their right answers are unknown."""
+    from distill_env.tasks.registry import make_task
 
-    graded = False
-
-    def __init__(self, run: RunConfig, texts: Sequence[str]) -> None:
-        from distill_env.tasks.registry import make_task
-
-        self._task = cast("LanguageTask", make_task(run.data.task, **task_arguments(run)))
-        self._prompts = tuple(self._task.make_prompts(texts))
-
-    def prompts(self, split: Split) -> tuple[Prompt, ...]:
-        return self._prompts
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._task, name)
+    task: Any = make_task(run.data.task, **task_arguments(run))
+    prompts = tuple(task.ask(texts))
+    task.graded, task.prompts = False, lambda split: prompts
+    return task
 
 
 def open_task(config: DecodeConfig, run: RunConfig, count: int) -> tuple[DistillVectorEnv, list[Prompt]]:
     """An environment for whole drafts, and the prompts: the user's own, --prompts or `count` of the split."""
     run = with_rewrite(run, config)
-    own: Any = OwnPrompts(run, config.prompt) if config.prompt else None
+    own = own_task(run, config.prompt) if config.prompt else None
     prompts = list(make_env(run, config.split, 1, purpose="decode", task=own).prompts)
     if own is None:
         prompts = evenly_spaced(prompts, min(config.prompts or count, len(prompts)))

@@ -1,45 +1,50 @@
-"""Whole iterations against the matrix work that they need; memory and peers, each in a process of its own."""
+"""Whole iterations of two agents, against the matrix work that they need."""
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import torch
 
+from agents.config import DistillConfig, OptimizerConfig
 from agents.distill import DistillAgent
+from distill_env.env import DistillVectorEnv
 from experiments.benchmarking.config import BenchmarkConfig
 from experiments.benchmarking.rollouts import Rollouts, run_config
 from experiments.benchmarking.timing import alternate
 from experiments.running.build import make_env, make_student
 
+HARD_RATE = 0.05  # of gated
+
 
 def measure_iterations(config: BenchmarkConfig) -> dict[str, Any]:
     """One whole iteration of gated (at 5 % hard positions) and of rkl, and the matrix work that rkl needs."""
     rollouts = Rollouts(config, config.batch)
-    tau = rollouts.tau_for(0.05)
-    contenders: dict[str, Callable[[], None]] = {}
+    tau = rollouts.tau_for(HARD_RATE)
+    contenders: dict[str, Callable[[], object]] = {}
     for name in ("gated", "rkl"):
-        run = run_config(config, config.batch, name)
-        options = run.agent_options
-        env = make_env(run, "train", config.batch, purpose="train")
-        agent = DistillAgent(make_student(run, env), with_tau(options, tau))
-        contenders[name] = lambda agent=agent, env=env: agent.learn(env, 1)  # type: ignore[misc]
+        agent, env = make_contender(config, name, tau)
+        contenders[name] = partial(agent.learn, env, 1)
     if config.teacher:
         contenders["floor"] = floor(rollouts)
     seconds = alternate(contenders, config.repetitions)
     return {"rows": config.batch, "tokens": rollouts.tokens, "seconds": seconds, "tau": tau}
 
 
-def with_tau(options: Any, tau: float) -> Any:
-    """The options with another tau, and a learning rate so small that the student and the hard rate stay the same."""
-    optimizer = replace(options.optimizer, learning_rate=1e-9)
-    return replace(options, method=options.method.with_tau(tau), optimizer=optimizer)
+def make_contender(
+    config: BenchmarkConfig, name: str, tau: float, micro_batch: int = 0
+) -> tuple[DistillAgent, DistillVectorEnv]:
+    """An agent and its environment. The learning rate is too small to change the student and its hard rate."""
+    run = run_config(config, config.batch, name)
+    env = make_env(run, "train", config.batch, purpose="train")
+    options = cast("DistillConfig", run.agent_options)
+    options = replace(
+        options, method=options.method.with_tau(tau), optimizer=OptimizerConfig(1e-9), micro_batch=micro_batch
+    )
+    return DistillAgent(make_student(run, env), options), env
 
 
 def floor(rollouts: Rollouts) -> Callable[[], None]:
@@ -81,54 +86,3 @@ def floor(rollouts: Rollouts) -> Callable[[], None]:
         student.model.zero_grad()
 
     return contender
-
-
-def child(config: BenchmarkConfig, name: str, *arguments: object, **environment: str) -> dict[str, Any]:
-    """One measurement in a process of its own, whose peak memory is that of the measurement.
-
-    Args:
-        config: models, data and threads.
-        name: the contender.
-        arguments: further flags of `peers`.
-        environment: further environment variables.
-    """
-    command = [sys.executable, "-m", "experiments.benchmarking.peers", name, "--teacher", config.teacher]
-    command += ["--student", config.student, "--task-path", config.task_path]
-    command += ["--threads", str(torch.get_num_threads()), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment})
-    if done.returncode:
-        raise ValueError(f"peers: {name} failed: {done.stderr.strip().splitlines()[-1]}")
-    return json.loads(done.stdout.strip().splitlines()[-1])
-
-
-def measure_peers(config: BenchmarkConfig) -> dict[str, list[dict[str, Any]]]:
-    """Iterations of our agents, also with micro-batches of two completions, and of TRL's trainers, alternating."""
-    small = ("--micro-batch", 2)
-    contenders: dict[str, tuple[object, ...]] = {
-        "gated": ("gated",),
-        "rkl": ("rkl",),
-        "gated, micro-batch 2": ("gated", *small),
-        "rkl, micro-batch 2": ("rkl", *small),
-        "DistillationTrainer": ("DistillationTrainer",),
-        "GKDTrainer": ("GKDTrainer",),
-    }
-    results: dict[str, list[dict[str, Any]]] = {name: [] for name in contenders}
-    for _ in range(config.repetitions):
-        for label, (name, *more) in contenders.items():
-            size = ("--rows", config.batch, "--new-tokens", config.new_tokens, "--steps", 2)
-            results[label].append(child(config, str(name), *size, *more))
-    return results
-
-
-def measure_memory(config: BenchmarkConfig) -> list[dict[str, Any]]:
-    """Peak memory of one update, above that of the loaded model, by batch, length and chunk.
-
-    Two variables make glibc return every large block to the system at once: otherwise unused blocks are counted, too.
-    """
-    sizes = [(4, 64, 64), (8, 64, 64), (16, 64, 64), (32, 64, 64), (8, 32, 64), (16, 64, 128), (16, 64, 256)]
-    threshold = str(2**20)
-    given_back = {"MALLOC_MMAP_THRESHOLD_": threshold, "MALLOC_TRIM_THRESHOLD_": threshold}
-    return [
-        child(config, "update", "--rows", rows, "--new-tokens", tokens, "--chunk", chunk, **given_back)
-        for rows, tokens, chunk in sizes
-    ]

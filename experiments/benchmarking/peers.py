@@ -1,22 +1,21 @@
-"""One measurement in a process of its own: iterations of an agent or of a TRL trainer, or a single update.
-
-`experiments/benchmark.py` starts it. It prints one line of JSON.
-"""
+"""Iterations of agents and of TRL's on-policy trainers, and single updates, each in a process of its own: a process's
+peak memory is then that of the measurement."""
 
 from __future__ import annotations
 
-import json
+import multiprocessing
 import os
 import resource
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-import tyro
 
 from agents.config import DistillConfig, OptimizerConfig
 from agents.distill import DistillAgent
@@ -26,32 +25,58 @@ from distill_env.models.hub import load_tokenizer
 from distill_env.models.load import build_model
 from distill_env.tasks.instruct import InstructTask
 from experiments.benchmarking.config import BenchmarkConfig
+from experiments.benchmarking.iterations import HARD_RATE, make_contender
+from experiments.benchmarking.rollouts import Rollouts
+
+ITERATIONS = 3  # of which the first is not timed
+GLIBC = {"MALLOC_MMAP_THRESHOLD_": str(2**20), "MALLOC_TRIM_THRESHOLD_": str(2**20)}
 
 
-@dataclass(frozen=True)
-class PeerConfig:
-    """Measure one contender."""
+def measure_peers(config: BenchmarkConfig) -> dict[str, list[dict[str, Any]]]:
+    """Iterations of our agents, also with micro-batches of two completions, and of TRL's trainers, alternating."""
+    contenders: dict[str, tuple[Any, ...]] = {
+        "gated": (agent_iterations, config, "gated"),
+        "rkl": (agent_iterations, config, "rkl"),
+        "gated, micro-batch 2": (agent_iterations, config, "gated", 2),
+        "rkl, micro-batch 2": (agent_iterations, config, "rkl", 2),
+        "DistillationTrainer": (trl_iterations, config, "DistillationTrainer"),
+        "GKDTrainer": (trl_iterations, config, "GKDTrainer"),
+    }
+    results: dict[str, list[dict[str, Any]]] = {name: [] for name in contenders}
+    for _ in range(config.repetitions):
+        for name, call in contenders.items():
+            results[name].append(in_new_process(*call))
+    return results
 
-    name: tyro.conf.Positional[Literal["gated", "rkl", "DistillationTrainer", "GKDTrainer", "update"]]
-    """An agent, a trainer of TRL, or `update`: the backward pass and the optimizer step alone."""
-    teacher: str
-    """Folder or hub id of the teacher."""
-    student: str
-    """Folder or hub id of the student."""
-    task_path: str
-    """Instructions, as --task instruct of run.py reads them."""
-    rows: int = 8
-    """Batch size."""
-    new_tokens: int = 64
-    """Tokens per completion."""
-    steps: int = 2
-    """Timed iterations, after one that is not timed."""
-    chunk: int = 256
-    """Positions whose logits are computed at a time in `update`."""
-    micro_batch: int = 0
-    """Completions in one forward and backward pass of an agent's update; 0 for all."""
-    threads: int = 2
-    """Threads of torch."""
+
+def measure_memory(config: BenchmarkConfig) -> list[dict[str, Any]]:
+    """Peak memory of one update, above that of the loaded model, by batch, length and chunk.
+
+    Two variables make glibc return every large block to the system at once: otherwise unused blocks are counted, too.
+    """
+    sizes = [(4, 64, 64), (8, 64, 64), (16, 64, 64), (32, 64, 64), (8, 32, 64), (16, 64, 128), (16, 64, 256)]
+    saved = dict(os.environ)
+    os.environ.update(GLIBC)
+    try:
+        return [
+            in_new_process(one_update, replace(config, batch=rows, new_tokens=tokens), chunk)
+            for rows, tokens, chunk in sizes
+        ]
+    finally:
+        os.environ.clear()
+        os.environ.update(saved)
+
+
+def in_new_process(measure: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
+    """The result of a measurement, with `peak_mib`, the largest memory of its process."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(_seeded, torch.get_num_threads(), measure, *arguments).result()
+
+
+def _seeded(threads: int, measure: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    return measure(*arguments) | {"peak_mib": peak_mib()}
 
 
 def peak_mib() -> float:
@@ -66,27 +91,16 @@ def peak_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
-def ours(config: PeerConfig) -> dict[str, Any]:
+def agent_iterations(config: BenchmarkConfig, name: str, micro_batch: int = 0) -> dict[str, Any]:
     """Iterations of rkl, or of gated at a tau that makes about 5 % of the positions hard."""
-    from experiments.benchmarking.iterations import with_tau
-    from experiments.benchmarking.rollouts import Rollouts, run_config
-    from experiments.running.build import make_env, make_student
-
-    benchmark = BenchmarkConfig(config.teacher, config.student, config.task_path, new_tokens=config.new_tokens)
-    tau = Rollouts(benchmark, config.rows).tau_for(0.05) if config.name == "gated" else 1.0
-    run = run_config(benchmark, config.rows, config.name)
-    env = make_env(run, "train", config.rows, purpose="train")
-    options = replace(with_tau(run.agent_options, tau), micro_batch=config.micro_batch)
-    agent = DistillAgent(make_student(run, env), options)
-    seconds: list[float] = []
-    tokens: list[float] = []
-
-    def callback(iteration: int, metrics: dict[str, float]) -> None:
-        seconds.append(metrics["time/seconds"])
-        tokens.append(metrics["rollout/tokens"])
-
-    agent.learn(env, config.steps + 1, callback)
-    return {"seconds": seconds[1:], "tokens": sum(tokens[1:])}
+    tau = Rollouts(config, config.batch).tau_for(HARD_RATE) if name == "gated" else 1.0
+    agent, env = make_contender(config, name, tau, micro_batch)
+    logged: list[dict[str, float]] = []
+    agent.learn(env, ITERATIONS, lambda _, metrics: logged.append(metrics))
+    return {
+        "seconds": [metrics["time/seconds"] for metrics in logged[1:]],
+        "tokens": sum(metrics["rollout/tokens"] for metrics in logged[1:]),
+    }
 
 
 def teacher_only_rollout(prompts: Any, tokens: Any, teacher: Any) -> Rollout:
@@ -105,33 +119,28 @@ def teacher_only_rollout(prompts: Any, tokens: Any, teacher: Any) -> Rollout:
     )
 
 
-def update(config: PeerConfig) -> dict[str, Any]:
+def one_update(config: BenchmarkConfig, chunk: int) -> dict[str, Any]:
     """One update on completions of random tokens, four a pass, with the teacher's full distributions."""
     student = build_model(config.student)
     vocabulary = student.vocab_size
     task = InstructTask(config.task_path, config.teacher, max_prompt_tokens=128)
-    n, t = config.rows, config.new_tokens
+    n, t = config.batch, config.new_tokens
     prompts = [p for p in task.prompts("train") if len(p.ids) >= 40][:n]
     tokens = torch.randint(0, vocabulary, (n, t), generator=torch.Generator().manual_seed(0))
     teacher = torch.full((1, vocabulary), 1.0).log_softmax(-1).expand(n * t, vocabulary)  # takes no memory
     rollout = teacher_only_rollout(prompts, tokens, teacher)
-    options = DistillConfig(method=METHODS["rkl"], batch_size=n, chunk_positions=config.chunk, micro_batch=4)
-    agent = DistillAgent(student, replace(options, optimizer=OptimizerConfig(1e-9)))
+    optimizer = OptimizerConfig(1e-9)
+    options = DistillConfig(METHODS["rkl"], optimizer, batch_size=n, chunk_positions=chunk, micro_batch=4)
+    agent = DistillAgent(student, options)
     one = teacher_only_rollout(prompts[:1], tokens[:1, :2], teacher[:2])
     agent.update(one)  # the optimiser's moments and the gradient now exist
-    before = peak_mib()
-    started = time.perf_counter()
+    before, started = peak_mib(), time.perf_counter()
     agent.update(rollout)
-    return {
-        "rows": n,
-        "tokens": t,
-        "chunk": config.chunk,
-        "update_mib": peak_mib() - before,
-        "seconds": [time.perf_counter() - started],
-    }
+    seconds = [time.perf_counter() - started]
+    return {"rows": n, "tokens": t, "chunk": chunk, "update_mib": peak_mib() - before, "seconds": seconds}
 
 
-def trl(config: PeerConfig) -> dict[str, Any]:
+def trl_iterations(config: BenchmarkConfig, name: str) -> dict[str, Any]:
     """Iterations of a TRL trainer with the same models, prompts, batch size, tokens and precision.
 
     The cache is on and gradient checkpointing off: TRL's defaults are much slower on a CPU.
@@ -148,8 +157,8 @@ def trl(config: PeerConfig) -> dict[str, Any]:
     teacher: Any = AutoModelForCausalLM.from_pretrained(config.teacher, dtype=torch.float32)
     shared: dict[str, Any] = {
         "output_dir": tempfile.mkdtemp(),
-        "per_device_train_batch_size": config.rows,
-        "max_steps": config.steps + 1,
+        "per_device_train_batch_size": config.batch,
+        "max_steps": ITERATIONS,
         "learning_rate": 1e-9,
         "gradient_checkpointing": False,
         "bf16": False,
@@ -164,7 +173,7 @@ def trl(config: PeerConfig) -> dict[str, Any]:
     user = [[{"role": "user", "content": text}] for text in texts]
     arguments: Any
     make: Any
-    if config.name == "DistillationTrainer":
+    if name == "DistillationTrainer":
         from trl import DistillationConfig, DistillationTrainer
 
         make, data = DistillationTrainer, {"prompt": user}
@@ -207,14 +216,3 @@ def trl(config: PeerConfig) -> dict[str, Any]:
     trainer.add_callback(Clock())
     trainer.train()
     return {"seconds": seconds[1:], "tokens": sum(generated[1:])}
-
-
-def main(config: PeerConfig) -> None:
-    torch.set_num_threads(config.threads)
-    torch.manual_seed(0)
-    measure = {"update": update, "gated": ours, "rkl": ours}.get(config.name, trl)
-    print(json.dumps(measure(config) | {"name": config.name, "peak_mib": peak_mib()}))
-
-
-if __name__ == "__main__":
-    main(tyro.cli(PeerConfig))

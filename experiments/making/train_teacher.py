@@ -26,9 +26,10 @@ import torch
 from rich.progress import track
 from transformers import LlamaForCausalLM
 
+from agents.generation import by_prompt, generate
+from distill_env.env import DistillVectorEnv
 from distill_env.models.causal_lm import CausalLM
 from distill_env.models.toy import TEACHERS, small_teacher, toy_tokenizer
-from distill_env.randomness import Purpose, episode_keys, inverse_cdf, uniform
 from distill_env.tasks.registry import make_task
 from experiments.running.cli import command
 
@@ -100,29 +101,16 @@ def supervised_batch(
     return inputs, labels
 
 
-def correct_chains(task_name: str, model: CausalLM, length: int, samples: int, limit: int = 200) -> dict[str, float]:
+def correct_chains(task_name: str, model: CausalLM, length: int, samples: int) -> dict[str, float]:
     """Share of correct chains, and share of the distinct right ways that `samples` completions per problem cover."""
-    task: Any = make_task(task_name, lengths=(length,), prompts_per_length=limit)
+    task: Any = make_task(task_name, lengths=(length,), prompts_per_length=200)
     prompts = task.prompts("test")
-    rows = [p for p in prompts for _ in range(samples)]
-    keys = episode_keys(2024, np.arange(len(rows)))
-    log_probs = model.start([p.ids for p in rows])
-    answers = np.full((len(rows), 3 * length), -1)
-    for t in range(3 * length):
-        token = inverse_cdf(log_probs, uniform(keys, t, Purpose.TEACHER))
-        answers[:, t] = token.numpy()
-        log_probs = model.extend(token[:, None])[:, 0]
-    right = 0
-    covered = 0.0
-    eos = task.eos_token_id
-    for i, prompt in enumerate(prompts):
-        grades = [
-            task.grade(prompt, a[: list(a).index(eos) + 1] if eos in a else a)
-            for a in answers[i * samples : (i + 1) * samples]
-        ]
-        right += sum(bool(g.chain_correct) for g in grades)
-        covered += len({g.way for g in grades if g.way}) / min(samples, task.number_of_ways(prompt))
-    return {"correct": right / len(rows), "problems": len(prompts), "ways": covered / len(prompts)}
+    env = DistillVectorEnv(400, task, model, "test", autoreset_mode="Disabled")
+    completions = generate(None, env, [p for p in prompts for _ in range(samples)], 2024, teacher_writes=True)
+    right = [c.grade is not None and bool(c.grade.chain_correct) for c in completions]
+    ways = [len({c.grade.way for c in group if c.grade and c.grade.way}) for group in by_prompt(completions)]
+    covered = [n / min(samples, task.number_of_ways(p)) for n, p in zip(ways, prompts, strict=True)]
+    return {"correct": float(np.mean(right)), "problems": len(prompts), "ways": float(np.mean(covered))}
 
 
 def main(config: TrainTeacherConfig) -> None:
