@@ -203,7 +203,7 @@ def own_task(run: RunConfig, texts: Sequence[str]) -> Any:
     from distill_env.tasks.registry import make_task
 
     task: Any = make_task(run.data.task, **task_arguments(run))
-    prompts = tuple(task.ask(texts))
+    prompts = tuple(task.make_prompts(texts))
     task.graded, task.prompts = False, lambda split: prompts
     return task
 
