@@ -20,7 +20,8 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ import pytest
 import tyro
 
 from agents.methods import METHODS
+from experiments.running.config import flag_names
+from experiments.running.config_file import default_config
 from tests.helpers.paths import REPOSITORY
 from tests.helpers.tiny_models import write_model, write_prompts
 
@@ -205,3 +208,28 @@ def test_files_and_links_of_a_page_exist(page: Path) -> None:
     assert sorted(path for path in named if not (REPOSITORY / path).exists()) == []
     links = {target.split("#")[0] for target in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in target}
     assert sorted(link for link in links if link and not (page.parent / link).exists()) == []
+
+
+FLAG = re.compile(r"(?<![\w-])--([a-z][a-z-]+[a-z])(?![\w-])")
+OTHER_PROGRAMS = {"help", "help-all", "config", "max-logprobs", "tensor-parallel-size"}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(REPOSITORY)))
+def test_flags_of_a_page_exist(page: Path) -> None:
+    """A flag is a field of a run's configuration or of another command's; those of code blocks are parsed."""
+    text = BLOCK.sub("", page.read_text())
+    named = {flag for code in INLINE.findall(text) for flag in FLAG.findall(code)} - OTHER_PROGRAMS
+    assert sorted(flag for flag in named if flag.replace("-", "_") not in known_flags()) == []
+
+
+@lru_cache
+def known_flags() -> set[str]:
+    text = "".join(path.read_text() for path in (REPOSITORY / "experiments").rglob("*.py"))
+    known = set(re.findall(r"^    (\w+): ", text, re.M))
+    sections: list[Any] = [default_config(agent, "lm") for agent in ("gated", "ppo", "m:Agent")]
+    while sections:
+        section = sections.pop()
+        for field, flag in flag_names(type(section)).items():
+            known.add(flag)
+            sections += [value] if is_dataclass(value := getattr(section, field)) else []
+    return known
