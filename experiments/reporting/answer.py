@@ -6,7 +6,7 @@ from experiments.reporting.claims import CLAIMS, findings
 from experiments.reporting.results import ENDPOINT, OURS, PURE, Results, Setting
 from experiments.running.metric_display import metric
 
-GRADES = {"yes": "is at least as good as both", "no": "is not at least as good as both"}
+GRADES = {"yes": "is at least as good as both", "no": "is not at least as good as both"}  # else it is undecided
 
 
 def answer(results: Results) -> list[str]:
@@ -24,7 +24,7 @@ def _best(results: Results, setting: Setting) -> str:
     shown = {k: estimates[k].scaled(100).text("{:.1f} %") for k in (best, OURS) if k in estimates}
     ours = f"; `{OURS}` has {shown[OURS]}" if OURS in shown and best != OURS else ""
     seeds = f"{runs} seed{'s' if runs > 1 else ''}"
-    return f"{setting}: `{best}` has the most correct chains, {shown[best]}, over {seeds}{ours}."
+    return f"On {setting}, `{best}` has the most correct chains, {shown[best]} ({seeds}){ours}."
 
 
 def _as_good(results: Results, setting: Setting) -> str:
@@ -38,8 +38,8 @@ def _as_good(results: Results, setting: Setting) -> str:
     ]
     grade = GRADES.get(finding.verdict, "may or may not be at least as good as both")
     missing = [f"`{b}`" for b in PURE if b not in finding.differences]
-    note = f" There are no runs of {' and '.join(missing)}." if missing else f" `{OURS}` {grade}."
-    return f"{_capital(' and '.join(differences))}.{note}"
+    note = f". There are no runs of {' and '.join(missing)}." if missing else f", so `{OURS}` {grade}."
+    return " and ".join(differences) + note
 
 
 def _behaviour(results: Results, setting: Setting) -> str:
@@ -49,11 +49,17 @@ def _behaviour(results: Results, setting: Setting) -> str:
         values = _values(results, setting, key)
         if OURS in values and len(values) == 1 + len(PURE):
             ours, others = values[OURS], [values[k] for k in PURE]
-            place = "above both" if ours > max(others) else "below both" if ours < min(others) else "between both"
-            sentences.append(f"Its {noun} is {place} ({_listed(key, values)}).")
+            place = (
+                "is above both"
+                if ours > max(others)
+                else "is below both"
+                if ours < min(others)
+                else "lies between theirs"
+            )
+            sentences.append(f"Its {noun} {place} ({_listed(key, values)}).")
     shares = _values(results, setting, "teacher_share")
     if OURS in shares:
-        sentences.append(f"Training tokens written by the teacher, %: {_listed('teacher_share', shares)}.")
+        sentences.append(f"Training tokens that the teacher wrote: {_listed('teacher_share', shares)}.")
     return " ".join(sentences)
 
 
@@ -63,9 +69,4 @@ def _values(results: Results, setting: Setting, key: str) -> dict[str, float]:
 
 
 def _listed(key: str, values: dict[str, float]) -> str:
-    m = metric(key)
-    return ", ".join(f"`{k}` {m.number_form().format(m.scale * v)}" for k, v in values.items())
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
+    return ", ".join(f"`{k}` {metric(key).form.format(v)}" for k, v in values.items())

@@ -20,7 +20,7 @@ LEVEL = 0.05  # of a test
 # columns of the table of contenders: what the student can do, and what its training cost
 QUALITY = (
     ENDPOINT, "accuracy", f"ood/{ENDPOINT}", "ood/accuracy", "retention", "distinct_ways", "entropy", "collapse",
-    "divergence", "high_divergence_share", "hard_share", "perplexity",
+    "divergence", "high_divergence_share", "perplexity",
 )  # fmt: skip
 COST = ("teacher_share", "teacher_positions", "loss_oscillation", "grad_norm")
 
@@ -98,11 +98,10 @@ def contenders(material: Material) -> list[Block]:
         for setting in settings:
             labels = [*results.labels(setting), *([BEFORE] if chosen is QUALITY else [])]
             table = {k: {c: results.estimate(setting, c, k) for c in labels} for k in keys}
-            table.get("hard_share", {}).pop(BEFORE, None)  # by the gate of which run?
             best = {k: best_of(k, estimates) for k, estimates in table.items()}
             for label in labels:
-                if any(table[k].get(label) for k in keys):
-                    cells = [number_cell(k, table[k].get(label), best[k] == label) for k in keys]
+                if any(table[k][label] for k in keys):
+                    cells = [number_cell(k, table[k][label], best[k] == label) for k in keys]
                     runs = Cell("") if label == BEFORE else Cell(str(n := results.seeds(setting, label)), value=n)
                     rows.append([name_cell(label), *setting_cells(setting, settings), runs, *cells])
         if rows:
