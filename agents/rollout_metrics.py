@@ -17,16 +17,15 @@ TEACHER_COSTS = ("teacher_passes", "teacher_positions", "teacher_tokens")
 
 def rollout_sums(rollout: Rollout) -> dict[str, float]:
     """The numbers behind `rollout_metrics`, as sums, so that the processes that share a batch can add theirs."""
-    cost, mask = rollout.cost, rollout.mask
-    tokens, written = float(mask.sum()), float(rollout.rewritten.sum())
+    cost = rollout.cost
     return {
         "processes": 1.0,
         "completions": float(len(rollout.prompts)),
         "reward": float(rollout.rewards.sum()),
         "grade": float(rollout.grades.sum()),
         "loops": float((repeated_share(rollout.tokens) > 0.5).sum()),
-        "rollout/tokens": tokens,
-        "rollout/student_tokens": tokens - written,
+        "tokens": float(rollout.mask.sum()),
+        "rewritten": float(rollout.rewritten.sum()),
         "time/student_seconds": cost.student_seconds,
         "time/teacher_seconds": cost.teacher_seconds,
         "time/rollout_seconds": cost.seconds,
@@ -37,18 +36,27 @@ def rollout_sums(rollout: Rollout) -> dict[str, float]:
 
 def rollout_metrics(sums: dict[str, float]) -> Metrics:
     """Metrics from the sums of a batch: costs as sums, seconds as means over processes, all else as means."""
-    completions, tokens, own = sums["completions"], sums["rollout/tokens"], sums["rollout/student_tokens"]
+    completions, tokens = sums["completions"], sums["tokens"]
     means = {
         "rollout/reward": sums["reward"] / completions,
         "rollout/grade": sums["grade"] / completions,
         "rollout/length": tokens / completions,
         "rollout/loops": sums["loops"] / completions,
-        "rollout/rewritten_share": (tokens - own) / tokens,
-        "rollout/teacher_tokens_per_student_token": (tokens - own) / max(own, 1.0),
     }
     seconds = {key: sums[key] / sums["processes"] for key in sums if key.startswith("time/")}
     totals = {key: sums[key] for key in sums if "/" in key and (sums[key] or "cached" not in key)}
-    return means | totals | seconds
+    return means | totals | seconds | token_metrics(tokens, sums["rewritten"])
+
+
+def token_metrics(tokens: float, rewritten: float) -> Metrics:
+    """Counts and shares of all tokens and of those that the teacher wrote."""
+    own = tokens - rewritten
+    return {
+        "rollout/tokens": float(tokens),
+        "rollout/student_tokens": float(own),
+        "rollout/rewritten_share": float(rewritten / max(tokens, 1)),
+        "rollout/teacher_tokens_per_student_token": float(rewritten / max(own, 1)),
+    }
 
 
 @contextmanager

@@ -40,7 +40,7 @@ from agents.checkpoint import (
     save_state,
 )
 from agents.config import SB3Config
-from agents.rollout_metrics import count_usage
+from agents.rollout_metrics import count_usage, token_metrics
 from agents.student_actor import StudentActor
 from distill_env.env import DistillVectorEnv
 from distill_env.models.base import TrainableModel
@@ -93,7 +93,7 @@ class SB3Agent:
                 algorithm.learn(steps, log_interval=2, reset_num_timesteps=False)  # of 1 iteration: never prints a log
             self.iteration += 1
             metrics = self._train_metrics(algorithm) | _episode_metrics(algorithm)
-            metrics |= _token_metrics(*(vec_env.written - written_before))
+            metrics |= token_metrics(*(vec_env.written - written_before))
             metrics |= {f"cost/teacher_{key}": float(count) for key, count in vars(usage).items()}
             metrics["time/seconds"] = time.perf_counter() - started
             metrics["time/tokens_per_second"] = metrics["rollout/tokens"] / metrics["time/seconds"]
@@ -362,13 +362,3 @@ def _episode_metrics(algorithm: PPO | A2C) -> Metrics:
     metrics = {f"rollout/{name}": float(np.mean([e[key] for e in ended])) for key, name in names.items() if ended}
     ended.clear()
     return metrics
-
-
-def _token_metrics(tokens: int, rewritten: int) -> Metrics:
-    own = tokens - rewritten
-    return {
-        "rollout/tokens": float(tokens),
-        "rollout/student_tokens": float(own),
-        "rollout/rewritten_share": float(rewritten / max(tokens, 1)),
-        "rollout/teacher_tokens_per_student_token": float(rewritten / max(own, 1)),
-    }
