@@ -27,8 +27,6 @@ from distill_env.env import DistillVectorEnv
 from distill_env.models.hub import load_tokenizer
 from distill_env.models.load import build_model
 from distill_env.models.tabular import TabularModel, markov
-from distill_env.tasks.grading import grade as grading
-from distill_env.tasks.grading.grade import Verifier, grade
 from distill_env.tasks.registry import make_task
 from experiments import ablate, compare, evaluate, report
 from experiments.running import lifecycle as run_module
@@ -827,87 +825,6 @@ def test_a_command_that_cannot_be_done(case: Act, name: str, check: Check, monke
     """And nothing is run."""
     monkeypatch.setattr("experiments.comparing.grid.for_each", lambda *_: pytest.fail("something was run"))
     check(case, name)
-
-
-@pytest.fixture(scope="module")
-def impatient() -> Iterator[Verifier]:
-    pytest.importorskip("math_verify", reason="needs math-verify, extra tasks")
-    verifier = Verifier(seconds=0.5)
-    yield verifier
-    verifier.close()
-
-
-def boxed(text: str) -> str:
-    return rf"thus \boxed{{{text}}}"
-
-
-ANSWERS = {
-    "fractions in numerators": boxed(r"\frac{" * 2000 + "1" + "}{2}" * 2000),
-    "fractions not closed": boxed(r"\frac{1}{" * 50),
-    "ten to the ten to the ten": boxed("10^{10^{10}}"),
-    "a huge exponent": boxed("2^{99999999999999}"),
-    "a huge float of digits": boxed("1." + "0" * 450 + "e99"),
-    "a huge factorial": boxed("99999999!"),
-    "a factorial of factorials": boxed("9!!!!!!!"),
-    "a power of a sum": boxed("(a+b+c+d+e+f)^{999}"),
-    "braces that do not match": r"\boxed{{{{1}}",
-    "only closing braces": boxed("}}}}1"),
-    "a million characters": boxed("1+" * 500_000),
-    "a million backslashes": "\\" * 10**6,
-    "a million boxes": r"\boxed{1}" * 111_112 + r"\boxed{",
-    "a million digits, unmarked": "7" * 10**6,
-    "a million hashes": "#### " * 200_000,
-    "a million signs": boxed("-" * 10**6 + "1"),
-    "import": boxed("__import__('os').system('touch X')"),
-    "import, after hashes": "#### __import__('os').system('touch X')",
-    "a lambda": boxed("(lambda: open('X', 'w'))()"),
-    "an attribute": boxed(r"x.__class__.__mro__[1].__subclasses__()"),
-    "a macro that calls itself": boxed(r"\def\a{\a\a}\a"),
-    "a macro that writes": boxed(r"\write18{touch X}"),
-    "a macro that reads": boxed(r"\input{/etc/passwd}"),
-    "right to left": boxed("\u202e24\u202c"),
-    "digits of another script": boxed("\u0664\u0662"),
-    "full-width digits": boxed("\uff14\uff12"),
-    "digits above the line": boxed("4\u00b2"),
-    "a zero-width space": boxed("4\u200b3"),
-    "a thousand accents": boxed("4" + "\u0301" * 1000),
-    "NUL": boxed("43\0"),
-    "half a surrogate pair": boxed("43\ud800"),
-    "a line separator": boxed("4\u20283"),
-    "infinity": boxed(r"\infty"),
-    "not a number": boxed("nan"),
-    "a division by zero": boxed(r"\frac{1}{0}"),
-    "a zero to the zero": boxed("0^{0^{0}} / 0"),
-    "nothing": "",
-    "spaces": " \n\t" * 1000,
-    "an empty box": boxed(""),
-}
-# each of these takes the verifier's time limit, as the first ones of the table do
-LATE_ANSWERS = {
-    "fractions, shallow": boxed(r"\frac{" * 18 + "x" + "}{2}" * 18),
-    "fractions in both": boxed(r"\frac{\frac{\frac{1}{x}}{\frac{x}{y}}}{\frac{\frac{y}{1}}{\frac{2}{z}}}"),
-    "ten to the ten, by caret": boxed("10^10^10"),
-    "a huge float": boxed("1e999999"),
-    "a huge binomial": boxed(r"\binom{999999999}{499999999}"),
-    "a huge sum": boxed(r"\sum_{n=1}^{99999999} n^n"),
-    "a huge product": boxed(r"\prod_{n=1}^{99999999} n"),
-    "an integral of no form": boxed(r"\int_0^1 e^{x^x} \sin(x^x) dx"),
-    "a matrix not closed": boxed(r"\begin{pmatrix} 1 & 2 \\"),
-    "a set of many": boxed(r"\{" + ",".join(map(str, range(100))) + r"\}"),
-    "left without right": boxed(r"\left(" * 19 + "1"),
-}
-
-
-@pytest.mark.parametrize("name", [*ANSWERS, *(pytest.param(name, marks=pytest.mark.slow) for name in LATE_ANSWERS)])
-def test_a_hostile_answer_is_graded(
-    name: str, impatient: Verifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As wrong, maybe undecided, within the limit of the verifier; nothing that is written in it happens."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(grading, "verifier", lambda: impatient)
-    for symbolic in (False, True):
-        assert not grade("42", (ANSWERS | LATE_ANSWERS)[name], symbolic).correct
-    assert list(tmp_path.iterdir()) == []
 
 
 PROCESSES = {

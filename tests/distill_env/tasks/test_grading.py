@@ -127,6 +127,10 @@ def test_expressions_are_compared_by_value(verifier: Verifier, reference: str, a
     assert grade(reference, rf"so \boxed{{{answer}}}", symbolic=True) == Verdict(same)
 
 
+def boxed(text: str) -> str:
+    return rf"\boxed{{{text}}}"
+
+
 HOSTILE = {
     "a tower": r"\boxed{9^{9^{9^{9}}}}",
     "a factorial": r"\boxed{1000000000!}",
@@ -151,6 +155,48 @@ HOSTILE = {
     "dollars": "$" * 10**5,
     "answers": "answer is " * 10**5,
     "hashes": "#" * 10**5,
+    "fractions in numerators": boxed(r"\frac{" * 2000 + "1" + "}{2}" * 2000),
+    "fractions not closed": boxed(r"\frac{1}{" * 50),
+    "ten to the ten to the ten": boxed("10^{10^{10}}"),
+    "a huge exponent": boxed("2^{99999999999999}"),
+    "a huge float of digits": boxed("1." + "0" * 450 + "e99"),
+    "a factorial of factorials": boxed("9!!!!!!!"),
+    "a power of a sum": boxed("(a+b+c+d+e+f)^{999}"),
+    "braces that do not match": r"\boxed{{{{1}}",
+    "only closing braces": boxed("}}}}1"),
+    "a million characters": boxed("1+" * 500_000),
+    "a million backslashes": "\\" * 10**6,
+    "a million signs": boxed("-" * 10**6 + "1"),
+    "a lambda": boxed("(lambda: open('X', 'w'))()"),
+    "a macro that calls itself": boxed(r"\def\a{\a\a}\a"),
+    "a macro that writes": boxed(r"\write18{touch X}"),
+    "a macro that reads": boxed(r"\input{/etc/passwd}"),
+    "right to left": boxed("\u202e24\u202c"),
+    "full-width digits": boxed("\uff14\uff12"),
+    "digits above the line": boxed("4\u00b2"),
+    "a zero-width space": boxed("4\u200b3"),
+    "a thousand accents": boxed("4" + "\u0301" * 1000),
+    "infinity": boxed(r"\infty"),
+    "not a number": boxed("nan"),
+    "a division by zero": boxed(r"\frac{1}{0}"),
+    "a zero to the zero": boxed("0^{0^{0}} / 0"),
+    "nothing": "",
+    "spaces": " \n\t" * 1000,
+    "an empty box": boxed(""),
+}
+# each takes the verifier's limit of time, as the tower, the factorials and the exponents of the first table do
+LATE = {
+    "fractions, shallow": boxed(r"\frac{" * 18 + "x" + "}{2}" * 18),
+    "fractions in both": boxed(r"\frac{\frac{\frac{1}{x}}{\frac{x}{y}}}{\frac{\frac{y}{1}}{\frac{2}{z}}}"),
+    "ten to the ten, by caret": boxed("10^10^10"),
+    "a huge float": boxed("1e999999"),
+    "a huge binomial": boxed(r"\binom{999999999}{499999999}"),
+    "a huge sum": boxed(r"\sum_{n=1}^{99999999} n^n"),
+    "a huge product": boxed(r"\prod_{n=1}^{99999999} n"),
+    "an integral of no form": boxed(r"\int_0^1 e^{x^x} \sin(x^x) dx"),
+    "a matrix not closed": boxed(r"\begin{pmatrix} 1 & 2 \\"),
+    "a set of many": boxed(r"\{" + ",".join(map(str, range(100))) + r"\}"),
+    "left without right": boxed(r"\left(" * 19 + "1"),
 }
 
 
@@ -162,7 +208,7 @@ def impatient() -> Iterator[Verifier]:
     verifier.close()
 
 
-@pytest.mark.parametrize("case", HOSTILE)
+@pytest.mark.parametrize("case", [*HOSTILE, *(pytest.param(case, marks=pytest.mark.slow) for case in LATE)])
 def test_no_completion_raises_hangs_or_executes(
     case: str, impatient: Verifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -170,7 +216,7 @@ def test_no_completion_raises_hangs_or_executes(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(grading, "verifier", lambda: impatient)
     for symbolic in (True, False):
-        assert not grade("42", HOSTILE[case], symbolic).correct
+        assert not grade("42", (HOSTILE | LATE)[case], symbolic).correct
     assert list(tmp_path.iterdir()) == []
 
 
