@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -23,7 +22,6 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import BertConfig, BertForMaskedLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from agents.checkpoint import checkpoints
-from distill_env.env import DistillVectorEnv
 from distill_env.models.hub import load_tokenizer
 from distill_env.models.load import build_model
 from distill_env.models.tabular import TabularModel, markov
@@ -523,81 +521,6 @@ PAIRS: dict[str, list[Act]] = {
 
 @each(PAIRS)
 def test_a_pair_that_does_not_go(case: Act, name: str, check: Check) -> None:
-    check(case, name)
-
-
-def made(**options: Any) -> Act:
-    return lambda *_: DistillVectorEnv(2, **options)
-
-
-def after_reset(call: Callable[[DistillVectorEnv], Any]) -> Act:
-    """What is refused changes nothing."""
-
-    def act(*_: Any) -> None:
-        env = DistillVectorEnv(2, autoreset_mode="Disabled")
-        before, _info = env.reset(seed=0)
-        before = before.copy()
-        try:
-            call(env)
-        finally:
-            assert (env.step(np.full((2, 1), -1))[0] == before).all()  # a step of padding changes nothing
-
-    return act
-
-
-def in_lm(call: Callable[[DistillVectorEnv], Any], max_new_tokens: int = 4) -> Act:
-    def act(world: World, _: Path) -> None:
-        kwargs = {"tokenizer": str(world.lm), "path": str(REPOSITORY / "distill_env/data/example_prompts.txt")}
-        env = DistillVectorEnv(2, "instruct", str(world.lm), task_kwargs=kwargs, max_new_tokens=max_new_tokens)
-        env.reset(seed=0)
-        call(env)
-
-    return act
-
-
-def step(*actions: Any) -> Act:
-    return after_reset(lambda env: env.step(np.array(actions)))
-
-
-def look(*tokens: Any) -> Act:
-    return after_reset(lambda env: env.lookahead(torch.tensor(tokens)))
-
-
-def reset(**options: Any) -> Act:
-    return after_reset(lambda env: env.reset(options=options))
-
-
-ENVIRONMENT: dict[str, list[Act]] = {
-    "actions": [
-        *(step(action, 0) for action in (7, -2, 2**62, math.nan, "a")),
-        *(step(1), step([1, 2], [1, 2]), step([], [])),  # of other shapes
-    ],
-    "tokens": [look([6], [0]), look([-2], [0]), look([-1, 3], [1, 2]), look([0.0], [1.0]), look([1])],
-    "prompts": [
-        *(reset(prompts=[(0,), prompt]) for prompt in ((6,), (-1,), (0, 1), (0.5,), "you", 4)),
-        *(reset(prompts=[(0,)]), in_lm(lambda env: env.reset(options={"prompts": [(1,), ()]}))),
-    ],
-    "episode_keys": [reset(episode_keys=np.zeros(1, np.uint64))],
-    "reset_mask": [reset(reset_mask=np.ones(2)), reset(reset_mask=np.zeros(2, np.bool_))],
-    "seed": [after_reset(lambda env: env.reset(seed=[1])), after_reset(lambda env: env.reset(seed=[1, -1]))],
-    "split": [made(split="tests")],
-    "rewrite": [made(rewrite="beam")],
-    "rewrite_span": [made(rewrite_span="line")],
-    "autoreset_mode": [made(autoreset_mode="never")],
-    "render_mode": [made(render_mode="human")],
-    "task": [made(task="sum")],
-    "teacher": [made(teacher_kwargs={"vocab_size": 9})],
-    "num_envs": [lambda *_: DistillVectorEnv(0)],
-    "max_new_tokens": [made(max_new_tokens=0), in_lm(lambda env: None, max_new_tokens=60)],
-    "rewrite_cost": [made(rewrite_cost=math.nan), made(rewrite_cost=-1.0)],
-    "log_prob_floor": [made(log_prob_floor=0.0), made(log_prob_floor=-math.inf)],
-    "task_reward": [made(task_reward=math.nan)],
-    "rewrite_top_p": [made(rewrite_top_p=0.0)],
-}
-
-
-@each(ENVIRONMENT)
-def test_an_environment_used_wrongly(case: Act, name: str, check: Check) -> None:
     check(case, name)
 
 

@@ -29,6 +29,7 @@ from tests.helpers.environments import REWRITE, V, arguments_of, assert_equal
         ("log_prob_floor", {"log_prob_floor": 0.0}),
         ("log_prob_floor", {"log_prob_floor": -float("inf")}),
         ("task_reward", {"task_reward": float("inf")}),
+        ("task_reward", {"task_reward": float("nan")}),
         ("max_new_tokens", {"max_new_tokens": 0}),
         ("max_new_tokens", {"task": "sums", "teacher": "sums", "max_new_tokens": 60}),  # more than the context
         ("chunk", {"chunk": 0}),
@@ -66,6 +67,7 @@ def test_a_teacher_that_is_not_there() -> None:
         ("prompts", {"options": {"prompts": [(0,), (V,)]}}),
         ("prompts", {"options": {"prompts": [(0,), (0, 1)]}}),
         ("prompts", {"options": {"prompts": [(0,), ("a",)]}, "seed": 1}),
+        *(("prompts", {"options": {"prompts": [(0,), prompt]}}) for prompt in ((-1,), (0.5,), "you", 4)),
         ("episode_keys", {"options": {"episode_keys": np.zeros(3, np.uint64)}}),
         ("reset_mask", {"options": {"reset_mask": np.zeros(2, np.bool_)}}),
         ("reset_mask", {"options": {"reset_mask": np.ones(3, np.bool_)}}),
@@ -74,6 +76,7 @@ def test_a_teacher_that_is_not_there() -> None:
         ("seed", {"seed": -1}),
         ("seed", {"seed": [1, 2, 3]}),
         ("seed", {"seed": [1, 2**64]}),
+        ("seed", {"seed": [1, -1]}),
     ],
 )
 def test_a_bad_reset_is_refused_and_changes_nothing(name: str, arguments: dict[str, Any]) -> None:
@@ -85,6 +88,12 @@ def test_a_bad_reset_is_refused_and_changes_nothing(name: str, arguments: dict[s
     for action in (0, REWRITE, V - 1, 0, 0):
         assert_equal(env.step(np.full(2, action)), untouched.step(np.full(2, action)))
     assert_equal(env.reset(), untouched.reset())
+
+
+def test_an_empty_prompt_of_a_language_model_is_refused() -> None:
+    env = DistillVectorEnv(2, "sums", "sums")
+    with pytest.raises(ValueError, match="prompt"):
+        env.reset(options={"prompts": [(1,), ()]})
 
 
 def test_a_bad_step_is_refused_and_changes_nothing() -> None:
@@ -101,10 +110,14 @@ def test_a_bad_step_is_refused_and_changes_nothing() -> None:
         np.zeros((2, 1)),
         np.full((2, 1), V + 1),
         np.full((2, 1), -2),
+        np.full((2, 1), 2**62),
+        np.zeros((2, 0), np.int64),
+        np.array([["a"], ["b"]]),
     ):
         with pytest.raises(ValueError, match="actions"):
             env.step(actions)
-    for draft in (torch.zeros(3, 1).long(), torch.full((2, 1), V), torch.zeros(2, 1), torch.tensor([[-1, 0]] * 2)):
+    drafts = (torch.zeros(3, 1).long(), torch.zeros(2, 1), torch.tensor([[-1, 0]] * 2))
+    for draft in (*drafts, torch.full((2, 1), V), torch.full((2, 1), -2)):
         with pytest.raises(ValueError, match="tokens"):
             env.lookahead(draft)
     assert_equal(env.step(np.array([[0, 1], [2, REWRITE]])), untouched.step(np.array([[0, 1], [2, REWRITE]])))
