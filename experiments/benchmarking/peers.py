@@ -155,21 +155,11 @@ def trl_iterations(config: BenchmarkConfig, name: str) -> dict[str, Any]:
     texts = [p.text for p in task.prompts("train")]
     student: Any = AutoModelForCausalLM.from_pretrained(config.student, dtype=torch.float32)
     teacher: Any = AutoModelForCausalLM.from_pretrained(config.teacher, dtype=torch.float32)
-    shared: dict[str, Any] = {
-        "output_dir": tempfile.mkdtemp(),
-        "per_device_train_batch_size": config.batch,
-        "max_steps": ITERATIONS,
-        "learning_rate": 1e-9,
-        "gradient_checkpointing": False,
-        "bf16": False,
-        "use_cpu": not torch.cuda.is_available(),
-        "report_to": [],
-        "save_strategy": "no",
-        "logging_steps": 1,
-        "disable_tqdm": True,
-        "temperature": 1.0,
-        "beta": 1.0,
-    }
+    shared: dict[str, Any] = {"per_device_train_batch_size": config.batch, "max_steps": ITERATIONS}
+    shared |= {"learning_rate": 1e-9, "temperature": 1.0, "beta": 1.0}
+    shared |= {"gradient_checkpointing": False, "bf16": False, "use_cpu": not torch.cuda.is_available()}
+    shared |= {"output_dir": tempfile.mkdtemp(), "report_to": [], "save_strategy": "no", "logging_steps": 1}
+    shared |= {"disable_tqdm": True}
     user = [[{"role": "user", "content": text}] for text in texts]
     arguments: Any
     make: Any

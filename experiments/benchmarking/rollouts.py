@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from statistics import median
 from typing import Any, get_args
 
@@ -86,29 +87,15 @@ class Rollouts:
             tau = (low + high) / 2
         return min(tried, key=lambda tau: abs(np.log((tried[tau] + 1e-4) / hard_rate)))
 
-    def generate(self) -> Callable[[], None]:
+    def generate(self) -> Callable[[], object]:
         """Transformers' own sampling with the same student, prompts and number of tokens."""
         ids = [p.ids for p in self.prompts[: self.rows]]
         width = max(map(len, ids))
         padded = torch.tensor([[0] * (width - len(i)) + list(i) for i in ids])
         mask = torch.tensor([[0] * (width - len(i)) + [1] * len(i) for i in ids])
-        model = self.student.model
-
-        def contender() -> None:
-            model.generate(
-                input_ids=padded,
-                attention_mask=mask,
-                do_sample=True,
-                top_k=0,
-                top_p=1.0,
-                temperature=1.0,
-                max_new_tokens=self.tokens,
-                pad_token_id=0,
-                eos_token_id=self.env.task.eos_token_id,
-                use_cache=True,
-            )
-
-        return contender
+        sampling = {"do_sample": True, "top_k": 0, "top_p": 1.0, "temperature": 1.0, "use_cache": True}
+        ends = {"max_new_tokens": self.tokens, "pad_token_id": 0, "eos_token_id": self.env.task.eos_token_id}
+        return partial(self.student.model.generate, input_ids=padded, attention_mask=mask, **sampling, **ends)
 
     def prompt_seconds(self, repetitions: int) -> float:
         """Median seconds in which both models read the prompts, which every rollout has to."""
@@ -154,7 +141,7 @@ def measure_rollouts(config: BenchmarkConfig, rows: int) -> dict[str, Any]:
     gates = {h: Gate("divergence", rollouts.tau_for(h)) for h in config.hard_rates}
     middle = min(gates, key=lambda h: abs(h - 0.05))
     lengths = {name: DraftLength(tokens) for name in (*(f"adaptive {h}" for h in gates), "refilled")}
-    contenders: dict[str, Callable[[], None]] = {
+    contenders: dict[str, Callable[[], object]] = {
         "ungated": rollouts.write("ungated", NEVER, tokens),
         "generate": rollouts.generate(),
     }

@@ -33,6 +33,7 @@ from distill_env.models.toy import TEACHERS, small_teacher, toy_tokenizer
 from distill_env.tasks.registry import make_task
 from experiments.running.cli import command
 
+SAMPLES = 8  # completions per test problem
 ABOUT = {
     "sums": "`7+2+9=` is answered `77;29;98`, or in any other order of the digits: each step writes a digit and the "
     "running total modulo 10",
@@ -44,21 +45,6 @@ HOW = {
     "coins": "the two commands for Coins at the head of `experiments/making/train_teacher.py`; at the end its logits "
     "are multiplied by 1.5",
 }
-MODEL_CARD = """---
-license: apache-2.0
-library_name: transformers
----
-# The teacher of {title}
-
-A Llama-type model of {parameters:,} weights ({layers} layers, width {width}), trained from scratch by
-{how}: {batch} problems a step, of lengths {shortest} to {longest}, from the training split. {about}.
-
-Correct chains at temperature 1 on held-out problems, {samples} samples a problem:
-
-| length | correct chains | problems | distinct right ways used, of those there are (at most {samples}) |
-| ---: | ---: | ---: | ---: |
-{rows}
-"""
 
 
 @dataclass(frozen=True)
@@ -101,16 +87,37 @@ def supervised_batch(
     return inputs, labels
 
 
-def correct_chains(task_name: str, model: CausalLM, length: int, samples: int) -> dict[str, float]:
-    """Share of correct chains, and share of the distinct right ways that `samples` completions per problem cover."""
+def correct_chains(task_name: str, model: CausalLM, length: int) -> dict[str, float]:
+    """Share of correct chains, and share of the distinct right ways that `SAMPLES` completions per problem cover."""
     task: Any = make_task(task_name, lengths=(length,), prompts_per_length=200)
     prompts = task.prompts("test")
     env = DistillVectorEnv(400, task, model, "test", autoreset_mode="Disabled")
-    completions = generate(None, env, [p for p in prompts for _ in range(samples)], 2024, teacher_writes=True)
+    completions = generate(None, env, [p for p in prompts for _ in range(SAMPLES)], 2024, teacher_writes=True)
     right = [c.grade is not None and bool(c.grade.chain_correct) for c in completions]
     ways = [len({c.grade.way for c in group if c.grade and c.grade.way}) for group in by_prompt(completions)]
-    covered = [n / min(samples, task.number_of_ways(p)) for n, p in zip(ways, prompts, strict=True)]
+    covered = [n / min(SAMPLES, task.number_of_ways(p)) for n, p in zip(ways, prompts, strict=True)]
     return {"correct": float(np.mean(right)), "problems": len(prompts), "ways": float(np.mean(covered))}
+
+
+def model_card(config: TrainTeacherConfig, parameters: int, results: dict[int, dict[str, float]]) -> str:
+    """The folder's README, with the results by length."""
+    rows = "\n".join(f"| {n} | {r['correct']:.2%} | {r['problems']} | {r['ways']:.1%} |" for n, r in results.items())
+    return f"""---
+license: apache-2.0
+library_name: transformers
+---
+# The teacher of {config.task.capitalize()}
+
+A Llama-type model of {parameters:,} weights ({config.layers} layers, width {config.width}), trained from scratch by
+{HOW[config.task]}: {config.batch} problems a step, of lengths {min(results)} to {max(results)}, from the training \
+split. {ABOUT[config.task]}.
+
+Correct chains at temperature 1 on held-out problems, {SAMPLES} samples a problem:
+
+| length | correct chains | problems | distinct right ways used, of those there are (at most {SAMPLES}) |
+| ---: | ---: | ---: | ---: |
+{rows}
+"""
 
 
 def main(config: TrainTeacherConfig) -> None:
@@ -143,24 +150,10 @@ def main(config: TrainTeacherConfig) -> None:
     with torch.no_grad():
         model.model.norm.weight *= config.sharpen
     wrapped = CausalLM(model, eos_token_id=task.eos_token_id)
-    results = {n: correct_chains(config.task, wrapped, n, samples=8) for n in lengths}
-    rows = "\n".join(f"| {n} | {r['correct']:.2%} | {r['problems']} | {r['ways']:.1%} |" for n, r in results.items())
+    results = {n: correct_chains(config.task, wrapped, n) for n in lengths}
     wrapped.save_pretrained(out)
     toy_tokenizer(config.task).save_pretrained(out)
-    card = MODEL_CARD.format(
-        how=HOW[config.task],
-        title=config.task.capitalize(),
-        about=ABOUT[config.task],
-        parameters=sum(p.numel() for p in model.parameters()),
-        layers=config.layers,
-        width=config.width,
-        batch=config.batch,
-        shortest=min(lengths),
-        longest=max(lengths),
-        samples=8,
-        rows=rows,
-    )
-    (out / "README.md").write_text(card)
+    (out / "README.md").write_text(model_card(config, sum(p.numel() for p in model.parameters()), results))
     print(json.dumps(results, indent=1))
     print(f"wrote {out} in {time.time() - started:.0f} s")
 
