@@ -197,8 +197,8 @@ def trl_iterations(config: BenchmarkConfig, name: str) -> dict[str, Any]:
     def counting(*args: Any, **kwargs: Any) -> Any:
         out = generate(*args, **kwargs)
         ids = out.sequences if hasattr(out, "sequences") else out
-        answers = ids[:, kwargs["input_ids"].shape[1] :]
-        ended = (answers == tokenizer.eos_token_id).int().cumsum(1)
+        written = ids[:, kwargs["input_ids"].shape[1] :]
+        ended = (written == tokenizer.eos_token_id).int().cumsum(1)
         generated.append(int((ended == 0).sum() + (ended.max(1).values > 0).sum()))
         return out
 

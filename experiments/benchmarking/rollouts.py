@@ -157,13 +157,13 @@ def measure_rollouts(config: BenchmarkConfig, rows: int) -> dict[str, Any]:
         """An adaptive rollout, and its seconds by the cost model: from the mean hard rate, from that of each
         completion, and from the positions that were hard."""
         rollout, chosen = rollouts.last[name], lengths[name].choose(rows)
-        hard, answers = rollout.rewritten.numpy(), rollout.mask.sum(1).numpy()
+        hard, tokens_each = rollout.rewritten.numpy(), rollout.mask.sum(1).numpy()
         counts = {
-            "model": blocks_per_rollout(rewritten_share(rollout), chosen, answers, rows),
-            "model_by_answer": blocks_per_rollout(hard.sum(1) / answers, chosen, answers, rows),
-            "replayed": blocks_in_turn(blocks(hard, answers, chosen), rows),
+            "model": blocks_per_rollout(rewritten_share(rollout), chosen, tokens_each, rows),
+            "model_by_answer": blocks_per_rollout(hard.sum(1) / tokens_each, chosen, tokens_each, rows),
+            "replayed": blocks_in_turn(blocks(hard, tokens_each, chosen), rows),
         }
-        reading, each = prompts * len(answers) / rows, chosen * step + block(chosen)
+        reading, each = prompts * len(tokens_each) / rows, chosen * step + block(chosen)
         return {
             "hard_rate": rewritten_share(rollout),
             "tokens": int(rollout.mask.sum()),

@@ -48,14 +48,14 @@ def complete(tau: float, draft_length: int = 4, rows: int = 7, **kwargs: Any) ->
 
 
 def alone(model: TabularModel, prompts: list[Prompt], purpose: Purpose) -> list[list[int]]:
-    """What a model writes with nobody else there, token by token."""
+    """The completions of one model, token by token."""
     keys, written = episode_keys(EVALUATION_SEED, np.arange(len(prompts))), []
     for key, prompt in zip(keys, prompts, strict=True):
-        answer: list[int] = []
-        while len(answer) < HORIZON and model.eos_token_id not in answer:
-            log_probs = model.start([[*prompt.ids, *answer]])
-            answer.append(int(inverse_cdf(log_probs, uniform(key, len(answer), purpose))[0]))
-        written.append(answer)
+        completion: list[int] = []
+        while len(completion) < HORIZON and model.eos_token_id not in completion:
+            log_probs = model.start([[*prompt.ids, *completion]])
+            completion.append(int(inverse_cdf(log_probs, uniform(key, len(completion), purpose))[0]))
+        written.append(completion)
     return written
 
 
@@ -73,7 +73,7 @@ def test_the_ends_are_the_student_and_the_teacher_alone() -> None:
 
 @pytest.mark.parametrize("tau", [0.0, 0.3, math.inf])
 @pytest.mark.parametrize("rewrite", ["sample", "argmax", "nucleus"])
-def test_neither_drafts_nor_batches_change_the_complete(tau: float, rewrite: str) -> None:
+def test_neither_drafts_nor_batches_change_the_completions(tau: float, rewrite: str) -> None:
     one = complete(tau, 1, rows=1, rewrite=rewrite)
     for length, rows in ((3, 7), (16, 5)):
         other = complete(tau, length, rows, rewrite=rewrite)
@@ -81,8 +81,8 @@ def test_neither_drafts_nor_batches_change_the_complete(tau: float, rewrite: str
         assert other.rollout.rewritten.equal(one.rollout.rewritten)
 
 
-def test_the_divergence_is_that_of_the_law_of_the_complete() -> None:
-    """KL(behaviour || teacher) an answer, from all answers that there are, is the mean of the sum of D_t."""
+def test_the_divergence_is_that_of_the_law_of_the_completions() -> None:
+    """KL(behaviour || teacher) per completion, from the law of all completions, is the mean of the sum of D_t."""
     tau, horizon = 0.3, 3
     law: dict[tuple[int, ...], float] = {}
     for (tokens, _), p in gated_law(STUDENT, TEACHER, Gate(tau=tau), horizon).items():
@@ -95,13 +95,13 @@ def test_the_divergence_is_that_of_the_law_of_the_complete() -> None:
     exact = sum(p * (math.log(p) - log_p(tokens)) for tokens, p in law.items() if p > 0)
     env = DistillVectorEnv(500, Ragged(V, horizon), TEACHER, chunk=4, autoreset_mode="Disabled", reveal_teacher=False)
     decoded = decode(env, STUDENT, [Prompt((), "")], tau, samples=4000, draft_length=3)
-    per_answer = torch.nan_to_num(decoded.rollout.score * ~decoded.rollout.rewritten).sum(1)
-    error = float(per_answer.std()) / math.sqrt(len(per_answer))
-    assert float(per_answer.mean()) == pytest.approx(exact, abs=4 * error)
-    assert decoded.divergence == pytest.approx(float(per_answer.sum()) / float(decoded.rollout.mask.sum()))
+    per_completion = torch.nan_to_num(decoded.rollout.score * ~decoded.rollout.rewritten).sum(1)
+    error = float(per_completion.std()) / math.sqrt(len(per_completion))
+    assert float(per_completion.mean()) == pytest.approx(exact, abs=4 * error)
+    assert decoded.divergence == pytest.approx(float(per_completion.sum()) / float(decoded.rollout.mask.sum()))
 
 
-def test_only_hard_steps_are_handed_over() -> None:
+def test_the_teacher_writes_hard_positions_only() -> None:
     tau = 0.3
     decoded = complete(tau)
     for prompt, tokens, flags in zip(
@@ -118,7 +118,7 @@ def test_a_negative_tau_is_refused() -> None:
         assisted_gate(-1)
 
 
-def test_labels_keep_what_differs() -> None:
+def test_labels_are_the_parts_that_differ() -> None:
     names = ["sums-weak-gated-s0", "sums-weak-rkl-s0", "sums-weak-gated-s1"]
     assert short_labels(names, [0, 0, 1]) == ["gated", "rkl", "gated"]
     assert short_labels(["gated-sums-s0", "rkl-sums-s3"], [0, 3]) == ["gated", "rkl"]
@@ -149,17 +149,17 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 def test_the_share_is_that_of_the_marks(runs: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
-    """A token of Sums is a character, so that what stands between the marks can be counted."""
+    """A token of Sums is a character, so the marked tokens can be counted."""
     assert decode_module.main([str(runs[0]), "--tau", "1", "0", "inf", "--prompts", "3", "--samples", "2"]) == 0
     out = capsys.readouterr().out
     shares = []
     for part in out.split("\ntau ")[1:]:
-        found = re.findall(r"= (.*)   (\d+) of (\d+) tokens by the teacher", part)
-        assert len(found) == 6
-        for answer, teacher, total in found:
-            marked = sum(map(len, re.findall("⟦(.*?)⟧", answer)))
-            assert (marked, len(re.sub("[⟦⟧]", "", answer))) == (int(teacher), int(total))
-        counts = np.array([[int(t), int(n)] for _, t, n in found]).sum(0)
+        lines = re.findall(r"= (.*)   (\d+) of (\d+) tokens by the teacher", part)
+        assert len(lines) == 6
+        for completion, teacher, total in lines:
+            marked = sum(map(len, re.findall("⟦(.*?)⟧", completion)))
+            assert (marked, len(re.sub("[⟦⟧]", "", completion))) == (int(teacher), int(total))
+        counts = np.array([[int(t), int(n)] for _, t, n in lines]).sum(0)
         shares.append(f"{counts[0] / counts[1]:.1%}")
     assert shares[1:] == ["100.0%", "0.0%"]
     (line,) = [x for x in out.split("95 % intervals")[1].splitlines() if "tokens by the teacher" in x]
@@ -244,6 +244,6 @@ def test_a_prompt_of_the_users_own(tmp_path: Path, capsys: pytest.CaptureFixture
         tmp_path, "gated", 0, *flags, "--task-path", str(tmp_path / "data.jsonl"), student=load_model(path)
     )
     assert decode_module.main([str(folder), "--tau", "0.5", "--prompt", "2+3+4=", "--draft-length", "3"]) == 0
-    answer = re.search(r"2\+3\+4= (.+)   0 of 9 tokens by the teacher", capsys.readouterr().out)
-    assert answer is not None
-    assert answer[1].replace(" ", "").endswith("9" + END)  # this tokenizer decodes with spaces
+    completion = re.search(r"2\+3\+4= (.+)   0 of 9 tokens by the teacher", capsys.readouterr().out)
+    assert completion is not None
+    assert completion[1].replace(" ", "").endswith("9" + END)  # this tokenizer decodes with spaces

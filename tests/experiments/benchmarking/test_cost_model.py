@@ -60,7 +60,7 @@ def test_blocks_of_a_batch() -> None:
     assert blocks_per_rollout(0.0, 4, np.array([4, 4, 12, 8]), 2) == 4  # 1 + 3 in one row, 1 + 2 in the other
 
 
-def test_answers_of_differing_hard_rates() -> None:
+def test_completions_of_differing_hard_rates() -> None:
     """One hard throughout and one easy throughout take turns; as many hard steps spread evenly take less."""
     lengths = np.array([12, 12])
     assert blocks_per_rollout(np.array([1.0, 0.0]), 4, lengths, 1) == 12 + 3
@@ -68,15 +68,15 @@ def test_answers_of_differing_hard_rates() -> None:
     assert blocks_per_rollout(0.5, 4, lengths, 2) < 10
 
 
-def test_rows_take_the_next_answer() -> None:
-    """In the order of the answers, not in that which would be quickest."""
+def test_rows_take_the_next_completion() -> None:
+    """In the order of the completions, not in the quickest order."""
     assert blocks_in_turn(np.array([5, 2, 1]), 3) == 5
     assert blocks_in_turn(np.array([5, 2, 1, 4]), 2) == 7  # 5 in one row, 2 + 1 + 4 in the other
     assert blocks_in_turn(np.array([1, 1, 1, 9]), 2) == 10
     assert blocks_in_turn(np.array([3, 4]), 1) == 7
 
 
-def test_blocks_of_known_answers() -> None:
+def test_blocks_of_known_completions() -> None:
     """Three tokens a block: |xxH|xxx|x, nothing hard in a row of four, and a row that begins with hard steps."""
     hard = np.array([[0, 0, 1, 0, 0, 0, 0], [0, 0, 0, 0, 1, 1, 1], [1, 1, 0, 0, 0, 0, 0]], bool)
     assert blocks(hard, np.array([7, 4, 7]), 3).tolist() == [3, 2, 4]
@@ -84,7 +84,7 @@ def test_blocks_of_known_answers() -> None:
 
 
 def test_speed_up_and_best_length() -> None:
-    """A free teacher is asked every time; a dear one rarely. Drafts of one change nothing."""
+    """A free teacher scores every token, an expensive one few drafts. Drafts of one token change nothing."""
     assert best_length(0.1, 16, 1.0, lambda k: 0.0) == 1
     assert best_length(0.0, 16, 1.0, lambda k: 100.0) == 16
     assert speed_up(0.3, 1, 1.0, lambda k: 5.0) == pytest.approx(1)
@@ -108,13 +108,13 @@ def rollout(tokens: list[list[int]], teacher: torch.Tensor) -> Rollout:
     )
 
 
-def test_where_two_rollouts_part() -> None:
-    """Equal up to the second token of the second answer: 2 + 2 tokens compared, one answer parted."""
+def test_where_two_rollouts_differ() -> None:
+    """Equal up to the second token of the second completion: 2 + 2 tokens compared, one completion differs."""
     p = torch.tensor([[0.5, 0.5], [0.25, 0.75], [0.5, 0.5], [0.5, 0.5]], dtype=torch.float64)
     q = torch.tensor([[0.5, 0.5], [0.5, 0.5], [0.5, 0.5], [0.5, 0.5]], dtype=torch.float64)
     a, b = rollout([[0, 1], [1, 0]], p.log()), rollout([[0, 1], [1, 1]], q.log())
     a.prompts = b.prompts = [None, None]  # type: ignore[list-item]
-    found = difference(a, b)
-    assert (found["answers"], found["parted"], found["tokens"]) == (2, 1, 4)
-    assert found["largest_total_variation"] == pytest.approx(0.25)
-    assert found["mean_total_variation"] == pytest.approx(np.mean([0, 0.25, 0, 0]))
+    result = difference(a, b)
+    assert (result["answers"], result["parted"], result["tokens"]) == (2, 1, 4)
+    assert result["largest_total_variation"] == pytest.approx(0.25)
+    assert result["mean_total_variation"] == pytest.approx(np.mean([0, 0.25, 0, 0]))
