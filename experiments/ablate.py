@@ -25,7 +25,7 @@ from experiments.comparing.pool import FanOut
 from experiments.comparing.studies import studies
 from experiments.comparing.tables import print_table, tuning_table, write_summary
 from experiments.running.cli import exit_code, read_flags
-from experiments.running.tracking import markdown_table
+from experiments.running.metric_display import markdown_table
 
 
 @dataclass(frozen=True)

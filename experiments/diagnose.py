@@ -28,8 +28,7 @@ from experiments.comparing.statistics import mean
 from experiments.comparing.tables import print_table
 from experiments.running.cli import command
 from experiments.running.config import SMALL_TASKS
-from experiments.running.metric_display import DIAGNOSIS
-from experiments.running.tracking import markdown_table
+from experiments.running.metric_display import DIAGNOSIS, markdown_table
 
 
 @dataclass(frozen=True)

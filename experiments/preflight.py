@@ -1,15 +1,34 @@
-"""Check teacher, student and task before the first token. Takes the flags of run.py.
+"""Check that teacher, student and task of --env lm fit together. It takes the flags of run.py.
 
-python experiments/preflight.py --env lm --teacher T --student S --task-path instructions.jsonl
+    python experiments/preflight.py --teacher T --student S --task-path instructions.jsonl
+
+An error of a row can be accepted by its name, for example --accept chat_template.
 """
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 if not __package__:  # run as a script: import from the checkout, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from experiments.running.preflight import main
+from rich.console import Console
+
+from experiments.running.cli import exit_code
+from experiments.running.flags import parse
+from experiments.running.preflight import checked_pair
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Check. Returns the exit code."""
+    args = list(sys.argv[1:] if args is None else args)
+
+    def check() -> None:
+        config = parse([*([] if "--env" in args else ["--env", "lm"]), *args], __doc__ or "")
+        checked_pair(config, Console(), config.rollout.rows or config.agent_options.batch_size)
+
+    return exit_code(check)
+
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -14,4 +14,4 @@ if not __package__:  # run as a script: import from the checkout, not from this 
 from experiments.running.lifecycle import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(description=__doc__))

@@ -26,7 +26,7 @@ from experiments.reporting.viewer import evenly_spaced, load_student
 from experiments.running.build import make_env, task_arguments
 from experiments.running.config import DRAFT_LENGTH, RunConfig
 from experiments.running.config_file import load_config
-from experiments.running.lifecycle import EVALUATION_ROWS, EVALUATION_SEED
+from experiments.running.evaluating import EVALUATION_ROWS, EVALUATION_SEED
 from experiments.running.metric_display import metric
 from experiments.running.teacher_marks import mark_teacher
 

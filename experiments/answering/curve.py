@@ -18,10 +18,10 @@ from experiments.comparing.statistics import Estimate
 from experiments.reporting import figures
 from experiments.reporting.drawing import Panel, Style, png
 from experiments.reporting.training_curves import Line
+from experiments.running.cli import progress_bar
 from experiments.running.config import RunConfig
 from experiments.running.config_file import flag_values, load_config
-from experiments.running.metric_display import Metric, metric
-from experiments.running.tracking import markdown_table, progress_bar
+from experiments.running.metric_display import Metric, markdown_table, metric
 
 TAUS = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 4.0)
 SAME = (  # flags in which the runs of one curve agree

@@ -23,8 +23,10 @@ from rich.table import Table
 from distill_env.checks import check_range
 from experiments.answering.judges import Judge, Question, Reply, Verdict
 from experiments.comparing.statistics import Estimate, proportion
+from experiments.running.cli import progress_bar
 from experiments.running.completions_file import FILE, Writer, read_lines, write_lines
-from experiments.running.tracking import cell, finite, progress_bar, write_json
+from experiments.running.metric_display import cell
+from experiments.running.run_folder import finite, write_json
 
 MAX_SILENT = 20  # replies without a verdict before the judging is given up: each may cost money
 
@@ -114,14 +116,14 @@ def read_completions(config: PairsConfig, argument: str, path: Path, writer: Wri
     """The texts of a writer's completions by prompt and number."""
     file = path / FILE if path.is_dir() else path
     if path.is_dir() and not file.exists():
-        command = f"python experiments/evaluate.py {path} --answers {file}"
+        command = f"python experiments/evaluate.py {path} --completions {file}"
         raise ValueError(f"{argument}: {str(path)!r} has no {FILE}; expected it to be written by: {command}")
     texts: dict[tuple[str, int], str] = {}
     count: Counter[str] = Counter()
-    for line in read_lines(file, argument, ("split", "writer", "prompt", "answer")):
+    for line in read_lines(file, argument, ("split", "writer", "prompt", "completion")):
         prompt = line["prompt"]
         if (line["split"], line["writer"]) == (config.split, writer) and count[prompt] < config.samples:
-            texts[prompt, count[prompt]] = line["answer"]
+            texts[prompt, count[prompt]] = line["completion"]
             count[prompt] += 1
     if not texts:
         raise ValueError(

@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-from experiments.running.tracking import progress_bar
+from experiments.running.cli import progress_bar
 
 
 def alternate(contenders: Mapping[str, Callable[[], Any]], repetitions: int) -> dict[str, list[float]]:

@@ -22,7 +22,7 @@ from experiments.comparing.results_file import Row, read_results, write_results
 from experiments.running.build import make_agent, make_env, make_student
 from experiments.running.config_file import flag_values, load_config
 from experiments.running.flags import parse
-from experiments.running.tracking import read_json
+from experiments.running.run_folder import read_json
 
 WARM = {"none": 0.0, "weak": 1 / 3, "strong": 2 / 3}  # share of the teacher's correct chains at which a warm start ends
 SAME_RUN = {"name", "out", "resume", "threads"}  # flags that may differ when a run is resumed

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from experiments.running import completions_file
 from experiments.running.config_file import load_config
-from experiments.running.metric_display import metric
-from experiments.running.tracking import cell, markdown_table, read_json, table_rows
+from experiments.running.metric_display import evaluation_lines, markdown_table, metric
+from experiments.running.run_folder import read_json
 
 TRAINING = (
     "tokens", "teacher_tokens", "teacher_positions", "hard_share_first", "hard_share_last", "grad_norm", "seconds"
@@ -39,9 +40,9 @@ def metrics_lines(names: Sequence[str], evaluations: Sequence[dict[str, Any]], s
     """A line a metric, a column a run. The column "before" is the first run's; `samples` completions a prompt."""
     columns = [evaluations[0]["before"], *(evaluation["after"] for evaluation in evaluations)]
     lines = [["", "before", *names]]
-    lines += [[label.strip(), *cells] for label, cells in table_rows(samples, columns)]
+    lines += itertools.chain(*evaluation_lines(samples, columns).values())
     for m in map(metric, TRAINING):
-        lines.append([m.label, "", *(cell(m.form, evaluation["training"].get(m.key)) for evaluation in evaluations)])
+        lines.append([m.label, "", *(m.text(evaluation["training"].get(m.key)) for evaluation in evaluations)])
     return lines
 
 
@@ -49,9 +50,9 @@ def completion_blocks(names: Sequence[str], files: Sequence[Path], count: int) -
     """A block for each of the first prompts: a completion of every run, then the teacher's and the reference."""
     written: dict[str, dict[str, str]] = {}
     for name, path in zip(names, files, strict=True):
-        for line in completions_file.read_lines(path, "runs", ("prompt", "answer", "writer")):
+        for line in completions_file.read_lines(path, "runs", ("prompt", "completion", "writer")):
             writer = name if line["writer"] == "student" else line["writer"]
-            written.setdefault(line["prompt"], {}).setdefault(writer, line["answer"])
+            written.setdefault(line["prompt"], {}).setdefault(writer, line["completion"])
     blocks = []
     for prompt, by_writer in list(written.items())[:count]:
         order = [*names, *(w for w in ("teacher", "reference") if w in by_writer)]

@@ -18,8 +18,7 @@ from experiments.comparing.statistics import (
     probability_of_improvement,
 )
 from experiments.comparing.studies import TUNED
-from experiments.running.metric_display import EVALUATION, metric
-from experiments.running.tracking import markdown_table
+from experiments.running.metric_display import EVALUATION, markdown_table, metric
 
 COST = (
     "rewritten_share_last", "teacher_tokens_per_student_token", "student_tokens", "teacher_positions",

@@ -34,7 +34,7 @@ from distill_env.models.toy import toy_student
 from distill_env.tasks.base import Split
 from distill_env.tasks.sums import EOS
 from experiments.running.cli import command
-from experiments.running.tracking import markdown_table
+from experiments.running.metric_display import markdown_table
 from experiments.running.warm_start import epochs, teacher_answers
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from experiments.reporting.results import Results, Setting
 from experiments.running.metric_display import metric
-from experiments.running.tracking import read_metrics
+from experiments.running.run_folder import read_metrics
 
 
 class Line(NamedTuple):

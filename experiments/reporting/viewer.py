@@ -136,7 +136,7 @@ def write_completions(
     """One completion of each prompt, token by token, with the same random numbers whatever the gate."""
     from agents.collector import collect
     from distill_env.randomness import episode_keys
-    from experiments.running.lifecycle import EVALUATION_SEED
+    from experiments.running.evaluating import EVALUATION_SEED
 
     keys = episode_keys(EVALUATION_SEED, np.arange(len(prompts)))
     return collect(env, student, prompts, keys, gate, 1, top_k, top_p, keep_teacher=False)

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import tyro
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from agents.distributed import is_main_process
 
@@ -74,3 +75,15 @@ def exit_code(work: Callable[[], Any]) -> int:
 def command(main: Callable[[C], Any], config: type[C], description: str | None = None) -> int:
     """Read the flags, do the work, and return the exit code."""
     return exit_code(lambda: main(read_flags(config, description=description)))
+
+
+def progress_bar(console: Console) -> Progress:
+    """A bar with the time left."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+    )

@@ -1,8 +1,8 @@
-"""`answers.jsonl`: what was written in an evaluation, an answer a line.
+"""`completions.jsonl`: the completions of an evaluation, a line each.
 
-    {"split": "test", "writer": "student", "sample": 0, "prompt": "...", "answer": "...", "tokens": 12, "ended": true,
-     "difficulty": 3, "grade": {"score": 1.0, "correct": true, "chain_correct": null, "way": null, "undecided": false,
-     "final_value": "18"}}
+    {"split": "test", "writer": "student", "sample": 0, "prompt": "...", "completion": "...", "tokens": 12,
+     "ended": true, "difficulty": 3, "grade": {"score": 1.0, "correct": true, "chain_correct": null, "way": null,
+     "undecided": false, "final_value": "18"}}
 
 `writer` is student, teacher, or reference (what the task's data say, ungraded); `grade` is null if the task has none.
 """
@@ -23,16 +23,18 @@ if TYPE_CHECKING:
     from distill_env.tasks.base import Prompt, Task
 
 Writer = Literal["student", "teacher", "reference"]
-FILE = "answers.jsonl"
+FILE = "completions.jsonl"
 
 
-def answer_lines(task: Task, split: str, writer: Writer, answers: Sequence[Completion]) -> Iterator[dict[str, Any]]:
+def completion_lines(
+    task: Task, split: str, writer: Writer, completions: Sequence[Completion]
+) -> Iterator[dict[str, Any]]:
     """Answers as lines; `sample` counts those to the same prompt."""
     seen: Counter[tuple[int, ...]] = Counter()
-    for answer in answers:
-        prompt = answer.prompt
-        grade = None if answer.grade is None else dataclasses.asdict(answer.grade)
-        yield _line(task, split, writer, prompt, answer.tokens, answer.ended) | {
+    for completion in completions:
+        prompt = completion.prompt
+        grade = None if completion.grade is None else dataclasses.asdict(completion.grade)
+        yield _line(task, split, writer, prompt, completion.tokens, completion.ended) | {
             "sample": seen[prompt.ids],
             "grade": grade,
         }
@@ -53,7 +55,7 @@ def _line(task: Task, split: str, writer: Writer, prompt: Prompt, tokens: Sequen
         "writer": writer,
         "sample": 0,
         "prompt": prompt.text,
-        "answer": task.decode(tokens),
+        "completion": task.decode(tokens),
         "tokens": len(tokens),
         "ended": ended,
         "difficulty": prompt.difficulty,

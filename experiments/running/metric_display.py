@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -32,6 +33,10 @@ class Metric:
     def title(self) -> str:
         """The label for an axis or a column of plain numbers."""
         return f"{self.label}, %" if self.scale == 100 else self.label
+
+    def text(self, value: float | None) -> str:
+        """The value; n/a if it is missing or not finite."""
+        return cell(self.form, value)
 
     def number_form(self, sign: bool = False) -> str:
         """The format of a number in the unit of the title; with `sign` for a difference."""
@@ -112,7 +117,32 @@ DIAGNOSIS: tuple[Metric, ...] = (
 )
 """Metrics of `diagnose.py`."""
 
-METRICS = {m.key: m for group in (*EVALUATION.values(), TRAINING) for m in group}
+ROLLOUT_COST: tuple[Metric, ...] = (
+    Metric("drafted", "tokens drafted", "{:,.0f}"),
+    Metric("committed", "committed", "{:,.0f}"),
+    Metric("wasted", "wasted", "{:,.0f}", "less"),
+    Metric("student_seconds", "seconds of the student", "{:,.1f}", "less"),
+    Metric("teacher_seconds", "of the teacher", "{:,.1f}", "less"),
+    Metric("update_seconds", "of the update", "{:,.1f}", "less"),
+    Metric("other_seconds", "of the rest", "{:,.1f}", "less"),
+    Metric("tokens_per_second", "tokens per second", "{:,.0f}", "more"),
+)
+"""What the rollouts of a training cost, from `evaluation.json`."""
+
+ITERATION: tuple[Metric, ...] = (
+    Metric("train/loss", "loss", "{:.4f}"),
+    Metric("train/entropy", "entropy, nats"),
+    Metric("train/grad_norm", "gradient norm", "{:.2f}"),
+    Metric("rollout/divergence", "D_t"),
+    Metric("rollout/hard_share", "hard", "{:.1%}"),
+    Metric("rollout/rewritten_share", "rewritten", "{:.1%}"),
+    Metric("validation/accuracy", "accuracy", "{:.1%}", "more"),
+    Metric("validation/correct_chains", "correct chains", "{:.1%}", "more"),
+    Metric("time/tokens_per_second", "tokens/s", "{:,.0f}", "more"),
+)
+"""Metrics of an iteration, from `metrics.csv`."""
+
+METRICS = {m.key: m for group in (*EVALUATION.values(), TRAINING, ROLLOUT_COST, ITERATION) for m in group}
 
 
 def metric(key: str) -> Metric:
@@ -130,3 +160,31 @@ def metric(key: str) -> Metric:
         base = metric(key.removeprefix("ood/"))
         return replace(base, key=key, label=f"{base.label}, out of distribution")
     return Metric(key, key)
+
+
+def evaluation_lines(samples: int, columns: Sequence[Mapping[str, float | None]]) -> dict[str, list[list[str]]]:
+    """Lines of a table of evaluations by topic: a label, and the value in each column.
+
+    Args:
+        samples: completions per prompt.
+        columns: the evaluations. A metric that none of them has is left out.
+    """
+    topics: dict[str, list[list[str]]] = {}
+    for topic, metrics in EVALUATION.items():
+        keys = [m.key.format(k=samples) for m in metrics]
+        difficulties = {key for column in columns for key in column if re.fullmatch(r"accuracy/\d+", key)}
+        keys[1:1] = sorted(difficulties, key=lambda key: int(key[9:])) if "accuracy" in keys else []
+        shown = [metric(key) for key in keys if any(key in column for column in columns)]
+        topics[topic] = [[m.label, *(m.text(column.get(m.key)) for column in columns)] for m in shown]
+    return {topic: lines for topic, lines in topics.items() if lines}
+
+
+def cell(form: str, value: float | None) -> str:
+    """A formatted number, or n/a."""
+    return "n/a" if value is None or not math.isfinite(value) else form.format(value)
+
+
+def markdown_table(lines: Sequence[Sequence[str]]) -> str:
+    """Lines of cells, the head first; all columns but the first are numbers."""
+    align = ["---", *["---:"] * (len(lines[0]) - 1)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in (lines[0], align, *lines[1:]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import platform
 import re
@@ -13,16 +14,11 @@ import distill_env
 from agents.config import DistillConfig, SB3Config
 from experiments.running.config import SMALL_TASKS, RunConfig
 from experiments.running.config_file import default_config, flag_values
-from experiments.running.tracking import cell, markdown_table, table_rows
+from experiments.running.metric_display import evaluation_lines, markdown_table, metric
 
-GATE_ROWS = (
-    ("hard steps, first -> last tenth of the training", "{:.1%}", ("hard_share_first", "hard_share_last")),
-    ("steps that the teacher wrote, first -> last", "{:.1%}", ("rewritten_share_first", "rewritten_share_last")),
-    ("tokens that the teacher wrote", "{:,.0f}", ("teacher_tokens",)),
-    ("teacher tokens per student token", "{:.3f}", ("teacher_tokens_per_student_token",)),
-    ("teacher passes", "{:,.0f}", ("teacher_passes",)),
-    ("positions that the teacher scored", "{:,.0f}", ("teacher_positions",)),
-    ("tokens in training", "{:,.0f}", ("tokens",)),
+GATE = (
+    *("hard_share_first", "hard_share_last", "rewritten_share_first", "rewritten_share_last", "teacher_tokens"),
+    *("teacher_tokens_per_student_token", "teacher_passes", "teacher_positions", "tokens"),
 )
 
 LOAD_TABLE = """A table of categorical distributions, not a transformer:
@@ -49,8 +45,8 @@ def model_card(config: RunConfig, evaluation: dict[str, Any]) -> str:
         evaluation: its `before`, `after` and `training`.
     """
     before, after, training = evaluation["before"], evaluation["after"], evaluation["training"]
-    numbers = table_rows(config.evaluation.samples, [before, after])
-    gate = [(name, " -> ".join(cell(form, training.get(key)) for key in keys)) for name, form, keys in GATE_ROWS]
+    numbers = itertools.chain(*evaluation_lines(config.evaluation.samples, [before, after]).values())
+    gate = [(m.label, m.text(training.get(m.key))) for m in map(metric, GATE)]
     fields, options = changed_fields(config), config.agent_options
     where = config.logging.push_to_hub or str(config.out / config.name / "student")
     parts = [
@@ -67,7 +63,7 @@ def model_card(config: RunConfig, evaluation: dict[str, Any]) -> str:
         f"The student alone at temperature 1, {config.evaluation.samples} completions of each of up to "
         f"{config.evaluation.prompts} prompts of the test split. "
         "One seed: a difference to another method needs several.",
-        markdown_table([["", "before", "after"], *([label, *cells] for label, cells in numbers)]),
+        markdown_table([["", "before", "after"], *numbers]),
         "## What the gate did",
         markdown_table([["", f"in {training['iterations']} iterations"], *gate]),
         "## Versions",

@@ -1,13 +1,7 @@
-"""Before the first token: do teacher, student and task go together? One table; an error ends the run, unless accepted.
-
-    python experiments/preflight.py --teacher T --student S --task-path instructions.jsonl
-
-takes the flags of run.py. An error is accepted by name, `--accept chat_template`, if a run can live with it.
-"""
+"""Whether teacher, student and task of --env lm fit together, as a table before the first token."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -22,9 +16,7 @@ from agents.methods import GATED
 from agents.metrics import HIGH_DIVERGENCE
 from distill_env.models.load import is_served
 from experiments.running.build import make_env, make_student, require_models
-from experiments.running.cli import exit_code
 from experiments.running.config import RunConfig
-from experiments.running.flags import parse
 from experiments.running.lm_arguments import differing_entries, student_tokenizer, teacher_tokenizer
 from experiments.running.memory_estimate import estimate, free_bytes, in_words
 
@@ -388,7 +380,9 @@ def refuse_errors(rows: Iterable[Row]) -> None:
     raise ValueError(f"preflight: {first.name}: {first.found}; {first.change}{accepting}{others}")
 
 
-def checked(config: RunConfig, console: Console, rows: int, shards: int = 1) -> tuple[DistillVectorEnv, TrainableModel]:
+def checked_pair(
+    config: RunConfig, console: Console, rows: int, shards: int = 1
+) -> tuple[DistillVectorEnv, TrainableModel]:
     """The training environment and the student of a run of --env lm, once all is well; prints the table.
 
     Args:
@@ -411,14 +405,3 @@ def checked(config: RunConfig, console: Console, rows: int, shards: int = 1) -> 
         console.print(table_of(found, f"teacher {config.teacher.model}, student {config.student.model}"))
     refuse_errors(found)
     return env, student
-
-
-def main(args: Sequence[str] | None = None) -> int:
-    """The check alone. Returns the exit code."""
-    args = list(sys.argv[1:] if args is None else args)
-
-    def work() -> None:
-        config = parse([*([] if "--env" in args else ["--env", "lm"]), *args], description=__doc__)
-        checked(config, Console(), config.rollout.rows or config.agent_options.batch_size)
-
-    return exit_code(work)

@@ -1,25 +1,37 @@
-"""What a run says at its end: what its training cost, the table before and after, a sentence on what the gate did."""
+"""What a run prints at its end: a table of its student before and after, what the training cost, and a verdict."""
 
 from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from experiments.running.config import RunConfig
-from experiments.running.tracking import add_metrics, cell
+from experiments.running.metric_display import evaluation_lines, metric
+
+# metrics of the training in the table, those of a line together
+COSTS = (
+    ("rewritten_share_first", "rewritten_share_last"),
+    ("teacher_tokens_per_student_token",),
+    ("teacher_passes",),
+    ("teacher_positions",),
+    ("drafted", "committed", "wasted"),
+    ("student_seconds", "teacher_seconds", "update_seconds", "other_seconds"),
+    ("tokens", "tokens_per_second"),
+)
 
 
-def summarise_training(rows: list[dict[str, float]]) -> dict[str, float]:
+def summarise_training(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """What the training cost and how steady it was, from the metrics of all iterations."""
 
     def total(key: str) -> float:
         return sum(row.get(key, 0.0) for row in rows)
 
-    def mean(key: str, part: list[dict[str, float]]) -> float:
+    def mean(key: str, part: Sequence[Mapping[str, float]]) -> float:
         values = [row[key] for row in part if key in row]
         return sum(values) / len(values) if values else float("nan")
 
@@ -35,7 +47,7 @@ def summarise_training(rows: list[dict[str, float]]) -> dict[str, float]:
         "teacher_tokens": total("cost/teacher_tokens"),
         "teacher_positions": total("cost/teacher_positions"),
         "teacher_passes": total("cost/teacher_passes"),
-        **ledger(rows),
+        **rollout_cost(rows),
         "teacher_tokens_per_student_token": total("cost/teacher_tokens") / own if own else float("inf"),
         "tokens_per_second": total("rollout/tokens") / total("time/seconds"),
         "rewritten_share_first": mean("rollout/rewritten_share", rows[:tenth]),
@@ -49,8 +61,8 @@ def summarise_training(rows: list[dict[str, float]]) -> dict[str, float]:
     } | {key: value for key, value in cached.items() if value}
 
 
-def ledger(rows: list[dict[str, float]]) -> dict[str, float]:
-    """What became of the tokens that the student drew, and where the seconds went; empty if the agent does not say."""
+def rollout_cost(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Drafted, committed and wasted tokens, and the seconds of each part; empty for an agent without drafts."""
     if not rows or "cost/drafted" not in rows[0]:
         return {}
     drafted, wasted = (sum(row[f"cost/{key}"] for row in rows) for key in ("drafted", "wasted"))
@@ -61,57 +73,42 @@ def ledger(rows: list[dict[str, float]]) -> dict[str, float]:
 
 
 def report(config: RunConfig, evaluation: dict[str, Any], console: Console) -> None:
-    """The table before/after, what it cost, and a sentence on what the gate did."""
+    """Print the table and the verdict."""
     before, after, training = evaluation["before"], evaluation["after"], evaluation["training"]
     table = Table(title=f"{config.agent} on {config.env}, seed {config.agent_options.seed}", title_justify="left")
-    table.add_column("student alone, test split")
+    table.add_column("the student alone, test split")
     table.add_column("before", justify="right")
     table.add_column("after", justify="right")
-    add_metrics(table, config.evaluation.samples, [before, after])
-    for label, form, keys in (
-        (
-            "rewritten steps in training, first -> last tenth",
-            "{:.1%}",
-            ("rewritten_share_first", "rewritten_share_last"),
-        ),
-        ("teacher tokens per student token", "{:.3f}", ("teacher_tokens_per_student_token",)),
-        ("teacher passes, positions scored", "{:,.0f}", ("teacher_passes", "teacher_positions")),
-        ("student's tokens drafted, committed, wasted", "{:,.0f}", ("drafted", "committed", "wasted")),
-        (
-            "seconds: student, teacher, update, other",
-            "{:,.1f}",
-            ("student_seconds", "teacher_seconds", "update_seconds", "other_seconds"),
-        ),
-        ("tokens, tokens/s in training", "{:,.0f}", ("tokens", "tokens_per_second")),
-    ):
-        if keys[0] not in training:
-            continue  # an agent that keeps no ledger
-        joint = " -> " if "->" in label else ", "
-        table.add_row(label, "", joint.join(cell(form, training[key]) for key in keys))
+    add_evaluations(table, config.evaluation.samples, [before, after])
+    for keys in COSTS:
+        if keys[0] in training:
+            metrics = [metric(key) for key in keys]
+            label = "; ".join(m.label for m in metrics)
+            table.add_row(label, "", "; ".join(m.text(training[m.key]) for m in metrics))
     console.print(table)
-    console.print(verdict(config, evaluation), highlight=False)
+    console.print(verdict(evaluation), highlight=False)
 
 
-def verdict(config: RunConfig, evaluation: dict[str, Any]) -> str:
-    """An honest sentence or two on what happened."""
+def add_evaluations(table: Table, samples: int, columns: Sequence[Mapping[str, float | None]]) -> None:
+    """Fill a table with evaluations, a section a topic."""
+    for lines in evaluation_lines(samples, columns).values():
+        for line in lines:
+            table.add_row(*line)
+        table.add_section()
+
+
+def verdict(evaluation: dict[str, Any]) -> str:
+    """What happened, in sentences."""
     before, after, training = evaluation["before"], evaluation["after"], evaluation["training"]
-    measure = next(k for k in ("correct_chains", "accuracy", "divergence") if k in after)
-    shown = "{:.3f} nats" if measure == "divergence" else "{:.1%}"
-    words = measure.replace("_", " ") if measure != "divergence" else "divergence from the teacher on own answers"
-    change = f"{words}: {cell(shown, before[measure])} before, {cell(shown, after[measure])} after"
+    m = metric(next(k for k in ("correct_chains", "accuracy", "divergence") if k in after))
     first, last = training["rewritten_share_first"], training["rewritten_share_last"]
-    if first == 0 and last == 0:
-        gate = "The teacher wrote nothing; it only scored."
-    elif first == 1 and last == 1:
-        gate = "The teacher wrote everything."
-    elif math.isnan(first):
-        gate = "The agent did not say how much the teacher wrote."
+    if math.isnan(first):
+        gate = "The agent does not report how much the teacher wrote."
+    elif first == last and first in (0, 1):
+        gate = f"The teacher wrote {'all' if first else 'none'} of the tokens."
     else:
         gate = (
-            f"The teacher wrote {first:.1%} of the steps in the first tenth of the training and {last:.1%} in the last."
+            f"The teacher wrote {first:.1%} of the tokens in the first tenth of the training, {last:.1%} in the last."
         )
-    entropy = ""
-    if all(math.isfinite(values["entropy"] or math.nan) for values in (before, after)):
-        moved = after["entropy"] - before["entropy"]
-        entropy = f" Entropy {'fell' if moved < 0 else 'rose'} by {abs(moved):.3f} nats a token."
-    return f"{gate} {change[0].upper()}{change[1:]}.{entropy} One seed: a difference to another method needs several."
+    change = f"{m.label[0].upper()}{m.label[1:]}: {m.text(before[m.key])} before, {m.text(after[m.key])} after."
+    return f"{gate} {change} This is one seed; comparing methods needs several."

@@ -24,8 +24,8 @@ from agents.prompts import PromptStream
 from agents.rollout import Rollout
 from agents.teacher_cache import TeacherCache
 from experiments.running.build import make_env, make_student
+from experiments.running.cli import progress_bar
 from experiments.running.config import EnvironmentConfig, RunConfig, TeacherConfig
-from experiments.running.tracking import progress_bar
 
 DATA_SET = 100  # batches of the teacher's answers that a warm start learns from, over and over
 DATA_SEED = 0  # of the data set, which all warm starts of an environment have in common

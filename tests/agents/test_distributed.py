@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM
 from agents.distributed import ProcessGroup, init_distributed
 from distill_env.models.causal_lm import CausalLM
 from experiments.running.flags import parse
-from experiments.running.lifecycle import run_first
+from experiments.running.lifecycle import run_as_main_process
 from tests.helpers.paths import REPOSITORY
 from tests.helpers.sharded_runs import fresh_student, train
 
@@ -78,7 +78,7 @@ def test_settings_of_accelerate_without_effect_are_refused(
 def test_students_that_cannot_be_sharded_are_refused(tmp_path: Path, flags: list[str]) -> None:
     config = parse([*flags, "--out", str(tmp_path)])
     with pytest.raises(ValueError, match=r"with --use_fsdp; accepted: "):
-        run_first(config, Console(quiet=True), ProcessGroup(0, 2, mesh="some"))
+        run_as_main_process(config, Console(quiet=True), ProcessGroup(0, 2, mesh="some"))
 
 
 def test_the_end_may_be_told_to_processes_that_have_ended(monkeypatch: pytest.MonkeyPatch) -> None:

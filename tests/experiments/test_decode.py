@@ -30,8 +30,8 @@ from experiments.answering.curve import short_labels
 from experiments.answering.gate_picture import clearest, draw_gate
 from experiments.running.build import make_env, make_student
 from experiments.running.config_file import to_dict
+from experiments.running.evaluating import EVALUATION_SEED
 from experiments.running.flags import parse
-from experiments.running.lifecycle import EVALUATION_SEED
 from tests.helpers.tables import Ragged, gated_law, perturbed
 
 V, HORIZON, N = 5, 9, 21

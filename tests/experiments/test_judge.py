@@ -369,7 +369,7 @@ def test_pairs_of_two_runs(tmp_path: Path, capfd: pytest.CaptureFixture[str]) ->
 
     def write(run: str, *completions: str) -> None:
         (tmp_path / run).mkdir()
-        lines = (dict(zip(("split", "writer", "prompt", "answer"), c.split(), strict=True)) for c in completions)
+        lines = (dict(zip(("split", "writer", "prompt", "completion"), c.split(), strict=True)) for c in completions)
         (tmp_path / run / FILE).write_text("".join(json.dumps(line) + "\n" for line in lines))
 
     write("a", "test student p a1", "test student p a2", "test student q a3", "ood student p a4", "test teacher p t1")

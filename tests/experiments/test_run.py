@@ -24,9 +24,11 @@ from experiments.running import lifecycle as run_module
 from experiments.running.build import make_agent, make_env, make_student
 from experiments.running.completions_file import read_lines
 from experiments.running.config_file import load_config
+from experiments.running.evaluating import evaluate_before
 from experiments.running.flags import parse
+from experiments.running.loop import LIMITS
+from experiments.running.run_folder import finite
 from experiments.running.summary import summarise_training
-from experiments.running.tracking import finite
 from tests.helpers.paths import HELPERS, REPOSITORY
 
 SMALL = ["--env", "categorical", "--eval-samples", "2", "--batch-size", "8", "--validate-every", "4"]
@@ -93,12 +95,12 @@ def test_a_resumed_run_equals_the_uninterrupted_one(agent: str, tmp_path: Path) 
 
 def test_evaluate_repeats_the_evaluation(finished: Path, tmp_path: Path) -> None:
     """And keeps what was written: two answers to each of five prompts, and one of the teacher."""
-    out, answers = tmp_path / "again.json", tmp_path / "answers.jsonl"
-    command = [sys.executable, "experiments/evaluate.py", str(finished), "--out", str(out), "--answers", str(answers)]
+    out, file = tmp_path / "again.json", tmp_path / "completions.jsonl"
+    command = [sys.executable, "experiments/evaluate.py", str(finished), "--out", str(out), "--completions", str(file)]
     subprocess.run(command, check=True, capture_output=True, cwd=REPOSITORY)
     measured = json.loads(out.read_text())
     assert measured == json.loads((finished / "evaluation.json").read_text())["after"]
-    lines = read_lines(answers, "answers", ("prompt", "answer", "writer", "split"))
+    lines = read_lines(file, "completions", ("prompt", "completion", "writer", "split"))
     assert Counter((line["writer"], line["sample"]) for line in lines) == {
         ("student", 0): 5,
         ("student", 1): 5,
@@ -106,7 +108,7 @@ def test_evaluate_repeats_the_evaluation(finished: Path, tmp_path: Path) -> None
     }
     lengths = [line["tokens"] for line in lines if line["writer"] == "student"]
     assert sum(lengths) / 10 == pytest.approx(measured["length"])
-    assert all(len(line["answer"]) == line["tokens"] - line["ended"] for line in lines)
+    assert all(len(line["completion"]) == line["tokens"] - line["ended"] for line in lines)
 
 
 @pytest.fixture
@@ -287,7 +289,7 @@ def test_a_loss_that_is_no_number_stops_at_the_last_good_checkpoint(
 def test_a_run_ends_with_the_iteration_that_reaches_its_limit(tmp_path: Path, of: str) -> None:
     """And not before; resumed it stays ended."""
     assert run("--limit", 60, "--limit-of", of, "--iterations", 30, "--out", tmp_path, "--name", "short") == 0
-    spent = [float(row[run_module.LIMITS[of]]) for row in metrics(tmp_path / "short")]
+    spent = [float(row[LIMITS[of]]) for row in metrics(tmp_path / "short")]
     assert sum(spent[:-1]) < 60 <= sum(spent)
     assert 1 < len(spent) < 30
     assert run("--resume", "--out", tmp_path, "--name", "short") == 0
@@ -306,7 +308,7 @@ def test_the_ledger_adds_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     parts = [training[f"{part}_seconds"] for part in ("student", "teacher", "update", "other")]
     assert min(parts) > 0
     assert sum(parts) == pytest.approx(training["seconds"])
-    assert f"{training['drafted']:,.0f}, {training['committed']:,.0f}" in capsys.readouterr().out
+    assert f"{training['drafted']:,.0f}; {training['committed']:,.0f}" in capsys.readouterr().out
     assert "drafted" not in summarise_training([{"rollout/tokens": 3.0, "time/seconds": 1.0}])
 
 
@@ -333,8 +335,8 @@ def test_runs_that_share_a_warm_start_share_its_evaluation(tmp_path: Path) -> No
     config, quiet = parse([*OURS, "--out", str(tmp_path)]), Console(quiet=True)
     env = make_env(config, "train", 4, purpose="train")
     agent = make_agent(config, make_student(config, env), env)
-    alone = run_module.evaluate_before(config, agent, None, quiet)
-    assert run_module.evaluate_before(config, agent, tmp_path / "warm", quiet) == finite(alone)
+    alone = evaluate_before(config, agent, None, quiet)
+    assert evaluate_before(config, agent, tmp_path / "warm", quiet) == finite(alone)
     (kept,) = tmp_path.glob("warm-evaluation-*.json")
     kept.write_text(json.dumps({"entropy": 7.0}))
-    assert run_module.evaluate_before(config, agent, tmp_path / "warm", quiet) == {"entropy": 7.0}
+    assert evaluate_before(config, agent, tmp_path / "warm", quiet) == {"entropy": 7.0}

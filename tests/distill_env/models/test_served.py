@@ -30,7 +30,7 @@ from distill_env.models.tabular import markov
 from distill_env.randomness import Purpose, episode_keys, inverse_cdf, uniform
 from experiments.running import lifecycle as run_module
 from experiments.running.flags import parse
-from experiments.running.tracking import read_metrics
+from experiments.running.run_folder import read_metrics
 
 V, HORIZON, N = 8, 9, 14
 TEACHER = markov(V, order=2, seed=4, sharpness=1.5)

@@ -43,7 +43,7 @@ from distill_env.models.hub import load_tokenizer
 from distill_env.models.served import KEY_VARIABLE, ServedModel, cheaper_from_cache
 from distill_env.randomness import Purpose, episode_keys, inverse_cdf, uniform
 from distill_env.tasks.base import Prompt, Split
-from experiments.running.tracking import read_metrics
+from experiments.running.run_folder import read_metrics
 
 pytestmark = pytest.mark.slow
 V, EOS, K = 49152, 2, 64

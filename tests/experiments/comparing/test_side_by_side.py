@@ -21,8 +21,8 @@ FLAGS = ["--env", "categorical", "--iterations", "2", "--eval-prompts", "2", "--
 def test_every_column_is_its_runs_evaluation_and_hostile_answers_are_text(tmp_path: Path) -> None:
     for agent in ("gated", "rkl"):
         run(parse([*FLAGS, "--agent", agent, "--name", agent, "--out", str(tmp_path)]), QUIET)
-        hostile = {"prompt": "p|q", "answer": f"<script>| **{agent}**\n# no", "writer": "student"}
-        teacher = {"prompt": "p|q", "answer": "right", "writer": "teacher"}
+        hostile = {"prompt": "p|q", "completion": f"<script>| **{agent}**\n# no", "writer": "student"}
+        teacher = {"prompt": "p|q", "completion": "right", "writer": "teacher"}
         answers.write_lines(tmp_path / agent / answers.FILE, [hostile, teacher])
     text = side_by_side((tmp_path / "gated", tmp_path / "rkl"), 10)
     head, _, *lines = (line.strip("| ").split(" | ") for line in text.split("\n\n")[0].splitlines())

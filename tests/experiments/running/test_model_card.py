@@ -18,7 +18,7 @@ from experiments.running import lifecycle as run_module
 from experiments.running.config_file import load_config
 from experiments.running.flags import parse
 from experiments.running.model_card import command_of, front_matter, model_card
-from experiments.running.tracking import read_metrics
+from experiments.running.run_folder import read_metrics
 
 COMMANDS = [
     [],

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from distill_env.models.causal_lm import CausalLM
 from distill_env.models.toy import toy_tokenizer
 from distill_env.tasks.base import Prompt
+from experiments import preflight as preflight_command
 from experiments.running import lifecycle as run_module
 from experiments.running import memory_estimate as memory
 from experiments.running import preflight
@@ -52,7 +53,7 @@ def pair(tmp_path: Path) -> tuple[str, str, str]:
 def rows_of(pair: tuple[str, str, str], *more: object) -> dict[str, preflight.Row]:
     """What the check finds, its table drawn for nobody."""
     config = parse(flags(*pair, *more))
-    env, student = preflight.checked(config, Console(quiet=True), config.agent_options.batch_size)
+    env, student = preflight.checked_pair(config, Console(quiet=True), config.agent_options.batch_size)
     rows = preflight.judge(
         [*preflight.file_rows(config), *preflight.model_rows(config, env, student)], config.loading.accept
     )
@@ -62,7 +63,7 @@ def rows_of(pair: tuple[str, str, str], *more: object) -> dict[str, preflight.Ro
 def test_a_pair_that_fits_is_ok_and_the_table_shows_every_row(
     pair: tuple[str, str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert preflight.main(flags(*pair, "--tau", 50)[2:]) == 0  # --env lm goes without saying
+    assert preflight_command.main(flags(*pair, "--tau", 50)[2:]) == 0  # --env lm goes without saying
     shown = capsys.readouterr().out
     rows = rows_of(pair, "--tau", 50)
     assert {row.name: row.status for row in rows.values()} == dict.fromkeys(rows, "ok") | {"context": "warning"}

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from experiments.running.tracking import Tracker, read_metrics
+from experiments.running.run_folder import read_metrics
+from experiments.running.tracking import Tracker
 
 
 def log(folder: Path, first: int, last: int, track: str = "none") -> None:

@@ -1,0 +1,62 @@
+"""The perplexity of a corpus under the models of a run."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from rich.console import Console
+
+from agents.base import Metrics
+from agents.likelihood import corpus_perplexity
+from distill_env.models.hub import load_tokenizer
+from distill_env.models.load import build_model, is_served, load_model
+from distill_env.tasks.text import read_corpus
+from experiments.running.cli import progress_bar
+from experiments.running.config import RunConfig
+from experiments.running.lm_arguments import shared_ids, student_arguments, teacher_arguments, teacher_tokenizer
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A text, and how models read it."""
+
+    path: str
+    tokens: int = 0
+    window: int = 512
+    stride: int = 256
+
+
+def corpus_perplexities(run: RunConfig, agent: Any, corpus: Corpus, console: Console) -> Metrics:
+    """`before`, `after` and `teacher`, in the tokens of their common tokenizer, and the number of `tokens`.
+
+    Raises:
+        ValueError: for a run without language models, or an agent without a student.
+    """
+    if run.env != "lm" or not hasattr(agent, "student"):
+        raise ValueError(
+            f"corpus: {run.name!r} is a run of --env {run.env}; expected --env lm, and an agent with a student"
+        )
+    splits = read_corpus(corpus.path)
+    text = splits.get("test") or next(iter(splits.values()))
+    ids = load_tokenizer(teacher_tokenizer(run))(text, add_special_tokens=False, verbose=False)["input_ids"]
+    ids = ids[: corpus.tokens or None]
+    models = {
+        "before": lambda: build_model(
+            run.student.model, **shared_ids(run), **student_arguments(run), dtype=run.student.dtype
+        ),
+        "after": lambda: agent.student,
+        "teacher": lambda: load_model(run.teacher.model, **teacher_arguments(run)),
+    }
+    metrics: Metrics = {"tokens": float(len(ids))}
+    if is_served(run.teacher.model):
+        del models["teacher"]
+        metrics["teacher"] = math.nan
+    with progress_bar(console) as progress:
+        for name, load in models.items():
+            bar = progress.add_task(f"perplexity, {name}", total=max(1, len(ids) - 1))
+            advance = partial(progress.advance, bar)
+            metrics[name] = corpus_perplexity(load(), ids, corpus.window, corpus.stride, advance)
+    return metrics

@@ -1,0 +1,119 @@
+"""What a run measures of its student: evaluations before and after the training, and sample completions."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.text import Text
+
+from agents.atomic_io import write_text
+from distill_env.gate_settings import Gate
+from distill_env.tasks.base import Split
+from experiments.running import completions_file
+from experiments.running.build import make_env
+from experiments.running.cli import progress_bar
+from experiments.running.config import RunConfig
+from experiments.running.run_folder import finite, read_json, write_json
+
+if TYPE_CHECKING:
+    from agents.base import Agent
+
+EVALUATION_SEED = 1_000_003  # no training seed
+EVALUATION_ROWS, LM_ROWS = 512, 16  # completions at a time
+SPLITS: tuple[tuple[Split, str], ...] = (("test", ""), ("ood", "ood/"))  # and the prefix of their metrics
+SAMPLES = 3  # completions that a run shows at its end
+
+
+def gate_of(agent: Any) -> Gate | None:
+    """The hard gate of an agent's method, with the current tau; None for an agent without a method."""
+    return agent.method.hard_gate if hasattr(agent, "method") else None
+
+
+def evaluate_before(config: RunConfig, agent: Agent, warm_folder: Path | None, console: Console) -> dict[str, float]:
+    """The evaluation of the student that a run begins with. Runs that share a warm start share it.
+
+    Args:
+        config: of the run.
+        agent: before its first iteration.
+        warm_folder: of the warm start; None without one.
+        console: for the progress.
+    """
+    if warm_folder is None:
+        return evaluate_all(config, agent, console, "before training")
+    gate = hashlib.sha256(repr(gate_of(agent)).encode()).hexdigest()[:8]
+    settings = [config.evaluation.prompts, config.evaluation.samples, gate]
+    path = warm_folder.with_name("-".join(map(str, [f"{warm_folder.name}-evaluation", *settings])) + ".json")
+    if not path.exists():
+        write_json(path, finite(evaluate_all(config, agent, console, "before training")))
+    return read_json(path)
+
+
+def evaluate_all(
+    config: RunConfig, agent: Agent, console: Console, when: str, completions: Path | None = None
+) -> dict[str, float]:
+    """Metrics on the test split and, under `ood/`, on the out-of-distribution split of a task that has one.
+
+    Args:
+        config: of the run.
+        agent: to evaluate.
+        console: for the progress.
+        when: for the label of the progress.
+        completions: file for the completions; None for none.
+    """
+    from agents.evaluation import evaluate
+
+    metrics: dict[str, float] = {}
+    lines: list[dict[str, Any]] = []
+    samples = config.evaluation.samples
+    with progress_bar(console) as progress:
+        for split, prefix in SPLITS:
+            if config.env == "categorical" and prefix:
+                continue  # all its splits are the same
+            try:
+                prompts = list(make_env(config, split, 1, purpose="evaluate").prompts)
+            except ValueError:
+                continue  # a task without such a split
+            prompts = prompts[:: max(1, -(-len(prompts) // config.evaluation.prompts))]
+            rows = min(LM_ROWS if config.env == "lm" else EVALUATION_ROWS, len(prompts) * samples)
+            env = make_env(config, split, rows, purpose="evaluate")
+            bar = progress.add_task(f"evaluation {when}, {split} split", total=len(prompts) * (samples + 1))
+
+            def advance(n: int, bar: Any = bar) -> None:
+                progress.advance(bar, n)
+
+            measured, own, teachers = evaluate(
+                agent, env, prompts, samples, EVALUATION_SEED, gate_of(agent), progress=advance
+            )
+            metrics |= {prefix + key: value for key, value in measured.items()}
+            if completions is not None:
+                lines += completions_file.completion_lines(env.task, split, "student", own)
+                lines += completions_file.completion_lines(env.task, split, "teacher", teachers)
+                lines += completions_file.reference_lines(env.task, split, prompts)
+    if completions is not None:
+        completions_file.write_lines(completions, lines)
+    return metrics
+
+
+def show_samples(config: RunConfig, agent: Any, folder: Path, console: Console) -> None:
+    """Print completions of test prompts in which the teacher writes the hard tokens, and write `samples.txt`."""
+    import numpy as np
+
+    from agents.collector import collect
+    from distill_env.randomness import episode_keys
+    from distill_env.rendering import render_ansi
+
+    env = make_env(config, "test", SAMPLES, purpose="train")
+    prompts = [env.prompts[i] for i in np.linspace(0, len(env.prompts) - 1, SAMPLES).astype(int)]
+    method = agent.method  # with the current tau
+    keys = episode_keys(EVALUATION_SEED, np.arange(SAMPLES))
+    rollout = collect(env, agent.student, prompts, keys, method.hard_gate, 1, method.top_k, method.top_p)
+    console.print(f"\n{SAMPLES} completions of test prompts; the teacher wrote the tokens in [red]red[/]:")
+    lines = []
+    for prompt, tokens, rewritten, mask in zip(prompts, rollout.tokens, rollout.rewritten, rollout.mask, strict=True):
+        coloured = render_ansi(env.task, prompt, tokens[mask].tolist(), rewritten[mask].tolist())
+        console.print("  ", Text.from_ansi(coloured))
+        lines.append(coloured)
+    write_text(folder / "samples.txt", "\n".join(lines) + "\n")

@@ -1,0 +1,190 @@
+"""The training of a run: validations, checkpoints, alarms, and what the terminal shows meanwhile."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.markup import escape
+from rich.text import Text
+
+from agents.config import DistillConfig
+from distill_env.models.base import ServerLostError
+from experiments.running.alarms import Alarm, AlarmLog
+from experiments.running.build import make_env
+from experiments.running.cli import progress_bar
+from experiments.running.config import RunConfig
+from experiments.running.config_file import to_dict
+from experiments.running.evaluating import EVALUATION_SEED, gate_of
+from experiments.running.metric_display import metric
+from experiments.running.signals import Request, signals_wait
+from experiments.running.tracking import Tracker
+
+if TYPE_CHECKING:
+    from agents.base import Agent, Metrics
+    from distill_env.env import DistillVectorEnv
+
+LIMITS = {
+    "student_tokens": "rollout/student_tokens",
+    "teacher_positions": "cost/teacher_positions",
+    "teacher_tokens": "cost/teacher_tokens",
+}
+VALIDATION_ROWS, LM_VALIDATION_ROWS = 100, 8
+VALIDATED = ("accuracy", "correct_chains", "divergence", "entropy", "hard_share")
+SHOWN = (
+    *("train/loss", "rollout/divergence", "rollout/hard_share", "rollout/rewritten_share"),
+    *("validation/accuracy", "validation/correct_chains", "time/tokens_per_second"),
+)
+
+
+class LimitReached(Exception):
+    """The training has used up its limit."""
+
+
+class TrainingLoop:
+    """Trains an agent from checkpoint to checkpoint.
+
+    An agent that begins every call of `learn` with fresh episodes thus does so at the same iterations, whether or not
+    the run was interrupted.
+
+    Args:
+        config: of the run.
+        agent: to train, at the iteration of its checkpoint.
+        env: for the training.
+        folder: of the run.
+        console: for progress and warnings.
+    """
+
+    def __init__(self, config: RunConfig, agent: Agent, env: DistillVectorEnv, folder: Path, console: Console) -> None:
+        self.config, self.settings, self.agent, self.env, self.console = config, config.training, agent, env, console
+        self.checkpoints = folder / "checkpoints"
+        self.done: int = getattr(agent, "iteration", 0)
+        self.tracker = Tracker(folder, self.done, config.logging.track, to_dict(config))
+        self.log = AlarmLog(folder / "alarms.log", self.tracker.rows, env.max_new_tokens, gated=is_gated(config))
+        rows = LM_VALIDATION_ROWS if config.env == "lm" else VALIDATION_ROWS
+        self.validation = make_env(config, "validation", rows, purpose="evaluate")
+        self.spent = sum(used(row, self.settings.limit_of) for row in self.tracker.rows)
+        self.clock, self.written = time.perf_counter(), env.teacher_usage.tokens
+        self.progress = progress_bar(console)
+        self.bar = self.progress.add_task(
+            f"{config.agent} on {config.env}", total=self.settings.iterations, completed=self.done
+        )
+        self.latest: dict[str, float] = {}
+        self.request = Request()
+
+    def run(self) -> list[str]:
+        """Train to the last iteration or to the limit. Returns the lines of the alarms.
+
+        Raises:
+            Stopped: by a signal, after a checkpoint.
+            FloatingPointError: for a loss or weights that are not finite.
+            ServerLostError: if the teacher's server does not answer any more.
+        """
+        total = self.settings.iterations
+        live = Live(self.progress, console=self.console, refresh_per_second=4)
+        with signals_wait() as self.request, live as self.view:
+            try:
+                while self.done < total and not self.limit_reached:
+                    stop = (self.done // self.settings.checkpoint_every + 1) * self.settings.checkpoint_every
+                    if not hasattr(self.agent, "iteration"):  # it would count from 1 in every part
+                        stop = total
+                    self.agent.learn(self.env, min(stop, total) - self.done, self.after_iteration)
+                    self.done = min(stop, total)
+                self.request.obey()
+            except LimitReached:
+                at = getattr(self.agent, "iteration", "?")
+                self.console.print(f"limit reached at iteration {at}: {self.spent:,.0f} {self.settings.limit_of}")
+            except FloatingPointError as error:
+                raise self.not_finite(error) from None
+            except ServerLostError as error:
+                self.save_whole_state()
+                raise ServerLostError(f"{error}; start it again, then the run with --resume") from None
+            finally:
+                self.tracker.close()
+        if not self.console.is_terminal:
+            self.console.print()  # ends the line of the metrics
+        return self.log.lines
+
+    @property
+    def limit_reached(self) -> bool:
+        return 0 < self.settings.limit <= self.spent
+
+    def after_iteration(self, iteration: int, metrics: Metrics) -> None:
+        """Log, validate, raise alarms, show, and save."""
+        metrics.setdefault("time/seconds", time.perf_counter() - self.clock)
+        metrics.setdefault("cost/teacher_tokens", self.env.teacher_usage.tokens - self.written)
+        self.clock, self.written = time.perf_counter(), self.env.teacher_usage.tokens
+        self.spent += used(metrics, self.settings.limit_of)
+        last = iteration >= self.settings.iterations or self.limit_reached
+        if iteration == 1 or iteration % self.settings.validate_every == 0 or last:
+            metrics |= self.validate()
+        self.tracker.log(iteration, metrics)
+        for alarm in self.log.update(iteration, self.tracker.rows):
+            self.console.print(f"[bold yellow]warning:[/] iteration {iteration}: {escape(str(alarm))}", highlight=False)
+            if alarm.fatal:
+                raise FloatingPointError(f"iteration {iteration}: {alarm.seen}")
+        self.show(iteration, metrics)
+        if iteration % self.settings.checkpoint_every == 0 or last or self.request.number:
+            self.save(iteration)
+        self.request.obey()
+        if self.limit_reached:
+            raise LimitReached
+
+    def validate(self) -> Metrics:
+        """Metrics of the student alone on the validation split."""
+        from agents.evaluation import completion_metrics
+        from agents.generation import generate
+
+        env = self.validation
+        prompts = env.prompts[:: max(1, len(env.prompts) // env.num_envs)][: env.num_envs]
+        measured = completion_metrics(generate(self.agent, env, prompts, EVALUATION_SEED, gate=gate_of(self.agent)))
+        return {f"validation/{k}": measured[k] for k in VALIDATED if k in measured}
+
+    def show(self, iteration: int, metrics: Metrics) -> None:
+        """Update the progress bar, and the latest metrics and alarms below it."""
+        self.latest |= metrics
+        self.progress.update(self.bar, completed=iteration)
+        shown = [f"{m.label} {m.text(self.latest[m.key])}" for m in map(metric, SHOWN) if m.key in self.latest]
+        ringing = [Text(f"{alarm.kind}: {alarm.seen}", style="bold yellow") for alarm in self.log.ringing]
+        self.view.update(Group(self.progress, Text(" · ".join(shown), style="cyan"), *ringing))
+
+    def save(self, iteration: int) -> None:
+        """Save a checkpoint. Raises FloatingPointError, and saves none, if a weight of the student is not finite."""
+        from agents.checkpoint import save_checkpoint
+
+        agent: Any = self.agent
+        if hasattr(agent, "student") and not all(bool(p.isfinite().all()) for p in agent.student.parameters()):
+            raise FloatingPointError(f"iteration {iteration}: the student has weights that are not finite")
+        save_checkpoint(self.checkpoints, iteration, agent.save, self.settings.keep_checkpoints)
+
+    def save_whole_state(self) -> None:
+        """Save the agent where it stopped in a rollout, unless other processes would have to help."""
+        agent: Any = self.agent
+        if isinstance(self.config.agent_options, DistillConfig) and agent.processes.mesh is None:
+            self.save(agent.iteration)
+
+    def not_finite(self, error: FloatingPointError) -> FloatingPointError:
+        """The error with the last good checkpoint, and an alarm if the agent itself raised it."""
+        from agents.checkpoint import checkpoints
+
+        if not any(alarm.fatal for alarm in self.log.ringing):
+            iteration = getattr(self.agent, "iteration", self.done) + 1
+            self.log.add(iteration, Alarm("not finite", str(error), "", fatal=True))
+        good = checkpoints(self.checkpoints)[0]
+        return FloatingPointError(
+            f"{error}; the last good checkpoint is {good}, from which --student {good}/agent/student begins another run"
+        )
+
+
+def used(metrics: Metrics, limit_of: str) -> float:
+    """What an iteration used of a limit. Completions from a cache count, so that a run ends alike with and without."""
+    return metrics.get(LIMITS[limit_of], 0.0) + metrics.get(f"cost/cached_{limit_of}", 0.0)
+
+
+def is_gated(config: RunConfig) -> bool:
+    """Whether a gate decides what the teacher writes or how the loss is weighted."""
+    method = config.method
+    return method is None or method.teacher_writes in ("hard", "soft", "matched") or method.weighting_gate is not None
