@@ -35,7 +35,7 @@ from distill_env.tasks.base import Split
 from distill_env.tasks.sums import EOS
 from experiments.running.cli import command
 from experiments.running.metric_display import markdown_table
-from experiments.running.warm_start import epochs, teacher_answers
+from experiments.running.warm_start import epochs, teacher_completions
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def main(config: SweepConfig) -> None:
     env = DistillVectorEnv(64, "sums", "sums", autoreset_mode="Disabled", reveal_teacher=False)
     teacher = correct_chains(None, config, "test")
     writer = DistillAgent(student(config, config.mlps[0], 0), options(config))
-    data = teacher_answers(writer, env, config.batches)
+    data = teacher_completions(writer, env, config.batches)
     short, long = config.updates
     seeds = len(config.seeds)
     jobs = [(config, *job, data) for job in itertools.product(config.mlps, config.seeds, config.updates)]

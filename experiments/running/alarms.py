@@ -1,4 +1,4 @@
-"""Signs that a training is going wrong, read off the metrics of its iterations, and what to try against each."""
+"""Signs in the metrics that a training goes wrong, and what to try against each."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from pathlib import Path
 from agents.atomic_io import write_text
 from agents.base import Metrics
 
-RECENT = 10  # iterations that a mean is taken over, so that one odd batch raises no alarm
-MANY = 20  # iterations in a row after which the teacher's refusal is no start-up effect
+RECENT = 10  # iterations per mean, so that one odd batch raises no alarm
+MANY = 20  # iterations in a row with nearly all positions hard, which a start does not explain
 NEAR_HORIZON = 0.95  # share of the horizon
-LONGER = 1.2  # times as long as in the first tenth
-LOOPS = 0.3  # share of answers that are loops, above that of the first tenth
+LONGER = 1.2  # times the length in the first tenth
+LOOPS = 0.3  # share of completions that are loops, above that of the first tenth
 ENTROPY_SHARE = 0.1  # of the entropy in the first tenth
-ENTROPY_FLOOR = 0.01  # nats a token
-NEARLY_ALL = 0.98  # share of steps
+ENTROPY_FLOOR = 0.01  # nats per token
+NEARLY_ALL = 0.98  # share of positions
 
 
 @dataclass(frozen=True)
@@ -27,20 +27,20 @@ class Alarm:
     kind: str
     seen: str
     advice: str
-    fatal: bool = False  # nothing that follows can be good
+    fatal: bool = False  # the training has to end
 
     def __str__(self) -> str:
         return f"{self.kind}: {self.seen}" + (f". Try: {self.advice}" if self.advice else "")
 
 
 def alarms(history: Sequence[Metrics], horizon: int, *, gated: bool = True) -> list[Alarm]:
-    """What is wrong after the last of these iterations.
+    """The alarms after the last of these iterations.
 
     Args:
-        history: the metrics of all iterations so far; what is missing raises no alarm.
-        horizon: the longest answer, tokens.
-        gated: whether it is a gate that lets the teacher write or weighs the loss. Where the teacher writes everything
-            or nothing by the choice of the method, steps that it would reject are no alarm.
+        history: metrics of all iterations so far; a missing metric raises no alarm.
+        horizon: of a completion, tokens.
+        gated: whether a gate decides what the teacher writes or how the loss is weighted. Without one, hard positions
+            are no alarm.
     """
     raised: list[Alarm] = []
     if not history:
@@ -49,39 +49,36 @@ def alarms(history: Sequence[Metrics], horizon: int, *, gated: bool = True) -> l
     for key in ("train/loss", "train/grad_norm"):
         if not math.isfinite(last.get(key, 0.0)):
             advice = "a lower --learning-rate, a lower --max-grad-norm, or --loss-clip"
-            raised.append(Alarm("not a number", f"{key} is {last[key]}", advice, fatal=True))
+            raised.append(Alarm("not finite", f"{key} is {last[key]}", advice, fatal=True))
             break
     first, now = _first_and_recent(history, "rollout/length")
     if now >= NEAR_HORIZON * horizon and now > LONGER * first:
-        seen = f"answers have {now:.1f} tokens of at most {horizon}, {first:.1f} at first"
-        advice = (
-            "a lower --learning-rate, more warm start, or --agent sft for a while: the end token has been unlearned"
-        )
+        seen = f"completions have {now:.1f} of at most {horizon} tokens, at first {first:.1f}"
+        advice = "a lower --learning-rate, a longer warm start, or --agent sft first: the end token has been unlearned"
         raised.append(Alarm("exploding length", seen, advice))
     first, now = _first_and_recent(history, "rollout/loops")
     if now > first + LOOPS:
-        seen = f"{now:.0%} of the answers go round in circles, {first:.0%} at first"
+        seen = f"{now:.0%} of the completions are loops, at first {first:.0%}"
         advice = "a lower --learning-rate, a lower --tau (the teacher breaks a loop), or a forward KL"
         raised.append(Alarm("repetition", seen, advice))
     first, now = _first_and_recent([_with_entropy(row) for row in history], "train/entropy")
     if now < max(ENTROPY_SHARE * first, ENTROPY_FLOOR):
-        seen = f"{now:.3g} nats a token, {first:.3g} at first"
-        advice = "a forward KL on more steps (a lower --tau, --agent soft or gkd), or a lower --learning-rate"
+        seen = f"{now:.3g} nats per token, at first {first:.3g}"
+        advice = "a forward KL at more positions (a lower --tau, --agent soft or gkd), or a lower --learning-rate"
         raised.append(Alarm("entropy collapse", seen, advice))
     if gated and len(history) >= MANY:
         for key, name in (("rollout/rewritten_share", "written by the teacher"), ("rollout/hard_share", "hard")):
             least = min(row.get(key, 0.0) for row in history[-MANY:])
             if least >= NEARLY_ALL:
-                seen = f"at least {least:.0%} of the steps were {name} in each of the last {MANY} iterations"
+                seen = f"at least {least:.0%} of the positions were {name} in each of the last {MANY} iterations"
                 advice = "a higher --tau, a longer warm start, or a student of the teacher's family"
-                raised.append(Alarm("the teacher rejects everything", seen, advice))
+                raised.append(Alarm("teacher rejects everything", seen, advice))
                 break
     return raised
 
 
 def _first_and_recent(history: Sequence[Metrics], key: str) -> tuple[float, float]:
-    """Means over the first tenth and over the last `RECENT` iterations; nan, which no comparison holds for, if these
-    overlap or something is missing."""
+    """Means over the first tenth and over the last `RECENT` iterations; NaN if these overlap or a value is missing."""
     tenth = max(1, len(history) // 10)
     if len(history) < tenth + RECENT:
         return math.nan, math.nan
@@ -98,11 +95,11 @@ def _with_entropy(row: Metrics) -> Metrics:
 
 
 class AlarmLog:
-    """`alarms.log`: every alarm once, until it clears and is raised again.
+    """`alarms.log`: a line for every alarm that begins.
 
     Args:
-        path: the file.
-        history: the metrics of the iterations that are done; what was logged after them is dropped.
+        path: of the file.
+        history: metrics of the iterations that are done; later lines of the file are dropped.
         horizon, gated: as for `alarms`.
     """
 
@@ -116,7 +113,7 @@ class AlarmLog:
             self._write()
 
     def update(self, iteration: int, history: Sequence[Metrics]) -> list[Alarm]:
-        """The alarms that were not ringing before this iteration."""
+        """The alarms that began in this iteration."""
         before = {alarm.kind for alarm in self.ringing}
         self.ringing = alarms(history, self.horizon, gated=self.gated)
         new = [alarm for alarm in self.ringing if alarm.kind not in before]
@@ -125,7 +122,7 @@ class AlarmLog:
         return new
 
     def add(self, iteration: int, alarm: Alarm) -> None:
-        """Write an alarm down."""
+        """Write an alarm to the file."""
         self.lines.append(f"iteration {iteration}: {alarm}")
         self._write()
 

@@ -1,4 +1,4 @@
-"""What a configuration builds: environments, students and agents. Light to import."""
+"""Environments, students and agents from a configuration. Light to import."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the flags of --env lm say about loading: arguments of teacher, student and their tokenizers. Light to import."""
+"""The arguments with which teacher, student and their tokenizers are loaded for --env lm. Light to import."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def teacher_tokenizer(config: RunConfig) -> TokenizerSource:
-    """Where the tokenizer of the teacher is; of a served one beside the student, unless --teacher-tokenizer says."""
+    """The teacher's tokenizer. That of a served teacher is the student's, unless --teacher-tokenizer is given."""
     if is_served(config.teacher.model):
         name = config.teacher.tokenizer or config.student.model
         return TokenizerSource(name, trust_remote_code=config.loading.trust_remote_code)
@@ -24,7 +24,7 @@ def student_tokenizer(config: RunConfig) -> TokenizerSource:
 
 
 def shared_ids(config: RunConfig) -> dict[str, int]:
-    """The ids that teacher and student share, those of their tokenizer, which has to be one; and its end token.
+    """The number of ids that teacher and student share, and their end token.
 
     Raises:
         ValueError: if the tokenizers map text to ids differently.
@@ -42,12 +42,12 @@ def shared_ids(config: RunConfig) -> dict[str, int]:
 
 
 def differing_entries(a: Any, b: Any) -> int:
-    """How many entries, a text and its id, only one of two tokenizers has."""
+    """The number of entries (a text and its id) that only one of two tokenizers has."""
     return len(set(a.get_vocab().items()) ^ set(b.get_vocab().items()))
 
 
 def teacher_arguments(config: RunConfig) -> dict[str, Any]:
-    """How the teacher of --env lm is loaded, or asked."""
+    """The arguments of the teacher of --env lm."""
     if is_served(config.teacher.model):
         served = {
             "model": config.teacher.served_model,
@@ -66,14 +66,14 @@ def teacher_arguments(config: RunConfig) -> dict[str, Any]:
 
 
 def student_arguments(config: RunConfig) -> dict[str, Any]:
-    """How a student of --env lm is loaded, also from a checkpoint, which knows its ids and its adapter."""
+    """The arguments of a student of --env lm, also from a checkpoint, which has its ids and its adapter."""
     if config.env != "lm":
         return {}
     return {"gradient_checkpointing": config.student.gradient_checkpointing, **_of_both(config)}
 
 
 def adapter_arguments(config: RunConfig) -> dict[str, Any]:
-    """The adapter of a student that begins."""
+    """The adapter of a new student."""
     if not config.student.lora_rank:
         return {}
     return {

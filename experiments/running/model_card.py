@@ -1,4 +1,4 @@
-"""The model card of a student, and its way to the hub."""
+"""The model card of a student, and its upload to the hub."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def model_card(config: RunConfig, evaluation: dict[str, Any]) -> str:
     """`README.md` of a student: front matter, method, data, numbers before and after, and what the gate did.
 
     Args:
-        config: the run's.
-        evaluation: its `before`, `after` and `training`.
+        config: of the run.
+        evaluation: of the run, with `before`, `after` and `training`.
     """
     before, after, training = evaluation["before"], evaluation["after"], evaluation["training"]
     numbers = itertools.chain(*evaluation_lines(config.evaluation.samples, [before, after]).values())
@@ -55,14 +55,14 @@ def model_card(config: RunConfig, evaluation: dict[str, Any]) -> str:
         f"A student of {teacher_of(config)}, distilled by `{config.agent}` of distill_env, seed {options.seed}.",
         (LOAD_TABLE if config.env == "categorical" else LOAD_LM).replace("PATH", where),
         "## Method",
-        f"{method_of(config)} What differs from its defaults: " + (", ".join(fields) if fields else "nothing") + ".",
+        f"{method_of(config)} Changed from the defaults: " + (", ".join(fields) if fields else "nothing") + ".",
         "```bash\n" + " ".join(command_of(config)) + "\n```",
         "## Data",
         data_of(config),
         "## Numbers",
         f"The student alone at temperature 1, {config.evaluation.samples} completions of each of up to "
         f"{config.evaluation.prompts} prompts of the test split. "
-        "One seed: a difference to another method needs several.",
+        "This is one seed; comparing methods needs several.",
         markdown_table([["", "before", "after"], *numbers]),
         "## What the gate did",
         markdown_table([["", f"in {training['iterations']} iterations"], *gate]),
@@ -87,16 +87,13 @@ def front_matter(config: RunConfig) -> str:
 
 
 def licence_of(config: RunConfig) -> str | None:
-    """That of the weights it began with: the project's, or what the card beside them says."""
+    """The licence of the initial weights: the project's, or that in the model card beside them."""
     if not config.student.model:
         return "apache-2.0"
     card = Path(config.student.model) / "README.md"
-    found = (
-        re.search(r"\A---\n.*?^license: *([\w.-]+) *$.*?^---$", card.read_text(), re.M | re.S)
-        if card.is_file()
-        else None
-    )
-    return found[1] if found else None
+    pattern = r"\A---\n.*?^license: *([\w.-]+) *$.*?^---$"
+    match = re.search(pattern, card.read_text() if card.is_file() else "", re.M | re.S)
+    return match[1] if match else None
 
 
 def teacher_of(config: RunConfig) -> str:
@@ -110,13 +107,12 @@ def teacher_of(config: RunConfig) -> str:
 def data_of(config: RunConfig) -> str:
     if config.env == "lm":
         where = f" (`{config.data.path}`)" if config.data.path else ""
-        return f"The prompts of {config.data.task}{where}; answers are written in training, by student and teacher."
+        return f"The prompts of {config.data.task}{where}. Student and teacher write the completions during training."
     if config.env in SMALL_TASKS:
-        warm = f", after a warm start by sft up to {config.training.warm_start:.0%} of its correct chains"
+        share = config.training.warm_start
+        warm = f" The warm start by sft reached {share:.0%} of the teacher's correct chains." if share else ""
         return (
-            f"Problems of {config.env.capitalize()}, answered in training by student and teacher"
-            + (warm if config.training.warm_start else "")
-            + "."
+            f"Problems of {config.env.capitalize()}. Student and teacher write the completions during training.{warm}"
         )
     return "None: the empty prompt."
 
@@ -135,13 +131,13 @@ def method_of(config: RunConfig) -> str:
 
 
 def changed_fields(config: RunConfig) -> list[str]:
-    """Options of the agent that are not its defaults in this environment, as `name value`."""
+    """Options of the agent that differ from its defaults in this environment, as `name value`."""
     own = flag_values(config.agent_options)
     return [f"`{name}` {value}" for name, value in changed_flags(config).items() if name in own]
 
 
 def changed_flags(config: RunConfig) -> dict[str, Any]:
-    """All flags that are not at their defaults, but for those that say only where and how long."""
+    """All flags that differ from their defaults, without those for folders."""
     default = flag_values(default_config(config.agent, config.env))
     skipped = {"agent", "env", "out", "resume", "push_to_hub"}
     return {k: v for k, v in flag_values(config).items() if v != default[k] and k not in skipped}
@@ -149,7 +145,7 @@ def changed_flags(config: RunConfig) -> dict[str, Any]:
 
 def command_of(config: RunConfig) -> list[str]:
     """The command that repeats the run."""
-    command = ["python", "-m", "experiments.run", "--agent", config.agent, "--env", config.env]
+    command = ["python", "experiments/run.py", "--agent", config.agent, "--env", config.env]
     for name, value in changed_flags(config).items():
         flag = "--" + name.replace("_", "-")
         if isinstance(value, bool):
@@ -160,10 +156,10 @@ def command_of(config: RunConfig) -> list[str]:
 
 
 def versions(config: RunConfig) -> dict[str, str]:
-    """Of what the weights depend on."""
+    """Versions of the packages that the weights depend on."""
     packages = ["torch", "transformers"] + ["stable_baselines3"] * isinstance(config.agent_options, SB3Config)
-    found = {"distill_env": distill_env.__version__, "Python": platform.python_version()}
-    return found | {name: metadata.version(name) for name in packages}
+    own = {"distill_env": distill_env.__version__, "Python": platform.python_version()}
+    return own | {name: metadata.version(name) for name in packages}
 
 
 def push(folder: Path, repository: str) -> str:

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 Status = Literal["ok", "warning", "error", "accepted"]
 COLOURS: dict[Status, str] = {"ok": "green", "warning": "bold yellow", "error": "bold red", "accepted": "yellow"}
 ACCEPTABLE = ("special_tokens", "end_of_turn", "chat_template", "memory")
-PROBED_ANSWERS, PROBED_TOKENS = 8, 16
-FAR = 0.9  # share of hard steps from which on a student hardly learns from its own answers
+PROBED_PROMPTS, PROBED_TOKENS = 8, 16
+FAR = 0.9  # share of hard positions above which a student hardly learns from its own completions
 MARK = "answermark"
 CONVERSATIONS: tuple[list[dict[str, str]], ...] = (
     [{"role": "user", "content": "question"}],
@@ -46,19 +46,16 @@ CONVERSATIONS: tuple[list[dict[str, str]], ...] = (
 
 @dataclass(frozen=True)
 class Row:
-    """What one check found, and what to change if it is not ok."""
+    """The result of a check, and what to change if it is not ok."""
 
     name: str
     status: Status
-    found: str
+    result: str
     change: str = ""
 
 
-# ---------------------------------------------------------------------- tokenizers and configurations
-
-
 def tokenizer_row(teacher: Any, student: Any) -> Row:
-    """Both map every text to the same id."""
+    """Teacher and student map every text to the same id."""
     differing = differing_entries(teacher, student)
     if differing:
         change = "take a student of the teacher's family"
@@ -67,87 +64,87 @@ def tokenizer_row(teacher: Any, student: Any) -> Row:
 
 
 def special_tokens_row(teacher: Any, student: Any) -> Row:
-    """bos and eos are part of what is trained; pad and unk are never."""
-    found, differing = [], []
+    """Both have the same bos and eos, which are trained. A different pad or unk is a warning."""
+    result, differing = [], []
     for name in ("bos", "eos", "pad", "unk"):
         ids = [getattr(tokenizer, f"{name}_token_id") for tokenizer in (teacher, student)]
         same = ids[0] == ids[1]
-        found.append(f"{name} {_id(ids[0])}" if same else f"{name} {_id(ids[0])} of teacher, {_id(ids[1])} of student")
+        result.append(f"{name} {_id(ids[0])}" if same else f"{name} {_id(ids[0])} of teacher, {_id(ids[1])} of student")
         differing += [] if same else [name]
     if teacher.eos_token_id is None:
         change = "name an eos_token in the teacher's tokenizer_config.json"
-        return Row("special_tokens", "error", ", ".join(found), change)
+        return Row("special_tokens", "error", ", ".join(result), change)
     status: Status = "error" if {"bos", "eos"} & {*differing} else "warning" if differing else "ok"
     change = f"set the teacher's {', '.join(differing)} in the student's tokenizer_config.json" if differing else ""
-    return Row("special_tokens", status, ", ".join(found), change)
+    return Row("special_tokens", status, ", ".join(result), change)
 
 
 def end_of_turn_row(tokenizer: Any, ends: Mapping[str, frozenset[int]], turn_end: int | None) -> Row:
-    """The token that ends an answer in this run, the tokenizer's eos, is the one that ends answers elsewhere.
+    """Completions end with the tokenizer's eos in this run, and with the same token outside of it.
 
     Args:
-        tokenizer: the teacher's, whose eos ends an answer.
-        ends: of teacher and student, what their generation_config.json or config.json says that ends an answer.
-        turn_end: the token after an assistant's turn in the chat template; None if there is none or it is not used.
+        tokenizer: of the teacher.
+        ends: ids that end a completion of teacher and student by their generation_config.json or config.json.
+        turn_end: id after an assistant's turn in the chat template; None if there is none or it is not used.
     """
     eos = tokenizer.eos_token_id
-    said = {who: ", ".join(_token(tokenizer, i) for i in sorted(ids)) or "none" for who, ids in ends.items()}
-    where = f"answers end with {_token(tokenizer, eos)}"
+    tokens = {who: ", ".join(_token(tokenizer, i) for i in sorted(ids)) or "none" for who, ids in ends.items()}
+    where = f"completions end with {_token(tokenizer, eos)}"
     if turn_end not in (None, eos):
         token = _token(tokenizer, turn_end)
         change = f"set eos_token to {token} in tokenizer_config.json of teacher and student, or --chat no"
         return Row("end_of_turn", "error", f"{where}, but the chat template ends a turn with {token}", change)
     without = [who for who, ids in ends.items() if eos not in ids]
     if without:
-        found = f"{where}, but those of the {without[0]} with {said[without[0]]}"
+        result = f"{where}, but by itself the {without[0]} ends them with {tokens[without[0]]}"
         change = f"add {eos} to eos_token_id in generation_config.json of the {' and the '.join(without)}"
-        return Row("end_of_turn", "error", found, change)
+        return Row("end_of_turn", "error", result, change)
     if len(set(ends.values())) > 1:
-        found = f"{where}; by themselves " + "; ".join(f"the {who} with {ids}" for who, ids in said.items())
-        return Row("end_of_turn", "warning", found, "set one eos_token_id in both generation_config.json")
+        result = f"{where}; outside of this run " + "; ".join(f"the {who} with {ids}" for who, ids in tokens.items())
+        return Row("end_of_turn", "warning", result, "set one eos_token_id in both generation_config.json")
     others = frozenset().union(*ends.values()) - {eos}
     if others:
-        where += f"; {', '.join(_token(tokenizer, i) for i in sorted(others))} would end one elsewhere, not in this run"
+        where += f"; {', '.join(_token(tokenizer, i) for i in sorted(others))} end them only outside of this run"
     return Row("end_of_turn", "ok", where)
 
 
 def chat_template_row(teacher: Any, student: Any, used: bool) -> Row:
-    """Both put a conversation into the same text. `used`: whether prompts are put into the teacher's."""
+    """Both chat templates turn a conversation into the same text. `used`: whether prompts use the teacher's."""
     if not used:
         return Row("chat_template", "ok", "not used: plain prompts")
     if student.chat_template is None:
-        found, change = "the teacher's; the student has none", "copy the teacher's chat_template.jinja, or --chat no"
-        return Row("chat_template", "error", found, change)
+        result, change = "the teacher's; the student has none", "copy the teacher's chat_template.jinja, or --chat no"
+        return Row("chat_template", "error", result, change)
     if teacher.chat_template == student.chat_template:
         return Row("chat_template", "ok", "the same")
     if conversations(teacher) == conversations(student):
-        return Row("chat_template", "ok", "worded differently, but the same text of three conversations")
+        return Row("chat_template", "ok", "different templates with the same text for three conversations")
     change = "copy the teacher's chat_template.jinja into the student's folder, or --chat no"
-    return Row("chat_template", "error", "teacher and student put a conversation into different texts", change)
+    return Row("chat_template", "error", "teacher and student turn a conversation into different texts", change)
 
 
 def conversations(tokenizer: Any) -> list[str | None]:
-    """Three conversations in a chat template; None for what it refuses."""
+    """Three conversations as text by a chat template; None for one that it refuses."""
     return [render(tokenizer, turns, add_generation_prompt=True) for turns in CONVERSATIONS]
 
 
 def render(tokenizer: Any, turns: list[dict[str, str]], **options: Any) -> str | None:
     try:
         return str(tokenizer.apply_chat_template(turns, tokenize=False, **options))
-    except Exception:  # a template raises what its author likes
+    except Exception:  # a template may raise anything
         return None
 
 
-def find_turn_end(tokenizer: Any) -> int | None:
-    """The special token that follows an assistant's turn in the chat template, if any."""
+def turn_end_token(tokenizer: Any) -> int | None:
+    """The special token after an assistant's turn in the chat template, if any."""
     text = render(tokenizer, CONVERSATIONS[2][:2]) or ""
     ids = tokenizer(text.partition(MARK)[2], add_special_tokens=False)["input_ids"]
     special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special} | {*tokenizer.all_special_ids}
     return next((i for i in ids if i in special), None)
 
 
-def ends_of(name: str, **options: Any) -> frozenset[int]:
-    """The ids that end an answer of a model, by its generation_config.json, or else its config.json."""
+def end_tokens(name: str, **options: Any) -> frozenset[int]:
+    """Ids that end a completion of a model by its generation_config.json, or else by its config.json."""
     from transformers import AutoConfig, GenerationConfig
 
     from distill_env.models.adapters import base_of
@@ -170,42 +167,39 @@ def _token(tokenizer: Any, number: int | None) -> str:
     return f"{tokenizer.convert_ids_to_tokens(number)} ({number})" if number is not None else "none"
 
 
-# ---------------------------------------------------------------------- models
-
-
 def context_row(longest: int, allowed: int, lengths: Mapping[str, int | None]) -> Row:
-    """Prompts and answers fit.
+    """Prompts and completions fit into the contexts.
 
     Args:
-        longest: tokens of the longest prompt and the longest answer.
-        allowed: the same by --max-prompt-tokens.
-        lengths: of teacher and student, tokens that they hold; None if there is no limit.
+        longest: tokens of the longest prompt and the horizon.
+        allowed: --max-prompt-tokens and the horizon.
+        lengths: context lengths of teacher and student; None is no limit.
     """
-    found = f"{longest:,} tokens; " + ", ".join(f"{who} {n:,}" if n else f"{who} any" for who, n in lengths.items())
+    result = f"{longest:,} tokens; " + ", ".join(f"{who} {n:,}" if n else f"{who} any" for who, n in lengths.items())
     short = min((n for n in lengths.values() if n), default=allowed)
     if longest > short:
         change = f"lower --max-prompt-tokens or --max-new-tokens by {longest - short}"
-        return Row("context", "error", found, change)
+        return Row("context", "error", result, change)
     if allowed > short:
-        found += f"; --max-prompt-tokens would let {allowed:,} through"
+        result += f"; --max-prompt-tokens allows {allowed:,}"
         change = f"with longer prompts, lower --max-prompt-tokens by {allowed - short}"
-        return Row("context", "warning", found, change)
-    return Row("context", "ok", found)
+        return Row("context", "warning", result, change)
+    return Row("context", "ok", result)
 
 
 def memory_row(needs: Mapping[str, int], loaded: int, free: int) -> Row:
-    """What is still needed is there.
+    """There is enough free memory.
 
     Args:
-        needs: bytes by what they are for.
-        loaded: bytes of these that are taken already.
+        needs: bytes by purpose.
+        loaded: bytes of them that are in use already.
         free: bytes.
     """
     total, missing = sum(needs.values()), sum(needs.values()) - loaded
     parts = ", ".join(f"{name} {in_words(size)}" for name, size in needs.items())
-    found = f"about {in_words(total)}, {in_words(missing)} of it to come, {in_words(free)} free; {parts}"
+    result = f"about {in_words(total)}, {in_words(missing)} of it not yet in use, {in_words(free)} free; {parts}"
     if missing <= 0.8 * free:
-        return Row("memory", "ok", found)
+        return Row("memory", "ok", result)
     remedies = {
         "gradients": "--lora-rank",
         "AdamW": "--lora-rank",
@@ -214,24 +208,24 @@ def memory_row(needs: Mapping[str, int], loaded: int, free: int) -> Row:
         "drafts or backward pass": "a lower --rows, --micro-batch or --chunk-positions, or --gradient-checkpointing",
     }
     largest = max(remedies, key=lambda name: needs.get(name, 0))
-    return Row("memory", "error" if missing > free else "warning", found, f"for {largest}: {remedies[largest]}")
+    return Row("memory", "error" if missing > free else "warning", result, f"for {largest}: {remedies[largest]}")
 
 
 def weights_row(models: Mapping[str, Any]) -> Row:
-    """How many weights there are; that they are numbers was seen when they were read."""
+    """Numbers of weights. That all are finite was checked when they were loaded."""
     counts = []
     for who, model in models.items():
         all_of_it = sum(p.numel() for p in model.parameters())
         trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
         counts.append(f"{who} {all_of_it:,}" + (f", trainable {trainable:,}" if trainable else ""))
-    return Row("weights", "ok", f"all numbers; {', '.join(counts)}")
+    return Row("weights", "ok", f"all finite; {', '.join(counts)}")
 
 
 def probe(teacher: TokenModel, student: TokenModel, prompts: Sequence[Prompt], length: int, seed: int) -> Any:
-    """Answers that the student begins, and what both think at their states.
+    """The beginnings of completions by the student, and the log-probabilities of both models there.
 
     Returns:
-        log p of student and teacher, [n, T, V] each, and which states exist, bool [n, T].
+        Log-probabilities of student and teacher, [n, T, V] each, and a mask of the positions, bool [n, T].
     """
     import torch
 
@@ -241,13 +235,13 @@ def probe(teacher: TokenModel, student: TokenModel, prompts: Sequence[Prompt], l
     keys = episode_keys(seed, np.arange(len(ids)))
     own, first = [student.start(ids)], teacher.start(ids)
     tokens: list[Tensor] = []
-    goes_on = torch.ones(len(ids), dtype=torch.bool)
+    alive = torch.ones(len(ids), dtype=torch.bool)
     for t in range(length - 1):
         drawn = inverse_cdf(own[-1], uniform(keys, t, Purpose.STUDENT)).cpu()
-        goes_on = goes_on & (drawn != student.eos_token_id)
-        if not bool(goes_on.any()) or bool(own[-1].isnan().any()):
+        alive = alive & (drawn != student.eos_token_id)
+        if not bool(alive.any()) or bool(own[-1].isnan().any()):
             break
-        tokens.append(torch.where(goes_on, drawn, -1))
+        tokens.append(torch.where(alive, drawn, -1))
         own.append(student.extend(tokens[-1][:, None])[:, 0])
     drawn_tokens = torch.stack(tokens, 1) if tokens else torch.zeros(len(ids), 0, dtype=torch.long)
     theirs = torch.cat([first[:, None], teacher.extend(drawn_tokens)], 1) if tokens else first[:, None]
@@ -256,56 +250,53 @@ def probe(teacher: TokenModel, student: TokenModel, prompts: Sequence[Prompt], l
 
 
 def teacher_row(log_probs: Tensor) -> Row:
-    """The teacher's log-probabilities [m, V] are numbers."""
+    """The teacher's log-probabilities [m, V] are finite or -inf."""
     from distill_env.divergence import entropy
 
     wrong = int((log_probs.isnan() | log_probs.isposinf()).any(-1).sum())
     if wrong:
-        found = f"its log-probabilities are not numbers at {wrong} of {len(log_probs)} states"
-        return Row("teacher", "error", found, "load it with --dtype float32, or --attn-implementation eager")
-    spread = float(entropy(log_probs).mean())
-    return Row("teacher", "ok", f"finite at {len(log_probs)} states that the student wrote, entropy {spread:.3f} nats")
+        result = f"its log-probabilities are NaN or inf at {wrong} of {len(log_probs)} positions"
+        return Row("teacher", "error", result, "load it with --dtype float32, or --attn-implementation eager")
+    mean_entropy = float(entropy(log_probs).mean())
+    return Row("teacher", "ok", f"finite at {len(log_probs)} positions of the student, entropy {mean_entropy:.3f} nats")
 
 
 def divergence_row(student: Tensor, teacher: Tensor, tau: float) -> Row:
-    """D_t at states [m, V] of the first batch."""
+    """D_t at positions [m, V] of the first batch."""
     from distill_env.divergence import reverse_kl
 
     if bool(student.isnan().any()) or bool(teacher.isnan().any()):
-        return Row("divergence", "error", "D_t of the first batch is not a number", "check the weights of both")
+        return Row("divergence", "error", "D_t of the first batch is NaN", "check the weights of both")
     divergence = reverse_kl(student, teacher).clamp(min=0)
     hard = float((divergence >= tau).double().mean())
-    found = f"D_t {float(divergence.mean()):.3f} nats, {hard:.0%} of {len(divergence)} steps hard at tau {tau:g}"
+    result = f"D_t {float(divergence.mean()):.3f} nats, {hard:.0%} of {len(divergence)} positions above {tau:g}"
     if hard > FAR:
-        change = "begin with a student nearer to the teacher (--agent sft first), or raise --tau"
-        return Row("divergence", "warning", found, change)
-    return Row("divergence", "ok", found)
-
-
-# ---------------------------------------------------------------------- the flight check
+        change = "begin with a student closer to the teacher (--agent sft first), or raise --tau"
+        return Row("divergence", "warning", result, change)
+    return Row("divergence", "ok", result)
 
 
 def file_rows(config: RunConfig) -> list[Row]:
-    """What can be said before the weights are read."""
+    """Checks of tokenizers and configurations, before the weights are loaded."""
     from distill_env.models.hub import load_tokenizer
 
     teacher, student = load_tokenizer(teacher_tokenizer(config)), load_tokenizer(student_tokenizer(config))
     used = config.data.task != "text" and config.data.chat != "no" and teacher.chat_template is not None
     remote = {"trust_remote_code": config.loading.trust_remote_code}
     gguf = {"gguf_file": config.teacher.gguf_file} if config.teacher.gguf_file else {}
-    ends = {"student": ends_of(config.student.model, **remote)}
+    ends = {"student": end_tokens(config.student.model, **remote)}
     if not is_served(config.teacher.model):
-        ends["teacher"] = ends_of(config.teacher.model, **remote, **gguf)
+        ends["teacher"] = end_tokens(config.teacher.model, **remote, **gguf)
     return [
         tokenizer_row(teacher, student),
         special_tokens_row(teacher, student),
-        end_of_turn_row(teacher, ends, find_turn_end(teacher) if used else None),
+        end_of_turn_row(teacher, ends, turn_end_token(teacher) if used else None),
         chat_template_row(teacher, student, used),
     ]
 
 
 def model_rows(config: RunConfig, env: DistillVectorEnv, student: Any, shards: int = 1) -> list[Row]:
-    """What only the models themselves and the task can tell."""
+    """Checks of the loaded models and the task."""
     from agents.prompts import PromptStream
 
     teacher: Any = env.teacher
@@ -318,14 +309,14 @@ def model_rows(config: RunConfig, env: DistillVectorEnv, student: Any, shards: i
         weights_row(models),
         context_row(longest, config.data.max_prompt_tokens + env.max_new_tokens, lengths),
     ]
-    if "teacher" in models:  # a server's memory is its own affair, and the estimate is of both
+    if "teacher" in models:  # the estimate is of both on this machine
         shape = shape_of(config, env) | {"shards": shards}
         needs = estimate(teacher.model, student.model, shape, config.student.gradient_checkpointing)
         loaded = needs["teacher"] + needs["student"]
         rows.append(memory_row(needs, loaded, free_bytes(student.model.device)))
     if any(row.status == "error" for row in rows[:2]):
         return rows
-    seed, size = config.agent_options.seed, min(PROBED_ANSWERS, config.agent_options.batch_size)
+    seed, size = config.agent_options.seed, min(PROBED_PROMPTS, config.agent_options.batch_size)
     prompts = PromptStream(env.prompts, seed).take(0, size)
     length = min(PROBED_TOKENS, env.max_new_tokens)
     method = getattr(config.agent_options, "method", GATED)
@@ -335,7 +326,7 @@ def model_rows(config: RunConfig, env: DistillVectorEnv, student: Any, shards: i
 
 
 def shape_of(config: RunConfig, env: DistillVectorEnv) -> dict[str, int]:
-    """The numbers that memory depends on, see `memory.estimate`."""
+    """The numbers that memory depends on, see `memory_estimate.estimate`."""
     options: Any = config.agent_options
     top_k = getattr(getattr(options, "method", None), "top_k", 0)
     chunk = getattr(options, "positions_at_a_time", None)  # of our agent
@@ -344,50 +335,50 @@ def shape_of(config: RunConfig, env: DistillVectorEnv) -> dict[str, int]:
         "batch": options.batch_size,
         "micro": getattr(options, "micro_batch", 0) or options.batch_size,
         "prompt": env.max_prompt_length,
-        "answer": env.max_new_tokens,
+        "completion": env.max_new_tokens,
         "draft": env.chunk,
         "chunk": chunk(env.vocab_size, config.loading.device != "cpu") if chunk else 1024,
         "ids": env.vocab_size,
-        "kept": 3 * top_k + 1 if top_k else env.vocab_size,  # an id is as long as two numbers
+        "stored": 3 * top_k + 1 if top_k else env.vocab_size,  # an id is as long as two numbers
     }
 
 
-def judge(rows: Iterable[Row], accept: Sequence[str]) -> list[Row]:
-    """Errors that are accepted by name are marked so."""
+def mark_accepted(rows: Iterable[Row], accept: Sequence[str]) -> list[Row]:
+    """The rows, errors that are accepted by name marked."""
     accepted = {name for name in accept if name in ACCEPTABLE}
     return [replace(r, status="accepted") if r.status == "error" and r.name in accepted else r for r in rows]
 
 
 def table_of(rows: Iterable[Row], title: str) -> Table:
     table = Table(title=title, title_justify="left")
-    for name in ("preflight", "", "found", "what to change"):
+    for name in ("check", "", "result", "what to change"):
         table.add_column(name, overflow="fold")
     for row in rows:
         status = f"[{COLOURS[row.status]}]{row.status}[/]"
         status += f"\n--accept {row.name}" if row.status == "accepted" else ""
-        table.add_row(row.name, status, escape(row.found), escape(row.change))
+        table.add_row(row.name, status, escape(row.result), escape(row.change))
     return table
 
 
-def refuse_errors(rows: Iterable[Row]) -> None:
-    """Raises ValueError, in one line, if a row is an error."""
+def raise_errors(rows: Iterable[Row]) -> None:
+    """Raise ValueError, in one line, if a row is an error."""
     errors = [row for row in rows if row.status == "error"]
     if not errors:
         return
     first = errors[0]
     accepting = f", or --accept {first.name}" if first.name in ACCEPTABLE else ""
     others = f" (and {', '.join(row.name for row in errors[1:])})" if errors[1:] else ""
-    raise ValueError(f"preflight: {first.name}: {first.found}; {first.change}{accepting}{others}")
+    raise ValueError(f"preflight: {first.name}: {first.result}; {first.change}{accepting}{others}")
 
 
 def checked_pair(
     config: RunConfig, console: Console, rows: int, shards: int = 1
 ) -> tuple[DistillVectorEnv, TrainableModel]:
-    """The training environment and the student of a run of --env lm, once all is well; prints the table.
+    """The training environment and the student of a run of --env lm, after all checks. It prints their table.
 
     Args:
-        config: the run.
-        console: where the table goes.
+        config: of the run.
+        console: for the table.
         rows: of the environment.
         shards: processes that the student will be split over.
 
@@ -395,13 +386,13 @@ def checked_pair(
         ValueError: in one line, for the first error that is not accepted.
     """
     require_models(config)
-    found = judge(file_rows(config), config.loading.accept)
+    result = mark_accepted(file_rows(config), config.loading.accept)
     try:
-        refuse_errors(found)
+        raise_errors(result)
         env = make_env(config, "train", rows, purpose="train")
         student = make_student(config, env)
-        found += judge(model_rows(config, env, student, shards), config.loading.accept)
+        result += mark_accepted(model_rows(config, env, student, shards), config.loading.accept)
     finally:
-        console.print(table_of(found, f"teacher {config.teacher.model}, student {config.student.model}"))
-    refuse_errors(found)
+        console.print(table_of(result, f"teacher {config.teacher.model}, student {config.student.model}"))
+    raise_errors(result)
     return env, student

@@ -13,10 +13,10 @@ from agents.atomic_io import write_text
 
 
 def read_metrics(folder: Path) -> list[dict[str, float]]:
-    """The rows of `metrics.csv`; empty cells are left out, and so is a last line that a kill cut short.
+    """The rows of `metrics.csv`, without empty cells and without an incomplete last line.
 
     Raises:
-        ValueError: in one line, if it holds something else.
+        ValueError: if the file is damaged.
     """
     path = folder / "metrics.csv"
     if not path.exists():
@@ -35,15 +35,19 @@ def read_metrics(folder: Path) -> list[dict[str, float]]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """A reader finds the old file or the new one."""
+    """Write a JSON file. A reader sees the old file or the new one."""
     write_text(path, json.dumps(value, indent=1))
 
 
 def read_json(path: Path, needed: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """What `write_json` wrote, an object with values of the `needed` types under these keys.
+    """An object that `write_json` wrote.
+
+    Args:
+        path: of the file.
+        needed: keys that it must have, with the types of their values.
 
     Raises:
-        ValueError: in one line, if the file is missing or holds something else.
+        ValueError: if the file is missing or damaged.
     """
     try:
         value = json.loads(path.read_text())
@@ -60,11 +64,11 @@ def read_json(path: Path, needed: Mapping[str, Any] | None = None) -> dict[str, 
 def damaged(path: Path, error: Exception) -> ValueError:
     """The error for a file of a run that cannot be read."""
     reason = f"{type(error).__name__}: {error}".split("\n")[0]
-    return ValueError(f"run: {str(path)!r} is damaged ({reason}); restore it, or start again under another --name")
+    return ValueError(f"run: {str(path)!r} is damaged ({reason}); restore it, or start another run with another --name")
 
 
 def finite(value: Any) -> Any:
-    """The same with null for numbers that are not finite, as strict JSON wants it."""
+    """The same with None for NaN and infinities, which strict JSON does not have."""
     if isinstance(value, dict):
         return {key: finite(v) for key, v in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as exceptions, and how a training puts them off until its state is whole."""
+"""Ctrl-C and SIGTERM as exceptions, at once or after the current iteration."""
 
 from __future__ import annotations
 
@@ -19,23 +19,19 @@ class Stopped(KeyboardInterrupt):
 
 
 class Request:
-    """Whether a signal has asked a training to end, and which; 0 for none."""
+    """The signal that asked a training to end; 0 for none."""
 
     number = 0
 
     def obey(self) -> None:
-        """End here if so.
-
-        Raises:
-            Stopped: if one has.
-        """
+        """Raise `Stopped` if a signal has arrived."""
         if self.number:
             raise Stopped(self.number)
 
 
 @contextmanager
 def signals_raise() -> Iterator[None]:
-    """In here Ctrl-C and SIGTERM raise `Stopped` at once."""
+    """Ctrl-C and SIGTERM raise `Stopped` at once."""
 
     def handle(number: int, _: Any) -> None:
         raise Stopped(number)
@@ -46,8 +42,8 @@ def signals_raise() -> Iterator[None]:
 
 @contextmanager
 def signals_wait() -> Iterator[Request]:
-    """In here the first Ctrl-C or SIGTERM is noted, for the caller to `obey` where its state is whole; the second
-    raises `Stopped` at once."""
+    """The first Ctrl-C or SIGTERM is noted, for the caller to `obey` where its state is complete. The second raises
+    `Stopped` at once."""
     request = Request()
 
     def handle(number: int, _: Any) -> None:
@@ -55,7 +51,7 @@ def signals_wait() -> Iterator[Request]:
             raise Stopped(number)
         request.number = number
         # not print, which the signal may have interrupted
-        os.write(2, b"\nstopping after this iteration; once more stops at once, at the last checkpoint\n")
+        os.write(2, b"\nstopping after this iteration; a second signal stops at once, at the last checkpoint\n")
 
     with _handler(handle):
         yield request
@@ -63,7 +59,8 @@ def signals_wait() -> Iterator[Request]:
 
 @contextmanager
 def _handler(handle: Callable[[int, Any], None]) -> Iterator[None]:
-    """Signals that were ignored, as by a shell's background jobs, stay so; only a main thread can be told of any."""
+    """Handle signals in a main thread, which alone receives them. Ignored signals, as in a shell's background jobs,
+    stay ignored."""
     before = {}
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGINT, signal.SIGTERM):

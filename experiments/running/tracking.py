@@ -36,11 +36,11 @@ class Tracker:
         self.rows: list[dict[str, Any]] = [row for row in read_metrics(folder) if row["iteration"] <= resume_at]
         self._columns = list(dict.fromkeys(key for row in self.rows for key in row))
         self._rewrite()
-        self._listener: Any = None
+        self._service: Any = None
         if track == "tensorboard":
-            self._listener = TensorBoard(folder, resume_at)
+            self._service = TensorBoard(folder, resume_at)
         elif track != "none":
-            self._listener = Service(track, folder, resume_at, config or {})
+            self._service = Service(track, folder, resume_at, config or {})
 
     def log(self, iteration: int, metrics: Metrics) -> None:
         row = {"iteration": iteration, **{key: float(value) for key, value in metrics.items()}}
@@ -51,8 +51,8 @@ class Tracker:
         else:
             with self.path.open("a", newline="") as file:
                 csv.DictWriter(file, self._columns).writerow(row)
-        if self._listener is not None:
-            self._listener.log(iteration, metrics)
+        if self._service is not None:
+            self._service.log(iteration, metrics)
 
     def _rewrite(self) -> None:
         text = io.StringIO(newline="")
@@ -62,8 +62,8 @@ class Tracker:
         write_text(self.path, text.getvalue())
 
     def close(self) -> None:
-        if self._listener is not None:
-            self._listener.close()
+        if self._service is not None:
+            self._service.close()
 
 
 class TensorBoard:

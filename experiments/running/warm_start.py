@@ -1,4 +1,4 @@
-"""Supervised learning on a data set that the teacher wrote, and the warm start of a student of Sums by it."""
+"""Supervised learning on a data set that the teacher wrote, and the warm start of a student of sums or coins by it."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from experiments.running.build import make_env, make_student
 from experiments.running.cli import progress_bar
 from experiments.running.config import EnvironmentConfig, RunConfig, TeacherConfig
 
-DATA_SET = 100  # batches of the teacher's answers that a warm start learns from, over and over
-DATA_SEED = 0  # of the data set, which all warm starts of an environment have in common
+DATA_SET = 100  # batches of the teacher's completions, over which a warm start iterates
+DATA_SEED = 0  # of the data set, which all warm starts of an environment share
 VALIDATE_EVERY = 50  # updates
 GIVE_UP_AFTER = 20_000  # updates
 
 
-def teacher_answers(agent: DistillAgent, env: Any, batches: int, console: Console | None = None) -> list[Rollout]:
-    """Batches of answers that the teacher writes to the training prompts, `agent.config.batch_size` in each."""
+def teacher_completions(agent: DistillAgent, env: Any, batches: int, console: Console | None = None) -> list[Rollout]:
+    """Batches of `agent.config.batch_size` completions that the teacher writes to the training prompts."""
     stream = PromptStream(env.unwrapped.prompts, agent.config.seed)
     data = []
     for i in track(range(batches), "the teacher writes a data set", console=console, transient=True):
@@ -45,7 +45,7 @@ def teacher_answers(agent: DistillAgent, env: Any, batches: int, console: Consol
 
 
 def epochs(agent: DistillAgent, data: Sequence[Rollout]) -> Iterator[int]:
-    """Update on the data without end, every time round in another order. Yields the number of updates so far."""
+    """Update on the data in epochs of different order, without end. Yields the number of updates so far."""
     while True:
         order = np.random.default_rng([agent.config.seed, agent.iteration]).permutation(len(data))
         for i in order:
@@ -56,19 +56,23 @@ def epochs(agent: DistillAgent, data: Sequence[Rollout]) -> Iterator[int]:
 
 @lru_cache(maxsize=4)
 def data_set(config: RunConfig, batches: int) -> tuple[list[Rollout], float]:
-    """What a warm start learns from, and the teacher's own correct chains in validation."""
+    """The data set of a warm start, and the teacher's share of correct chains in validation."""
     assert isinstance(config.agent_options, DistillConfig)
     env = make_env(config, "train", config.agent_options.batch_size, purpose="train")
     validation = make_env(config, "validation", 300, purpose="evaluate")
     written = generate(None, validation, validation.prompts, 0, teacher_writes=True)
-    cache = TeacherCache(config.out / "warm_start" / "answers")  # of all processes and all students
-    data = teacher_answers(DistillAgent(make_student(config, env), config.agent_options, cache), env, batches)
+    cache = TeacherCache(config.out / "warm_start" / "completions")  # shared by all processes and students
+    data = teacher_completions(DistillAgent(make_student(config, env), config.agent_options, cache), env, batches)
     return data, completion_metrics(written)["correct_chains"]
 
 
 def warm_start(config: RunConfig, console: Console) -> tuple[Any, Path]:
-    """A student after supervised fine-tuning that ends, by rule, at the first validation at which its correct chains
-    reach `warm_start` times the teacher's, and the folder that keeps it for all runs of that seed, student and share.
+    """A student after supervised fine-tuning up to a share of the teacher's correct chains.
+
+    The fine-tuning ends at the first validation at which the student reaches `warm_start` times the teacher's share.
+
+    Returns:
+        The student, and its folder, which all runs with the same seed, student and share use.
 
     Raises:
         ValueError: if that share is not reached.
@@ -126,7 +130,7 @@ def _fine_tune(config: RunConfig, options: DistillConfig, console: Console) -> D
                     f"warm_start: {target:.0%} not reached in {GIVE_UP_AFTER:,} updates; lower it or widen the student"
                 )
     console.print(
-        f"warm start: {agent.iteration:,} updates on {DATA_SET * options.batch_size:,} answers of the teacher, "
+        f"warm start: {agent.iteration:,} updates on {DATA_SET * options.batch_size:,} completions of the teacher, "
         f"{reached:.1%} correct chains in validation"
     )
     return agent

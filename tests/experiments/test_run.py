@@ -282,7 +282,7 @@ def test_a_loss_that_is_no_number_stops_at_the_last_good_checkpoint(
     assert "the last good checkpoint is" in error
     assert "checkpoints/000002" in error
     assert [p.name for p in checkpoints(tmp_path / "spoilt/checkpoints")] == ["000002", "000000"]
-    assert "not a number" in (tmp_path / "spoilt/alarms.log").read_text()
+    assert "not finite" in (tmp_path / "spoilt/alarms.log").read_text()
 
 
 @pytest.mark.parametrize("of", ["student_tokens", "teacher_positions"])

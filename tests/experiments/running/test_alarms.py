@@ -38,14 +38,14 @@ def history(iterations: int = 60, **changes: Any) -> list[dict[str, float]]:
 
 
 RINGS = {
-    "a loss of nan": (history(grad_norm=math.nan), "not a number"),
-    "an infinite loss in the first iteration": (history(1, loss=math.inf), "not a number"),
+    "a loss of nan": (history(grad_norm=math.nan), "not finite"),
+    "an infinite loss in the first iteration": (history(1, loss=math.inf), "not finite"),
     "answers that grow to the horizon": (history(length=(9.0, 24.5)), "exploding length"),
     "answers that begin to loop": (history(loops=(0.0, 0.6)), "repetition"),
     "entropy a tenth of what it was": (history(entropy=(2.0, 0.0)), "entropy collapse"),
     "entropy of nothing from the start": (history(entropy=0.005), "entropy collapse"),
-    "all steps hard": (history(20, hard_share=1.0, rewritten_share=0.0), "the teacher rejects everything"),
-    "all steps rewritten": (history(20, hard_share=0.5, rewritten_share=0.99), "the teacher rejects everything"),
+    "all steps hard": (history(20, hard_share=1.0, rewritten_share=0.0), "teacher rejects everything"),
+    "all steps rewritten": (history(20, hard_share=0.5, rewritten_share=0.99), "teacher rejects everything"),
     "the entropy that Stable-Baselines3 logs": (
         [{"train/entropy_loss": -2.0 + i / 30} for i in range(60)],
         "entropy collapse",
@@ -73,7 +73,7 @@ def test_it_rings(case: str) -> None:
     (alarm,) = alarms(rows, HORIZON)
     assert alarm.kind == kind
     assert "--" in alarm.advice
-    assert alarm.fatal == (kind == "not a number")
+    assert alarm.fatal == (kind == "not finite")
 
 
 @pytest.mark.parametrize("case", SILENT)

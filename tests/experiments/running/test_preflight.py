@@ -54,7 +54,7 @@ def rows_of(pair: tuple[str, str, str], *more: object) -> dict[str, preflight.Ro
     """What the check finds, its table drawn for nobody."""
     config = parse(flags(*pair, *more))
     env, student = preflight.checked_pair(config, Console(quiet=True), config.agent_options.batch_size)
-    rows = preflight.judge(
+    rows = preflight.mark_accepted(
         [*preflight.file_rows(config), *preflight.model_rows(config, env, student)], config.loading.accept
     )
     return {row.name: row for row in rows}
@@ -69,7 +69,7 @@ def test_a_pair_that_fits_is_ok_and_the_table_shows_every_row(
     assert {row.name: row.status for row in rows.values()} == dict.fromkeys(rows, "ok") | {"context": "warning"}
     assert all(name in shown for name in rows)
     assert len(rows) == 9
-    assert "0% of" in rows["divergence"].found
+    assert "0% of" in rows["divergence"].result
 
 
 def test_special_tokens() -> None:
@@ -77,7 +77,7 @@ def test_special_tokens() -> None:
     assert preflight.special_tokens_row(same, tokenizer(bos_token="0")).status == "ok"
     differing = preflight.special_tokens_row(same, tokenizer(bos_token="1"))
     assert differing.status == "error"
-    assert "bos 0 of teacher, 1 of student" in differing.found
+    assert "bos 0 of teacher, 1 of student" in differing.result
     assert "bos" in differing.change
     assert preflight.special_tokens_row(same, tokenizer(bos_token="0", pad_token="1")).status == "warning"
     assert preflight.special_tokens_row(tokenizer(eos_token=None), tokenizer(eos_token=None)).status == "error"
@@ -92,7 +92,7 @@ def test_end_of_turn() -> None:
     assert row({EOS, 1}, {EOS}).status == "warning"
     elsewhere = row({EOS}, {1})
     assert elsewhere.status == "error"
-    assert "<eos> (13), but those of the student with 1 (1)" in elsewhere.found
+    assert "<eos> (13), but by itself the student ends them with 1 (1)" in elsewhere.result
     assert "generation_config.json of the student" in elsewhere.change
     assert row(set(), set()).status == "error"
     by_template = row({EOS}, {EOS}, 11)
@@ -101,12 +101,12 @@ def test_end_of_turn() -> None:
 
 
 def test_the_end_of_a_turn_is_found_in_the_template() -> None:
-    assert preflight.find_turn_end(tokenizer(TEMPLATE)) == EOS
-    assert preflight.find_turn_end(tokenizer(PLUS)) is None  # an ordinary token
+    assert preflight.turn_end_token(tokenizer(TEMPLATE)) == EOS
+    assert preflight.turn_end_token(tokenizer(PLUS)) is None  # an ordinary token
     plus = tokenizer().convert_tokens_to_ids("+")
-    assert preflight.find_turn_end(tokenizer(PLUS, sep_token="+")) == plus
-    assert preflight.find_turn_end(tokenizer("{{ raise_exception('never') }}")) is None
-    assert preflight.find_turn_end(tokenizer()) is None
+    assert preflight.turn_end_token(tokenizer(PLUS, sep_token="+")) == plus
+    assert preflight.turn_end_token(tokenizer("{{ raise_exception('never') }}")) is None
+    assert preflight.turn_end_token(tokenizer()) is None
 
 
 def test_chat_templates_are_compared_by_what_they_write() -> None:
@@ -195,7 +195,7 @@ BAD = {
         lambda t, s: change(s, "tokenizer_config.json", bos_token="1"),
         "bos none of teacher, 1 of student",
     ),
-    "end_of_turn": (lambda t, s: change(t, "generation_config.json", eos_token_id=1), "those of the teacher with 1"),
+    "end_of_turn": (lambda t, s: change(t, "generation_config.json", eos_token_id=1), "teacher ends them with 1"),
     "chat_template": (lambda t, s: (Path(t) / "chat_template.jinja").write_text(TEMPLATE), "the student has none"),
     "context": (lambda t, s: change(s, "config.json", max_position_embeddings=8), "student 8"),
 }

@@ -19,13 +19,13 @@ from distill_env.models.tabular import uniform
 from experiments.running import warm_start as module
 from experiments.running.build import make_env
 from experiments.running.flags import parse
-from experiments.running.warm_start import epochs, teacher_answers, warm_start
+from experiments.running.warm_start import epochs, teacher_completions, warm_start
 
 
 def test_every_round_visits_every_batch_once_in_another_order(monkeypatch: pytest.MonkeyPatch) -> None:
     env = DistillVectorEnv(4, "categorical", "markov", autoreset_mode="Disabled", reveal_teacher=False)
     agent = DistillAgent(uniform(6), DistillConfig(method=METHODS["sft"], batch_size=4))
-    data = teacher_answers(agent, env, 7)
+    data = teacher_completions(agent, env, 7)
     assert agent.iteration == 0
     assert all(bool(batch.rewritten[batch.mask].all()) for batch in data)
     assert len({tuple(batch.tokens.flatten().tolist()) for batch in data}) == 7
