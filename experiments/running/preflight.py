@@ -13,7 +13,6 @@ from rich.markup import escape
 from rich.table import Table
 
 from agents.methods import GATED
-from agents.metrics import HIGH_DIVERGENCE
 from distill_env.models.load import is_served
 from experiments.running.build import make_env, make_student, require_models
 from experiments.running.config import RunConfig
@@ -297,6 +296,7 @@ def file_rows(config: RunConfig) -> list[Row]:
 
 def model_rows(config: RunConfig, env: DistillVectorEnv, student: Any, shards: int = 1) -> list[Row]:
     """Checks of the loaded models and the task."""
+    from agents.metrics import HIGH_DIVERGENCE
     from agents.prompts import PromptStream
 
     teacher: Any = env.teacher

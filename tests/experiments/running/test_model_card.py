@@ -17,6 +17,7 @@ from distill_env.models.tabular import TabularModel
 from experiments.running import lifecycle as run_module
 from experiments.running.config_file import load_config
 from experiments.running.flags import parse
+from experiments.running.metric_display import metric
 from experiments.running.model_card import command_of, front_matter, model_card
 from experiments.running.run_folder import read_metrics
 
@@ -42,7 +43,7 @@ COMMANDS = [
 def test_the_command_of_a_card_is_that_of_the_run(arguments: list[str], tmp_path: Path) -> None:
     out = ["--out", str(tmp_path)]
     config = parse([*arguments, *out])
-    assert parse([*command_of(config)[3:], *out]) == config
+    assert parse([*command_of(config)[2:], *out]) == config
 
 
 def run(out: Path, *flags: str) -> int:
@@ -101,7 +102,8 @@ def test_the_card_says_what_was_done_and_measured(sums: Path) -> None:
         assert f"{evaluation[part]['perplexity']:.3f}" in body
         assert f"{evaluation[part]['entropy']:.3f}" in body
     assert "out of distribution" in body
-    assert f"| {training['hard_share_first']:.1%} -> {training['hard_share_last']:.1%} |" in body
+    for name in ("hard_share_first", "hard_share_last"):
+        assert f"| {metric(name).label} | {training[name]:.1%} |" in body
     assert f"| {training['teacher_tokens_per_student_token']:.3f} |" in body
     assert "weighting `soft`" in body
     assert "`tau` 2.5" in body
