@@ -42,7 +42,7 @@ def run(config: DeviceCheckConfig, console: Console) -> None:
     import torch
 
     from experiments.benchmarking.device import checks, measurements
-    from experiments.running.tracking import write_json
+    from experiments.running.run_folder import write_json
 
     name = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
     device = torch.device(name)

@@ -8,7 +8,7 @@ from statistics import median
 from typing import Any
 
 from experiments.benchmarking.timing import median_and_range
-from experiments.running.tracking import cell
+from experiments.running.metric_display import cell
 
 
 def benchmark_report(results: dict[str, Any]) -> str:
