@@ -17,23 +17,31 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import BertConfig, BertForMaskedLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from agents.checkpoint import checkpoints
-from distill_env.models.hub import load_tokenizer
-from distill_env.models.load import build_model
-from distill_env.models.tabular import TabularModel, markov
-from distill_env.tasks.registry import make_task
+from distill_env.models.tabular import markov
 from experiments import ablate, compare, evaluate, report
 from experiments.running import lifecycle as run_module
 from experiments.running.config import flag_names
 from experiments.running.config_file import default_config
+from tests.helpers.damage import (
+    CONFIG,
+    TOKENIZER,
+    Damage,
+    W,
+    cut,
+    each,
+    edit,
+    is_one_line_with,
+    lose,
+    one,
+    row,
+    weights,
+    write,
+    write_language_model,
+)
 from tests.helpers.paths import REPOSITORY
 
-V, EOS, CONTEXT = 257, 256, 64
-W, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.json"
 SMALL = "--env categorical --iterations 4 --checkpoint-every 2 --batch-size 4 --draft-length 2 --eval-samples 2"
 SMALL += " --validate-every 4 --track none"
 
@@ -42,44 +50,20 @@ SMALL += " --validate-every 4 --track none"
 class World:
     """What is good, to be damaged in copies."""
 
-    lm: Path  # a language model of one layer and 64 tokens of context, a token a byte and `<e>` the end
+    lm: Path  # a language model
     other: Path  # the same with another tokenizer
-    chat: dict[str, Path]  # tokenizers by the fault of their chat template
     run: Path  # a finished run of four iterations, checkpoints 2 and 4
-
-
-def tokenizer(**options: Any) -> PreTrainedTokenizerFast:
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    made = Tokenizer(models.BPE({c: i for i, c in enumerate(alphabet)}, []))
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=made, **({"eos_token": "<e>"} | options))
-
-
-TEMPLATES = {
-    "alternating": "{% if messages[0].role != 'user' %}{{ raise_exception('must alternate') }}{% endif %}<a>",
-    "broken": "{% for m in messages %}",
-}
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     root = tmp_path_factory.mktemp("good")
-    shape: dict[str, Any] = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
-    special = {"eos_token_id": EOS, "bos_token_id": None, "pad_token_id": None}
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=V, max_position_embeddings=CONTEXT, **shape, **special))
-    for name, tokens in (("lm", tokenizer()), ("other", tokenizer(eos_token="<end>"))):
-        model.save_pretrained(root / name)
-        tokens.save_pretrained(str(root / name))
-    for name, template in TEMPLATES.items():
-        tokenizer(chat_template=template).save_pretrained(str(root / name))
     assert run_module.main([*SMALL.split(), "--out", str(root / "runs"), "--name", "run"]) == 0
-    return World(root / "lm", root / "other", {name: root / name for name in TEMPLATES}, root / "runs/run")
+    lm, other = write_language_model(root / "lm"), write_language_model(root / "other", eos_token="<end>")
+    return World(lm, other, root / "runs/run")
 
 
 Act = Callable[[World, Path], Any]  # given an empty folder; returns an exit code, or raises
-Damage = Callable[[Path], Any]
 
 
 class Check:
@@ -102,21 +86,12 @@ class Check:
             assert code, f"accepted: {self.capsys.readouterr().out[-500:]}"
             line = self.capsys.readouterr().err.strip()
             line = " ".join(line.split()) if "see above" in line else line
-        assert line.splitlines() == [line]
-        assert len(line) < 2000
-        for name in names:
-            assert name.replace("-", "_") in line.replace("-", "_"), line
+        is_one_line_with(line, *names)
 
 
 @pytest.fixture
 def check(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Check:
     return Check(world, tmp_path, capsys)
-
-
-def each(table: dict[str, Any]) -> pytest.MarkDecorator:
-    """The cases of a table, with the name that the line has to hold."""
-    rows = [pytest.param(c, name, id=f"{name}-{i}") for name, group in table.items() for i, c in enumerate(group)]
-    return pytest.mark.parametrize(("case", "name"), rows)
 
 
 def kind_of(hint: Any) -> Any:
@@ -258,205 +233,6 @@ def test_a_command_line_that_is_wrong(case: str, name: str, check: Check) -> Non
     assert not out.exists()
 
 
-def row(**columns: Any) -> str:
-    return json.dumps(columns) + "\n"
-
-
-def messages(*turns: Any) -> str:
-    return row(messages=[dict(zip(("role", "content"), turn, strict=False)) for turn in turns])
-
-
-# by the place that the line names, the line, the row, the column or the file: file and content
-DATA: dict[str, list[tuple[str, str | bytes]]] = {
-    "line 1": [
-        ("a.jsonl", '{"prompt": "x"} {"prompt": "y"}'),
-        ("a.jsonl", "null\n"),
-        ("a.jsonl", '{"a":' * 10**5),
-        ("a.jsonl", r'{"prompt": "\ud800"}'),  # half of a surrogate pair
-        ("a.jsonl", "{}\n"),
-        ("a.jsonl", row(messages="hi")),
-        ("a.jsonl", row(turns=[])),
-        ("a.jsonl", messages(("user", "x"), *[("assistant", "y")] * 2)),
-    ],
-    "line 2": [("a.jsonl", '{"prompt": "x"}\n{"pro')],
-    "line 3": [("a.jsonl", row(prompt="x") * 2 + row(prompt=" \u2003"))],
-    "row 1": [
-        ("a.json", "[1, 2]"),
-        ("a.csv", "prompt\nHello, you\n"),  # a comma that is not quoted
-        ("a.csv", "output,prompt\nx\n"),  # a short row
-    ],
-    "a.json": [("a.json", '[{"prompt": "x"}'), ("a.json", "[]"), ("a.json", '{"train": []}'), ("a.jsonl", "")],
-    "byte": [("a.jsonl", '{"prompt": "x"}'.encode("utf-16")), ("a.txt", b"caf\xe9")],
-    "character 13": [("a.jsonl", b'{"prompt": "x\0y"}')],
-    "a.txt": [("a.txt", " \n\t\n\n")],
-    "a.xml": [("a.xml", "<a/>")],
-    "a.csv": [("a.csv", "prompt\n"), ("a.csv", 'prompt\n"x\ny\n'), ("a.csv", f"prompt\n{'x' * 200_000}\n")],
-    "a.parquet": [("a.parquet", b""), ("a.parquet", b"PAR1" + bytes(100) + b"PAR1")],
-    "nowhere": [("", "")],
-    "folder": [("folder/", "")],
-    "a.txt, b.txt": [("folder/b.txt", "x")],  # a folder in which no file is named after a split
-    "level": [("a.jsonl", row(problem="x", level=3))],
-    "prompt (int)": [("a.jsonl", row(prompt=3))],
-    "output (int)": [("a.jsonl", row(prompt="x", output=3))],
-    "input (dict)": [("a.jsonl", row(instruction="x", input={}))],
-    "role": [("a.jsonl", row(messages=["hi"])), ("a.jsonl", messages(("bot", "x"))), ("a.jsonl", messages(("user",)))],
-    "user": [("a.jsonl", messages(("system", "x"))), ("a.jsonl", messages(("user", " ")))],
-}
-# by the task and the place: content
-PROBLEMS: dict[str, list[str]] = {
-    "gsm8k answer": [
-        row(question="x"),
-        row(question="x", answer="y\n####"),
-        row(question="x", answer={"a": 1}),
-        '{"question": "x", "answer": NaN}',
-    ],
-    "gsm8k question": [row(question=["x"], answer="3")],
-    "gsm8k line 1": [row(question=" ", answer="#### 3")],
-    "gsm8k 500": [row(question="x", answer="9" * 5000)],
-    "math line 1": [row(problem="x", solution=r"\boxed{4")],
-    "svamp line 1": [row(Body="", Question="", Answer=3)],
-    "text text (int)": [row(text=3)],
-    "text 80": [row(text="short")],
-}
-
-
-@each(DATA)
-def test_data_that_are_damaged(case: tuple[str, str | bytes], name: str, check: Check) -> None:
-    """The line names the argument and the place."""
-    file, content = case
-    if file.endswith(".parquet"):
-        pytest.importorskip("pyarrow", reason="needs pyarrow, extra tasks")
-    path = check.folder / (file or "nowhere.jsonl")
-    if "/" in file:
-        path = check.folder / "folder"
-        path.mkdir()
-        for part in ("a.txt", "b.txt")[: 2 * len(content)]:
-            (path / part).write_text(str(content))
-    elif file:
-        path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    check(lambda world, _: make_task("instruct", path=str(path), tokenizer=str(world.lm)), "path: ", name)
-
-
-@each(PROBLEMS)
-def test_problems_that_are_damaged(case: str, name: str, check: Check) -> None:
-    path = check.folder / "a.jsonl"
-    path.write_text(case)
-    task, _, place = name.partition(" ")
-    check(lambda world, _: make_task(task, path=str(path), tokenizer=str(world.lm)), "path: ", place)
-
-
-def with_template(name: str) -> Act:
-    def act(world: World, folder: Path) -> None:
-        (folder / "a.jsonl").write_text(messages(("system", "x"), ("user", "y")))
-        make_task("instruct", path=str(folder / "a.jsonl"), tokenizer=str(world.chat[name]))
-
-    return act
-
-
-def with_task(**options: Any) -> Act:
-    def act(world: World, folder: Path) -> None:
-        (folder / "a.jsonl").write_text("".join(row(prompt=f"say {i}", output="x") for i in range(3)))
-        make_task(**({"name": "instruct", "path": str(folder / "a.jsonl"), "tokenizer": str(world.lm)} | options))
-
-    return act
-
-
-TASKS = {
-    "chat": [with_template("alternating"), with_template("broken")],
-    "few_shot": [with_task(few_shot=-1), with_task(few_shot=3)],
-    "max_prompt_tokens": [with_task(max_prompt_tokens=4)],
-    "step_pattern": [with_task(step_pattern="(?P<"), with_task(step_pattern="two words")],
-    "task": [with_task(name="instructt")],
-    "tokenizer": [with_task(tokenizer="/nowhere"), lambda world, _: load_tokenizer(world.lm / CONFIG)],
-    "prompt_tokens": [with_task(name="text", prompt_tokens=0)],
-}
-
-
-@each(TASKS)
-def test_a_task_that_cannot_be(case: Act, name: str, check: Check) -> None:
-    check(case, name)
-
-
-def edit(file: str, **changes: Any) -> Damage:
-    """A JSON file with other values; None takes the key away."""
-
-    def damage(folder: Path) -> None:
-        fields = json.loads((folder / file).read_text()) | changes
-        (folder / file).write_text(json.dumps({k: v for k, v in fields.items() if v is not None}))
-
-    return damage
-
-
-def write(file: str, content: bytes) -> Damage:
-    return lambda folder: (folder / file).write_bytes(content)
-
-
-def cut(file: str) -> Damage:
-    return lambda folder: (folder / file).write_bytes((folder / file).read_bytes()[:-50])
-
-
-def lose(file: str) -> Damage:
-    return lambda folder: (folder / file).unlink()
-
-
-def weights(file: str, change: Callable[[dict[str, torch.Tensor]], Any]) -> Damage:
-    def damage(folder: Path) -> None:
-        tensors = load_file(folder / file)
-        change(tensors)
-        save_file(tensors, folder / file, metadata={"format": "pt"})
-
-    return damage
-
-
-def one(name: str, value: float) -> Callable[[dict[str, torch.Tensor]], Any]:
-    return lambda tensors: tensors[name].view(-1)[77:78].fill_(value)
-
-
-BERT = BertConfig(vocab_size=V, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
-NAN = weights(W, one("model.embed_tokens.weight", math.nan))
-
-MODELS: dict[str, list[Damage]] = {
-    "'/": [  # the folder
-        cut(W),
-        write(W, b""),
-        write(W, b"\xff" * 8 + bytes(100)),  # a header of 2^64 bytes
-        weights(W, lambda t: t["lm_head.weight"].fill_(3e38)),  # which overflow
-        weights(W, lambda t: (t.clear(), t.update(x=torch.ones(2)))),
-        cut(CONFIG),
-        write(CONFIG, b"\xff\xfe\0"),
-        write(CONFIG, b"[]"),
-        edit(CONFIG, model_type="x", auto_map={"AutoConfig": "x.X"}),  # code of its own
-        edit(CONFIG, vocab_size=-3),
-        edit(CONFIG, num_attention_heads=3),
-        edit(CONFIG, num_hidden_layers=2),
-        edit(CONFIG, hidden_size=16),
-        lambda f: (lose(W)(f), write(f"{W}.index.json", b'{"metadata": {}, "weight_map": {"a": "b"}}')(f)),
-    ],
-    W: [lose(W)],
-    CONFIG: [lose(CONFIG)],
-    "model.embed_tokens.weight": [NAN],
-    "lm_head.weight": [weights(W, one("lm_head.weight", math.inf))],
-    "model.norm.weight": [
-        weights(W, lambda t: t.pop("model.norm.weight")),
-        weights(W, lambda t: t.update({"model.norm.weight": torch.ones(9)})),
-    ],
-    "llamaa": [edit(CONFIG, model_type="llamaa")],
-    "model_type": [edit(CONFIG, model_type=None, architectures=None)],
-    "vocab_size": [edit(CONFIG, vocab_size="many")],
-    "Bert": [lambda f: BertForMaskedLM(BERT).save_pretrained(f)],  # an encoder alone
-    "T5Config": [edit(CONFIG, model_type="t5", architectures=None)],  # an encoder and a decoder
-}
-
-
-@each(MODELS)
-def test_a_model_that_is_damaged(case: Damage, name: str, check: Check) -> None:
-    """And Transformers prints no table beside the line."""
-    shutil.copytree(check.world.lm, check.folder / "bad")
-    case(check.folder / "bad")
-    check(lambda _, folder: build_model(folder / "bad", vocab_size=V, eos_token_id=EOS), name)
-    assert check.capsys.readouterr().err == ""
-
-
 def damaged(damage: Damage, *roles: str) -> Act:
     """The command line with a damaged teacher, student, or both."""
 
@@ -481,15 +257,7 @@ def drop_end(folder: Path) -> None:
     (folder / TOKENIZER).write_text(json.dumps(fields | {"added_tokens": []}))
 
 
-def table(change: Callable[[dict[str, torch.Tensor]], Any]) -> Act:
-    def act(_: World, folder: Path) -> None:
-        markov(4).save_pretrained(folder)
-        weights("table.safetensors", change)(folder)
-        TabularModel.load(folder)
-
-    return act
-
-
+NAN = weights(W, one("model.embed_tokens.weight", math.nan))
 PAIRS: dict[str, list[Act]] = {
     "bad": [
         damaged(NAN, "teacher"),
@@ -504,18 +272,6 @@ PAIRS: dict[str, list[Act]] = {
         damaged(lambda f: (lose(TOKENIZER)(f), lose("tokenizer_config.json")(f)), "teacher"),
     ],
     "eos_token": [damaged(drop_end, "teacher", "student")],
-    "table": [
-        table(lambda t: t["logits"].fill_(math.nan)),
-        table(lambda t: t["logits"].fill_(-math.inf)),
-        table(lambda t: t["next_state"].fill_(9)),
-        table(lambda t: t.update(logits=torch.ones(2, 2))),
-        table(lambda t: t["eos_token_id"].fill_(9)),
-        table(lambda t: t.pop("logits")),
-    ],
-    "device": [lambda world, _: build_model(world.lm, device="gpu")],
-    "dtype": [lambda world, _: build_model(world.lm, dtype="int8")],
-    "vocab_size": [lambda world, _: build_model(world.lm, vocab_size=300)],
-    "eos_token_id": [lambda world, _: build_model(world.lm, eos_token_id=999)],
 }
 
 
