@@ -57,7 +57,7 @@ class Method:
     teacher_rate_anneal: int = 0
     """Iterations over which teacher_rate falls linearly to 0; 0 keeps it."""
     forward_kl_anneal: int = 0
-    """Iterations over which the forward KL of a weighted loss fades linearly into the reverse KL; 0 keeps it."""
+    """Iterations over which the forward KL of a weighted loss fades into the reverse KL, linearly; 0 keeps it."""
     beta: float = 0.5
     """Weight of the teacher in the mixture of the Jensen-Shannon divergence, in (0, 1)."""
     skew: float = 0.1
@@ -73,7 +73,7 @@ class Method:
     gamma: float = 0.0
     """Discount of later costs, in [0, 1]; 0 is the per-token objective, 1 the sequence's."""
     length_normalize: bool = False
-    """Divide later costs by the number of later tokens, so that long completions weigh no more."""
+    """Divide later costs by the number of later tokens; long completions then weigh no more."""
     importance_weights: bool = False
     """Weigh every token by q / mixture, as drawn from the random mixture, so that the teacher's tokens carry a policy
     gradient, too."""

@@ -14,7 +14,7 @@ StepReduction = Literal["none", "mean", "max", "sum"]
 
 @dataclass(frozen=True)
 class Gate:
-    """A score, a threshold and a sharpness. A position is hard where `score >= tau`.
+    """The gate: a score, a threshold and a sharpness. A position is hard where `score >= tau`.
 
     hard gate (alpha = inf)   rewrite where hard;                   reverse weight 1 where easy, 0 where hard
     soft gate (alpha < inf)   rewrite with probability 1 - lambda;  reverse weight lambda = sigmoid(alpha (tau - score))
@@ -31,15 +31,15 @@ class Gate:
     alpha: float = math.inf
     """Sharpness of a soft gate, per unit of the score."""
     step_reduction: StepReduction = "none"
-    """Read the score as its mean, max or sum over the reasoning step so far, the current position included."""
+    """Reduction of the score over the reasoning step so far; it includes the current position."""
     smoothing: float = 0.0
-    """Weight of the past in an exponential moving average of the score over the completion, in [0, 1)."""
+    """Weight of the past in an exponential moving average of the score, in [0, 1)."""
     score_clip: float = math.inf
     """Larger scores are clipped to this."""
     relative: bool = False
-    """Read the score as a multiple of the average of the preceding scores in the completion; the first reads 0."""
+    """Read the score as a multiple of the average of those before it in the completion; the first reads 0."""
     cumulative: bool = False
-    """Read the score as its sum since the last rewrite, so that tau is a budget for each stretch between rewrites."""
+    """Read the score as its sum since the last rewrite; tau is then a budget for each stretch between rewrites."""
     hand_over_rest: bool = False
     """The first hard position hands the rest of the completion to the teacher."""
 

@@ -60,7 +60,7 @@ class TrainingConfig(Section):
     iterations: int = 400
     """Number of batches, one update each."""
     limit: float = 0.0
-    """Amount of --limit-of after which the training ends, if it is used before the last iteration; 0 is no limit."""
+    """Amount of --limit-of after which the training ends early; 0 sets no limit."""
     limit_of: Literal["student_tokens", "teacher_positions", "teacher_tokens"] = "student_tokens"
     """What is limited: tokens that the student writes, positions that the teacher scores, or tokens that it writes."""
     warm_start: float = 1 / 3

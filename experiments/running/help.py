@@ -121,7 +121,9 @@ def refuse_without_effect(config: RunConfig, default: RunConfig) -> None:
 def help_text(config: RunConfig, description: str) -> str:
     """The text of `--help`, with the values of a configuration as the defaults."""
     width = shutil.get_terminal_size((110, 24)).columns
+    agents = [flag.name for flag in flags_of(config.agent_options)]
     shown = [flag for flag in flags_of(config) if flag.is_shown(config)]
+    shown.sort(key=lambda flag: flag.name not in agents)
     first = sorted((flag for flag in shown if flag.name in FIRST), key=lambda flag: FIRST.index(flag.name))
     groups: dict[str, list[Flag]] = {"The flags that matter most": first}
     for flag in shown:
