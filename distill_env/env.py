@@ -37,8 +37,9 @@ class DistillVectorEnv(VectorEnv):
 
     ## Description
     The state is a prompt and the completion so far. An action is the next token, or REWRITE, which asks the teacher to
-    write the next token. An own token pays the teacher's log-probability of it; a rewrite costs a fixed price. Tokens
-    are never taken back. The environment does not know the student, so any agent written for Gymnasium can use it.
+    write the next token. The reward of an own token is its log-probability under the teacher; a rewrite has a fixed cost.
+    Tokens are never taken back. The environment does not know the student, so any agent written for Gymnasium can use
+    it.
 
     ## Action Space
     `Discrete(V + 1)`: a token id below V = `vocab_size`, or REWRITE = V = `rewrite_action`.
@@ -407,8 +408,9 @@ class DistillVectorEnv(VectorEnv):
         token = (actions >= 0) & (actions < self.vocab_size)
         room = np.where(self.completions.ended, 0, self.max_new_tokens - self.completions.lengths)
         reached = np.arange(actions.shape[1]) < room[:, None]
-        continues = token & (actions != self.task.eos_token_id)
-        reached[:, 1:] &= np.logical_and.accumulate(continues[:, :-1], 1)
+        if actions.shape[1] > 1:
+            continues = token & (actions != self.task.eos_token_id)
+            reached[:, 1:] &= np.logical_and.accumulate(continues[:, :-1], 1)
         return reached & token, reached & (actions == self.rewrite_action)
 
     def _along(self, tokens: Ints, states: int) -> Tensor:
@@ -487,8 +489,9 @@ class DistillVectorEnv(VectorEnv):
     def _final(self, ended: Bools, executed: Arrays) -> dict[str, Any]:
         """SAME_STEP: what `info` has of the completions that have ended."""
         final_obs = np.full(self.num_envs, None, object)
-        for row in np.flatnonzero(ended):
-            final_obs[row] = self.completions.ids[row].copy()
+        rows = np.flatnonzero(ended)
+        for row, ids in zip(rows.tolist(), self.completions.ids[rows], strict=True):
+            final_obs[row] = ids
         final = {"final_obs": final_obs, "final_info": self._info(ended, executed, ended, ended)}
         return final | {f"_{key}": ended.copy() for key in final}
 

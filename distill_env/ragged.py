@@ -18,8 +18,7 @@ def row_and_column(counts: Ints) -> tuple[Ints, Ints]:
 
 def slice_rows(tokens: Ints, start: Ints, stop: Ints) -> Ints:
     """Row i's `tokens[i, start[i]:stop[i]]`, left-aligned: [n, T] -> [n, w] with w the longest slice."""
-    counts = np.maximum(stop - start, 0)
-    block = np.full((len(tokens), counts.max(initial=0)), PAD, np.int64)
-    rows, columns = row_and_column(counts)
+    rows, columns = row_and_column(stop - start)
+    block = np.full((len(tokens), columns.max(initial=-1) + 1), PAD, np.int64)
     block[rows, columns] = tokens[rows, start[rows] + columns]
     return block

@@ -71,7 +71,7 @@ class TeacherScorer:
         draft = draft.clone()
         ids = draft.numpy()
         pending = np.where(live, (unread >= 0).sum(1), 0)
-        counts = np.where(live, (ids >= 0).sum(1), 0)
+        counts = np.where(live, (ids >= 0).sum(1), 0) if drafted else np.zeros_like(pending)
         width = int((pending + counts).max())
         log_probs = self.log_probs[:, None].expand(-1, drafted + 1, -1)
         if width > 0:
@@ -111,11 +111,11 @@ class TeacherScorer:
         if self._scored is None:
             return
         draft, log_probs = self._scored
-        shared = min(tokens.shape[1], draft.shape[1])
-        same = draft.numpy()[:, :shared] == tokens[:, :shared]
-        same &= np.arange(shared) < counts[:, None]
-        accepted = np.logical_and.accumulate(same, 1).sum(1)
-        if shared:
+        accepted = np.zeros_like(counts)
+        if shared := min(tokens.shape[1], draft.shape[1]):
+            same = draft.numpy()[:, :shared] == tokens[:, :shared]
+            same &= np.arange(shared) < counts[:, None]
+            accepted = np.logical_and.accumulate(same, 1).sum(1)
             device = log_probs.device
             known = torch.from_numpy((accepted == counts) & (counts > 0)).to(device)
             after = log_probs[torch.arange(len(tokens), device=device), torch.from_numpy(accepted).to(device)]

@@ -1,6 +1,7 @@
 """From a name to a Transformers model: reading, placing, quantising and adapting its weights.
 
-What needs a GPU (cuda, bitsandbytes, several devices) goes through Transformers' own arguments; not run on CUDA yet.
+Devices, quantisation and placement go through Transformers' own arguments. Several devices and bitsandbytes are
+untested.
 """
 
 from __future__ import annotations

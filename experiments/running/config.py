@@ -102,10 +102,10 @@ class TeacherConfig(Section):
     dtype: Dtype = "float32"
     """Weights of the teacher."""
     device_map: str = ""
-    """Transformers' placement of the teacher over devices, for example auto, instead of --device. Needs accelerate. Not
-    run on CUDA yet."""
+    """Transformers' placement of the teacher over devices, for example auto, instead of --device. Needs accelerate.
+    Untested."""
     quantize: Literal["none", "8bit", "4bit"] = "none"
-    """Bits of the teacher's weights, by bitsandbytes (pip install 'distill-env[quantize]'). Not run on CUDA yet."""
+    """Bits of the teacher's weights, by bitsandbytes (pip install 'distill-env[quantize]'). Untested."""
     gguf_file: str = ""
     """GGUF file in the teacher's folder or repository, converted to --dtype (pip install 'distill-env[gguf]')."""
 
@@ -154,7 +154,7 @@ class LoadingConfig(Section):
     """How the models of --env lm are loaded."""
 
     device: str = "cpu"
-    """Device of both models: cpu, cuda, cuda:1, ..., or auto: cuda if there is one, else cpu. Not run on CUDA yet."""
+    """Device of both models: cpu, cuda, cuda:1, ..., or auto: cuda if there is one, else cpu."""
     attn_implementation: Literal["auto", "sdpa", "eager"] = "auto"
     """Attention of both models; auto leaves it to Transformers. Others (flash attention) cannot serve the
     rollout's cache."""
