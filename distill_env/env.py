@@ -36,10 +36,10 @@ class DistillVectorEnv(VectorEnv):
     """A batch of completions, written token by token by an agent. The teacher is the environment.
 
     ## Description
-    The state is a prompt and the completion so far. An action is the next token, or REWRITE, which asks the teacher to
-    write the next token. The reward of an own token is its log-probability under the teacher; a rewrite has a fixed cost.
-    Tokens are never taken back. The environment does not know the student, so any agent written for Gymnasium can use
-    it.
+    The state is a prompt and the completion so far. An action is the next token, or REWRITE, which asks the teacher
+    to write the next token. The reward of an own token is its log-probability under the teacher; a rewrite has a
+    fixed cost. Tokens are never taken back. The environment does not know the student, so any agent written for
+    Gymnasium can use it.
 
     ## Action Space
     `Discrete(V + 1)`: a token id below V = `vocab_size`, or REWRITE = V = `rewrite_action`.
