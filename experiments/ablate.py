@@ -7,8 +7,6 @@ Runs are stored and resumed as by `compare.py`. Flags of `run.py` for all runs f
 
 from __future__ import annotations
 
-import itertools
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,9 +17,7 @@ if not __package__:  # run as a script: import from the checkout, not from this 
 
 from rich.console import Console
 
-from distill_env.checks import check_range
-from experiments.comparing.grid import Job, run_grid, split_flags
-from experiments.comparing.pool import FanOut
+from experiments.comparing.grid import GridConfig, run_grid, split_flags
 from experiments.comparing.studies import studies
 from experiments.comparing.tables import print_table, tuning_table, write_summary
 from experiments.running.cli import exit_code, read_flags
@@ -29,27 +25,13 @@ from experiments.running.metric_display import markdown_table
 
 
 @dataclass(frozen=True)
-class AblateConfig:
+class AblateConfig(GridConfig):
     """Vary one part of the method at a time."""
 
     studies: tuple[str, ...] = ("two_by_two",)
     """Which: two_by_two, tuning, rivals, tau, alpha, gate, equal_cost, draw, truncation, score, span; or all."""
-    seeds: tuple[int, ...] = (0, 1, 2)
-    """Seeds."""
-    envs: tuple[str, ...] = ("sums",)
-    """Environments."""
-    warm: tuple[str, ...] = ("weak",)
-    """Where the warm start ends: weak, strong or none, as in compare.py."""
     out: Path = Path("runs/ablate")
     """Folder for the runs, results.csv and summary-<study>.md."""
-    jobs: int = max(1, os.cpu_count() or 1)
-    """Runs at the same time, each with one torch thread."""
-    fan_out: FanOut = "local"
-    """Where they run: local processes, or ray: the cluster of $RAY_ADDRESS (all its nodes must see the folder --out),
-    otherwise a local one with --jobs workers."""
-
-    def __post_init__(self) -> None:
-        check_range(self, "jobs", least=1)
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -65,8 +47,7 @@ def ablate(config: AblateConfig, flags: Sequence[str], console: Console) -> None
         if name not in known:
             raise ValueError(f"studies: {name!r} is unknown; expected all, {', '.join(known)}")
     for name in names:
-        product = itertools.product(config.seeds, config.envs, config.warm, known[name])
-        jobs = [Job(name, env, warm, contender, seed) for seed, env, warm, contender in product]
+        jobs = config.grid(name, known[name])
         rows = run_grid(jobs, config.out, flags, config.jobs, console, config.fan_out)
         labels = [contender.label for contender in known[name]]
         reference = "student prefix, reverse" if name == "two_by_two" else labels[0]

@@ -10,8 +10,6 @@ resumed. Runs with the same seed share their warm start, prompts and evaluation.
 
 from __future__ import annotations
 
-import itertools
-import os
 import re
 import sys
 from collections.abc import Sequence
@@ -23,47 +21,28 @@ if not __package__:  # run as a script: import from the checkout, not from this 
 
 from rich.console import Console
 
-from distill_env.checks import check_range
-from experiments.comparing.grid import Contender, Job, run_grid, split_flags
-from experiments.comparing.pool import FanOut
+from experiments.comparing.grid import Contender, GridConfig, run_grid, split_flags
 from experiments.comparing.tables import write_summary
 from experiments.running.cli import exit_code, read_flags
 
 
 @dataclass(frozen=True)
-class CompareConfig:
+class CompareConfig(GridConfig):
     """Compare methods over seeds, environments and warm starts."""
 
     agents: tuple[str, ...] = ("gated", "rkl", "fkl", "rewrite_only")
     """Methods or other agents, as in run.py; or LABEL=AGENT --flag value ..., in quotation marks."""
-    seeds: tuple[int, ...] = (0, 1, 2)
-    """Seeds. Methods with the same seed start from the same student and see the same prompts."""
-    envs: tuple[str, ...] = ("sums",)
-    """Environments."""
-    warm: tuple[str, ...] = ("weak",)
-    """Where the warm start ends: weak (a third of the teacher's correct chains), strong (two thirds) or none."""
     reference: str = "rkl"
     """Label that the others are compared with, seed by seed."""
     study: str = "main"
     """Name of these runs in results.csv."""
     out: Path = Path("runs/compare")
     """Folder for the runs, results.csv and summary-<study>.md."""
-    jobs: int = max(1, os.cpu_count() or 1)
-    """Runs at the same time, each with one torch thread."""
-    fan_out: FanOut = "local"
-    """Where they run: local processes, or ray: the cluster of $RAY_ADDRESS (all its nodes must see the folder --out),
-    otherwise a local one with --jobs workers."""
 
     def __post_init__(self) -> None:
-        check_range(self, "jobs", least=1)
+        super().__post_init__()
         if not re.fullmatch(r"[\w.-]+", self.study):
             raise ValueError(f"study: {self.study!r}; expected letters, digits, '.', '-' and '_', for a file name")
-
-    def grid(self) -> list[Job]:
-        """Seed by seed, so that finished runs can be compared at any time."""
-        contenders = [Contender.read(a) for a in self.agents]
-        product = itertools.product(self.seeds, self.envs, self.warm, contenders)
-        return [Job(self.study, env, warm, contender, seed) for seed, env, warm, contender in product]
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -73,7 +52,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def compare(config: CompareConfig, flags: Sequence[str], console: Console) -> None:
-    jobs = config.grid()
+    jobs = config.grid(config.study, [Contender.read(a) for a in config.agents])
     rows = run_grid(jobs, config.out, flags, config.jobs, console, config.fan_out)
     labels = list(dict.fromkeys(job.contender.label for job in jobs))
     write_summary(rows, labels, config.reference, config.out, console)

@@ -18,7 +18,6 @@ if not __package__:  # run as a script: import from the checkout, not from this 
 import tyro
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from distill_env.checks import check_range
 from experiments.running.build import agent_loader
@@ -27,7 +26,7 @@ from experiments.running.config import EvaluationConfig
 from experiments.running.config_file import load_config
 from experiments.running.evaluating import evaluate_all
 from experiments.running.run_folder import finite, write_json
-from experiments.running.summary import add_evaluations
+from experiments.running.summary import evaluation_table
 
 
 @dataclass(frozen=True)
@@ -76,22 +75,15 @@ def evaluate_again(config: EvaluateConfig, console: Console) -> None:
     agent, _, damaged = load_checkpoint(config.folder / "checkpoints", agent_loader(run))
     for reason in damaged.values():
         console.print(f"[bold yellow]warning:[/] {escape(reason)}; the one before it is used", soft_wrap=True)
-    table = Table(title=str(config.folder), title_justify="left")
     if config.corpus:
-        from experiments.running.corpus import Corpus, corpus_perplexities
+        from experiments.running.corpus import Corpus, corpus_perplexities, corpus_table
 
         corpus = Corpus(config.corpus, config.corpus_tokens, config.window, config.stride)
         metrics = corpus_perplexities(run, agent, corpus, console)
-        table.add_column(f"perplexity of {config.corpus}, {metrics['tokens']:,.0f} tokens")
-        table.add_column("", justify="right")
-        for label in ("before", "after", "teacher"):
-            table.add_row(label, f"{metrics[label]:.2f}")
+        console.print(corpus_table(config.folder, corpus, metrics))
     else:
         metrics = evaluate_all(run, agent, console, "again", config.completions)
-        table.add_column("the student alone, test split")
-        table.add_column("now", justify="right")
-        add_evaluations(table, settings.samples, [metrics])
-    console.print(table)
+        console.print(evaluation_table(config.folder, settings.samples, metrics))
     if config.out:
         write_json(config.out, finite(metrics))
 

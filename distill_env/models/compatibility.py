@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
-
-if TYPE_CHECKING:
-    from distill_env.models.causal_lm import CausalLM
 
 _FAILURES = (TypeError, ValueError, RuntimeError, IndexError)
 
@@ -49,8 +46,8 @@ def longest_row(model: PreTrainedModel, config: Any) -> int | None:
 
 
 @torch.no_grad()
-def check_forward_passes(lm: CausalLM) -> bool:
-    """Compare the cached forward pass with the model's own on two rows of different lengths.
+def check_forward_passes(lm: Any) -> bool:
+    """Compare the cached forward pass of a `CausalLM` with the model's own on two rows of different lengths.
 
     Returns:
         whether the model computes the same from embeddings as from ids. It does not if it scales its embeddings, or

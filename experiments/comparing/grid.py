@@ -6,6 +6,8 @@ folder share their warm starts.
 
 from __future__ import annotations
 
+import itertools
+import os
 import re
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -17,6 +19,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
+from distill_env.checks import check_range
 from experiments.comparing.pool import FanOut, for_each
 from experiments.comparing.results_file import Row, read_results, write_results
 from experiments.running.build import make_agent, make_env, make_student
@@ -26,6 +29,33 @@ from experiments.running.run_folder import read_json
 
 WARM = {"none": 0.0, "weak": 1 / 3, "strong": 2 / 3}  # share of the teacher's correct chains at which a warm start ends
 SAME_RUN = {"name", "out", "resume", "threads"}  # flags that may differ when a run is resumed
+
+
+@dataclass(frozen=True)
+class GridConfig:
+    """What commands that run a grid have in common."""
+
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Seeds. Methods with the same seed start from the same student and see the same prompts."""
+    envs: tuple[str, ...] = ("sums",)
+    """Environments."""
+    warm: tuple[str, ...] = ("weak",)
+    """Where the warm start ends: weak (a third of the teacher's correct chains), strong (two thirds) or none."""
+    jobs: int = max(1, os.cpu_count() or 1)
+    """Runs at the same time, each with one torch thread."""
+    fan_out: FanOut = "local"
+    """Where they run: local processes, or ray: the cluster of $RAY_ADDRESS (all its nodes must see the folder --out),
+    otherwise a local one with --jobs workers."""
+
+    def __post_init__(self) -> None:
+        check_range(self, "jobs", least=1)
+        if min(self.seeds, default=0) < 0:
+            raise ValueError(f"seeds: {min(self.seeds)}; expected at least 0")
+
+    def grid(self, study: str, contenders: Sequence[Contender]) -> list[Job]:
+        """All jobs of a study, seed by seed, so that finished runs can be compared at any time."""
+        product = itertools.product(self.seeds, self.envs, self.warm, contenders)
+        return [Job(study, env, warm, contender, seed) for seed, env, warm, contender in product]
 
 
 @dataclass(frozen=True)
@@ -78,6 +108,7 @@ def check_jobs(jobs: Sequence[Job], out: Path, flags: Sequence[str]) -> None:
     """
     runs: dict[str, Job] = {}
     labelled: dict[tuple[str, str, str, int], Job] = {}
+    parsed: dict[tuple[str, str, Contender], dict[str, Any]] = {}
     for job in jobs:
         label = job.contender.label
         if job.warm not in WARM:
@@ -87,12 +118,15 @@ def check_jobs(jobs: Sequence[Job], out: Path, flags: Sequence[str]) -> None:
             raise ValueError(f"agents: {labels} are the same run of seed {job.seed}; expected each run once")
         if labelled.setdefault((label, job.env, job.warm, job.seed), job) is not job:
             raise ValueError(f"agents: {label!r} is the label of two contenders; expected another LABEL= for one")
-        try:
-            values = flag_values(parse(job.arguments(out, flags)))
-        except ValueError as error:
-            raise ValueError(f"{label}: {error}") from None
-        except SystemExit:  # tyro has printed what is wrong
-            raise ValueError(f"{label}: invalid flags, see above") from None
+        kind = (job.env, job.warm, job.contender)
+        if kind not in parsed:  # reading flags is slow, and seeds differ in nothing else
+            try:
+                parsed[kind] = flag_values(parse(job.arguments(out, flags)))
+            except ValueError as error:
+                raise ValueError(f"{label}: {error}") from None
+            except SystemExit:  # tyro has printed what is wrong
+                raise ValueError(f"{label}: invalid flags, see above") from None
+        values = parsed[kind] | {"seed": job.seed}
         folder = out / job.name
         if (folder / "config.json").exists():
             before = flag_values(load_config(folder))

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from rich.console import Console
+from rich.table import Table
 
 from agents.base import Metrics
 from agents.likelihood import corpus_perplexity
@@ -60,3 +61,13 @@ def corpus_perplexities(run: RunConfig, agent: Any, corpus: Corpus, console: Con
             advance = partial(progress.advance, bar)
             metrics[name] = corpus_perplexity(load(), ids, corpus.window, corpus.stride, advance)
     return metrics
+
+
+def corpus_table(title: object, corpus: Corpus, metrics: Metrics) -> Table:
+    """What `corpus_perplexities` returns, as a table."""
+    table = Table(title=str(title), title_justify="left")
+    table.add_column(f"perplexity of {corpus.path}, {metrics['tokens']:,.0f} tokens")
+    table.add_column("", justify="right")
+    for label in ("before", "after", "teacher"):
+        table.add_row(label, f"{metrics[label]:.2f}")
+    return table

@@ -97,6 +97,15 @@ def add_evaluations(table: Table, samples: int, columns: Sequence[Mapping[str, f
         table.add_section()
 
 
+def evaluation_table(title: object, samples: int, metrics: Mapping[str, float | None]) -> Table:
+    """One evaluation of a student alone."""
+    table = Table(title=str(title), title_justify="left")
+    table.add_column("the student alone, test split")
+    table.add_column("now", justify="right")
+    add_evaluations(table, samples, [metrics])
+    return table
+
+
 def verdict(evaluation: dict[str, Any]) -> str:
     """What happened, in sentences."""
     before, after, training = evaluation["before"], evaluation["after"], evaluation["training"]
