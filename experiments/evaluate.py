@@ -59,16 +59,14 @@ class EvaluateConfig:
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Evaluate. Returns the exit code."""
     return exit_code(lambda: evaluate_again(read_flags(EvaluateConfig, args, __doc__), Console()))
 
 
 def evaluate_again(config: EvaluateConfig, console: Console) -> None:
     """Load the student of the newest checkpoint, evaluate it, and print a table."""
     run = load_config(config.folder)
-    settings = EvaluationConfig(
-        config.eval_prompts or run.evaluation.prompts, config.eval_samples or run.evaluation.samples
-    )
+    usual = run.evaluation
+    settings = EvaluationConfig(config.eval_prompts or usual.prompts, config.eval_samples or usual.samples)
     run = replace(run, evaluation=settings)
     from agents.checkpoint import load_checkpoint
 
