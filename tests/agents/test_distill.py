@@ -397,7 +397,7 @@ def test_the_share_follows_the_budget(row: Method) -> None:
     config = DistillConfig(row, OptimizerConfig(0.01, warmup_iterations=0), batch_size=200, draft_length=3)
     agent = DistillAgent(perturbed(teacher, 2.0), config)
     agent.learn(make_env(teacher, 200, horizon=6), 60, lambda _, metrics: seen.append(metrics))
-    assert seen[0]["rollout/tau"] == row.tau
+    assert seen[0]["rollout/tau"] == row.gate.tau
     assert agent.method.gate.tau != seen[-1]["rollout/tau"]
     share = "rollout/rewritten_share" if row.teacher_writes != "never" else "train/reverse_weight"
     for m in seen:
@@ -747,7 +747,7 @@ def test_what_is_not_a_number_stops_the_run_and_changes_nothing(name: str, whose
     [
         ({"tau": -1.0}, "tau"),
         ({"alpha": 0.0}, "alpha"),
-        ({"teacher_rate": 1.5}, "rate"),
+        ({"teacher_rate": 1.5}, "teacher_rate"),
         ({"beta": 1.0}, "beta"),
         ({"skew": 0.0}, "skew"),
         ({"gamma": 1.5}, "gamma"),

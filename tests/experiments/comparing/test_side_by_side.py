@@ -29,7 +29,7 @@ def test_every_column_is_its_runs_evaluation_and_hostile_answers_are_text(tmp_pa
     assert head[-2:] == ["gated", "rkl"]
     found = {line[0]: line[-2:] for line in lines}
     evaluated = [json.loads((tmp_path / a / "evaluation.json").read_text()) for a in ("gated", "rkl")]
-    assert found["entropy, nats a token"] == [f"{e['after']['entropy']:.3f}" for e in evaluated]
+    assert found["entropy, nats per token"] == [f"{e['after']['entropy']:.3f}" for e in evaluated]
     assert found["training tokens"] == [f"{e['training']['tokens']:,.0f}" for e in evaluated]
     assert r"**p\|q**" in text
     assert r"| `rkl` | \<script\>\| \*\*rkl\*\* \# no |" in text
