@@ -68,7 +68,8 @@ def raw_score(gate: Gate, student: Tensor | None, teacher: Tensor | None, draft:
 
     Args:
         gate: the gate.
-        student, teacher: log-probabilities [n, K, V]; None for scores that read no model.
+        student: log-probabilities [n, K, V]; None for scores that read no model.
+        teacher: the same of the teacher.
         draft: the block.
 
     Returns:
@@ -182,7 +183,8 @@ def apply_gate(
 
     Args:
         gate: the gate.
-        student, teacher: log-probabilities [n, K, V], or on a common support, or None if the gate reads no model.
+        student: log-probabilities [n, K, V], or on a support that both models share; None if the gate reads no model.
+        teacher: the same of the teacher.
         draft: the block.
         state: the gate's memory of these completions.
     """
