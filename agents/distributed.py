@@ -89,6 +89,13 @@ class ProcessGroup:
         if self.rank and command == Command.STOP:
             raise TrainingEnded
 
+    def close(self) -> None:
+        """Leave the group, whose threads would otherwise be alive when the process exits, which aborts it at times."""
+        if self.world_size > 1:
+            from torch import distributed
+
+            distributed.destroy_process_group()
+
     def broadcast(self, value: T) -> T:
         """The value of the main process."""
         if self.world_size == 1:

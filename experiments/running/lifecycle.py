@@ -51,9 +51,10 @@ def main(args: Sequence[str] | None = None, description: str = "") -> int:
         processes = init_distributed()
         if processes.rank:
             follow(config, processes)
-            return
-        with signals_raise():
-            run(config, Console(), processes)
+        else:
+            with signals_raise():
+                run(config, Console(), processes)
+        processes.close()
 
     try:
         return exit_code(work)
