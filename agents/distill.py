@@ -105,7 +105,7 @@ class DistillAgent:
                 f"importance_weights: with rewrite, rewrite_span, task_reward = {setting}; expected sample, token, 0, "
                 "so that each token is a draw from the mixture and its reward is log p"
             )
-        self._check_ranks()
+        self._check_processes()
         stream = PromptStream(core.prompts, self.config.seed)
         for _ in range(iterations):
             self.processes.continue_or_stop(gather=self._gather)
@@ -124,7 +124,7 @@ class DistillAgent:
                 callback(self.iteration, metrics)
         return self
 
-    def _check_ranks(self) -> None:
+    def _check_processes(self) -> None:
         config, count = self.config, self.processes.world_size
         if count > config.batch_size:
             raise ValueError(
