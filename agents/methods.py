@@ -40,8 +40,8 @@ class Method:
 
     teacher_writes: TeacherWrites = "hard"
     """Which tokens the teacher writes: never; always; where the gate is hard or soft; with probability teacher_rate per
-    token (random) or per completion (mixture); at random at the hard share of the last iteration (matched); or
-    reference completions in its place (reference)."""
+    token (random) or per completion (mixture); at random, as large a share as the hard gate rewrites in a trial rollout
+    on the same prompts (matched); or reference completions in its place (reference)."""
     loss: Loss = "weighted"
     """Loss at each position: negative log-likelihood (nll), a divergence, reverse and forward KL weighted by the gate
     (weighted), reverse KL plus the gate's part of the forward KL (reverse_plus_forward), or the log-likelihood of the
@@ -114,6 +114,11 @@ class Method:
             self._check_sampled()
         if self.importance_weights:
             self._check_importance_weights()
+        if self.policy_gradient and self.gate_writes and self.gate.score == "rank":
+            raise ValueError(
+                f"score: 'rank' with gamma {self.gamma} and estimator {self.estimator!r}; a rank depends on the drawn "
+                "token, which biases a policy gradient; expected gamma 0 and exact, or a score of the state"
+            )
 
     @property
     def truncates(self) -> bool:
@@ -129,6 +134,11 @@ class Method:
     def gated(self) -> bool:
         """Whether anything depends on the gate."""
         return self.gate_writes or self.weighting_gate is not None
+
+    @property
+    def policy_gradient(self) -> bool:
+        """Whether the loss has a policy gradient."""
+        return self.gamma > 0 or self.estimator == "sampled"
 
     @property
     def needs_teacher(self) -> bool:
@@ -156,7 +166,7 @@ class Method:
         return replace(self, gate=replace(self.gate, tau=tau))
 
     def teacher_gate(self, matched_rate: float = 0.0, iteration: int = 0) -> Gate:
-        """Who writes in an iteration (from 0), as a gate. `matched_rate` is the share of hard positions in the last."""
+        """Who writes in an iteration (from 0), as a gate. `matched_rate` is the share that the hard gate rewrites."""
         if self.gate_writes:
             return self.gate if self.teacher_writes == "soft" else self.hard_gate
         if self.teacher_writes in ("random", "mixture"):
@@ -265,7 +275,7 @@ METHODS: dict[str, Method] = {
     # the same, but the forward KL fades: mode-covering first, mode-seeking later
     "cooled": variant(GATED, forward_kl_anneal=200),
     # its parts: the gate's KLs without rewriting, rewriting without the forward KL, and rewriting as many positions as
-    # are hard, chosen at random
+    # the gate would, chosen at random
     "gate_only": variant(GATED, teacher_writes="never", weighting="hard"),
     "rewrite_only": variant(GATED, loss="reverse"),
     "random_rewrite": variant(GATED, teacher_writes="matched"),
