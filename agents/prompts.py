@@ -1,6 +1,8 @@
-"""The order of the training prompts."""
+"""Which prompts are taken, and in which order."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -21,3 +23,8 @@ class PromptStream:
             low = max(start - epoch * len(order), 0)
             taken += [self.prompts[i] for i in order[low : max(start + count - epoch * len(order), 0)]]
         return taken
+
+
+def evenly_spaced(prompts: Sequence[Prompt], count: int) -> list[Prompt]:
+    """`count` prompts from the first to the last, some of them twice where there are fewer."""
+    return [prompts[i] for i in np.linspace(0, len(prompts) - 1, count).round().astype(int)]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from agents.prompts import evenly_spaced
 from experiments.running.build import make_env
 from experiments.running.config_file import load_config
 
@@ -83,7 +84,7 @@ def diagnose_run(folder: Path, count: int, samples: int) -> dict[str, float]:
 
     config = load_config(folder)
     prompts = list(make_env(config, "test", 1, purpose="train").prompts)
-    prompts = prompts[:: max(1, -(-len(prompts) // count))]
+    prompts = evenly_spaced(prompts, min(count, len(prompts)))
     env = make_env(config, "test", len(prompts), purpose="train")
     student: Any = build_model(folder / "student", vocab_size=env.vocab_size, eos_token_id=env.task.eos_token_id)
     by_teacher = collect(env, student, prompts, episode_keys(SEED, np.arange(len(prompts))), ALWAYS, 16)

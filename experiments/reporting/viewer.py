@@ -18,6 +18,7 @@ from rich.markup import escape
 
 from agents.config import DistillConfig
 from agents.methods import GATED, Method
+from agents.prompts import evenly_spaced
 from distill_env.gate_settings import NEVER, Gate
 from distill_env.rendering import END
 from experiments.reporting.drawing import HIGHLIGHTED
@@ -118,11 +119,6 @@ def load_student(folder: Path, config: RunConfig) -> tuple[TrainableModel, Metho
         folder / "student", **({**shared_ids(config), **student_arguments(config)} if config.env == "lm" else {})
     )
     return student, config.method or GATED
-
-
-def evenly_spaced(prompts: Sequence[Prompt], count: int) -> list[Prompt]:
-    """That many prompts from first to last, some of them twice where there are too few."""
-    return [prompts[i] for i in np.linspace(0, len(prompts) - 1, count).astype(int)]
 
 
 def write_completions(

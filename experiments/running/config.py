@@ -19,6 +19,7 @@ LanguageTaskName = Literal[*LANGUAGE_TASKS]  # type: ignore[valid-type]
 EnvName = Literal["sums", "coins", "categorical", "lm"]
 Dtype = Literal["float32", "bfloat16"]
 AgentOptions = DistillConfig | SB3Config | PluginConfig
+LARGEST_RUN_SEED = 2**32 - 1  # evaluations and the data of warm starts have larger ones, so streams of their own
 SMALL_TASKS = ("sums", "coins")  # with a trained teacher that ships with the project
 SB3_AGENTS: dict[str, Literal["ppo", "a2c"]] = {"ppo": "ppo", "a2c": "a2c"}
 AGENT_HELP = f"A method ({', '.join(METHODS)}), ppo or a2c from Stable-Baselines3, or package.module:Class."
@@ -288,6 +289,7 @@ class RunConfig(Section):
         """The name, and what sections require of one another."""
         if Path(self.name).name != self.name or self.name == ".." or len(self.name.encode()) > 200:
             raise ValueError(f"name: {self.name!r}; expected the name of one folder under --out, up to 200 bytes")
+        check_range(self.agent_options, "seed", most=LARGEST_RUN_SEED)
         method = self.method
         if method is None:
             return

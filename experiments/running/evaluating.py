@@ -10,18 +10,19 @@ from rich.console import Console
 from rich.text import Text
 
 from agents.atomic_io import write_text
+from agents.prompts import evenly_spaced
 from distill_env.gate_settings import Gate
 from distill_env.tasks.base import Split
 from experiments.running import completions_file
 from experiments.running.build import make_env
 from experiments.running.cli import progress_bar
-from experiments.running.config import RunConfig
+from experiments.running.config import LARGEST_RUN_SEED, RunConfig
 from experiments.running.run_folder import finite, read_json, write_json
 
 if TYPE_CHECKING:
     from agents.base import Agent
 
-EVALUATION_SEED = 1_000_003  # no training seed
+EVALUATION_SEED = LARGEST_RUN_SEED + 1
 EVALUATION_ROWS, LM_ROWS = 512, 16  # completions at a time
 SPLITS: tuple[tuple[Split, str], ...] = (("test", ""), ("ood", "ood/"))  # and the prefix of their metrics
 SAMPLES = 3  # completions that a run shows at its end
@@ -76,7 +77,7 @@ def evaluate_all(
                 prompts = list(make_env(config, split, 1, purpose="evaluate").prompts)
             except ValueError:
                 continue  # a task without such a split
-            prompts = prompts[:: max(1, -(-len(prompts) // config.evaluation.prompts))]
+            prompts = evenly_spaced(prompts, min(config.evaluation.prompts, len(prompts)))
             rows = min(LM_ROWS if config.env == "lm" else EVALUATION_ROWS, len(prompts) * samples)
             env = make_env(config, split, rows, purpose="evaluate")
             bar = progress.add_task(f"evaluation {when}, {split} split", total=len(prompts) * (samples + 1))
@@ -106,7 +107,7 @@ def show_samples(config: RunConfig, agent: Any, folder: Path, console: Console) 
     from distill_env.rendering import render_ansi
 
     env = make_env(config, "test", SAMPLES, purpose="train")
-    prompts = [env.prompts[i] for i in np.linspace(0, len(env.prompts) - 1, SAMPLES).astype(int)]
+    prompts = evenly_spaced(env.prompts, SAMPLES)
     method = agent.method  # with the current tau
     keys = episode_keys(EVALUATION_SEED, np.arange(SAMPLES))
     rollout = collect(env, agent.student, prompts, keys, method.hard_gate, 1, method.top_k, method.top_p)

@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.text import Text
 
 from agents.config import DistillConfig
+from agents.prompts import evenly_spaced
 from distill_env.models.base import ServerLostError
 from experiments.running.alarms import Alarm, AlarmLog
 from experiments.running.build import make_env
@@ -139,7 +140,7 @@ class TrainingLoop:
         from agents.generation import generate
 
         env = self.validation
-        prompts = env.prompts[:: max(1, len(env.prompts) // env.num_envs)][: env.num_envs]
+        prompts = evenly_spaced(env.prompts, min(env.num_envs, len(env.prompts)))
         measured = completion_metrics(generate(self.agent, env, prompts, EVALUATION_SEED, gate=gate_of(self.agent)))
         return {f"validation/{k}": measured[k] for k in VALIDATED if k in measured}
 

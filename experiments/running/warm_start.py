@@ -25,10 +25,11 @@ from agents.rollout import Rollout
 from agents.teacher_cache import TeacherCache
 from experiments.running.build import make_env, make_student
 from experiments.running.cli import progress_bar
-from experiments.running.config import EnvironmentConfig, RunConfig, TeacherConfig
+from experiments.running.config import LARGEST_RUN_SEED, EnvironmentConfig, RunConfig, TeacherConfig
+from experiments.running.evaluating import EVALUATION_SEED
 
 DATA_SET = 100  # batches of the teacher's completions, over which a warm start iterates
-DATA_SEED = 0  # of the data set, which all warm starts of an environment share
+DATA_SEED = LARGEST_RUN_SEED + 2  # of the data set, which all warm starts of an environment share
 VALIDATE_EVERY = 50  # updates
 GIVE_UP_AFTER = 20_000  # updates
 
@@ -47,7 +48,7 @@ def teacher_completions(agent: DistillAgent, env: Any, batches: int, console: Co
 def epochs(agent: DistillAgent, data: Sequence[Rollout]) -> Iterator[int]:
     """Update on the data in epochs of different order, without end. Yields the number of updates so far."""
     while True:
-        order = np.random.default_rng([agent.config.seed, agent.iteration]).permutation(len(data))
+        order = np.random.default_rng([DATA_SEED, agent.config.seed, agent.iteration]).permutation(len(data))
         for i in order:
             agent.update(data[i])
             agent.iteration += 1
@@ -60,9 +61,10 @@ def data_set(config: RunConfig, batches: int) -> tuple[list[Rollout], float]:
     assert isinstance(config.agent_options, DistillConfig)
     env = make_env(config, "train", config.agent_options.batch_size, purpose="train")
     validation = make_env(config, "validation", 300, purpose="evaluate")
-    written = generate(None, validation, validation.prompts, 0, teacher_writes=True)
+    written = generate(None, validation, validation.prompts, EVALUATION_SEED, teacher_writes=True)
     cache = TeacherCache(config.out / "warm_start" / "completions")  # shared by all processes and students
-    data = teacher_completions(DistillAgent(make_student(config, env), config.agent_options, cache), env, batches)
+    options = dataclasses.replace(config.agent_options, seed=DATA_SEED)
+    data = teacher_completions(DistillAgent(make_student(config, env), options, cache), env, batches)
     return data, completion_metrics(written)["correct_chains"]
 
 
@@ -100,14 +102,13 @@ def warm_start(config: RunConfig, console: Console) -> tuple[Any, Path]:
 
 
 def _fine_tune(config: RunConfig, options: DistillConfig, console: Console) -> DistillAgent:
-    writer = dataclasses.replace(options, seed=DATA_SEED)
     sft = RunConfig(
         agent="sft",
         env=config.env,
         out=config.out,
         teacher=TeacherConfig(dtype=config.teacher.dtype),
         environment=EnvironmentConfig(max_new_tokens=config.environment.max_new_tokens),
-        agent_options=writer,
+        agent_options=dataclasses.replace(options, seed=0),  # so that all seeds find the data set in memory
     )
     with console.status("the teacher writes a data set"):
         data, teacher = data_set(sft, DATA_SET)
@@ -120,7 +121,7 @@ def _fine_tune(config: RunConfig, options: DistillConfig, console: Console) -> D
         bar = progress.add_task("warm start", total=None)
         for updates in epochs(agent, data):
             if updates % VALIDATE_EVERY == 0:
-                reached = completion_metrics(generate(agent, validation, prompts, 0))["correct_chains"]
+                reached = completion_metrics(generate(agent, validation, prompts, EVALUATION_SEED))["correct_chains"]
                 text = f"warm start: sft until {target:.0%} correct chains in validation, now {reached:.0%}"
                 progress.update(bar, description=text, completed=updates)
             if reached >= target:

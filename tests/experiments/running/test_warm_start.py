@@ -18,6 +18,7 @@ from distill_env.env import DistillVectorEnv
 from distill_env.models.tabular import uniform
 from experiments.running import warm_start as module
 from experiments.running.build import make_env
+from experiments.running.evaluating import EVALUATION_SEED
 from experiments.running.flags import parse
 from experiments.running.warm_start import epochs, teacher_completions, warm_start
 
@@ -37,6 +38,19 @@ def test_every_round_visits_every_batch_once_in_another_order(monkeypatch: pytes
     assert rounds[0] != rounds[1] != rounds[2]
 
 
+def test_the_data_of_a_warm_start_is_not_the_training_data_of_any_run() -> None:
+    """Neither its prompts nor its draws, index by index, are those of a run, whose seeds end before its own."""
+    env = make_env(parse(["--agent", "fkl"]), "train", 64, purpose="train")
+    agents = (
+        DistillAgent(uniform(env.vocab_size), DistillConfig(METHODS["fkl"], seed=s)) for s in (0, module.DATA_SEED)
+    )
+    first, data = (teacher_completions(agent, env, 1)[0] for agent in agents)
+    same = [a.ids == b.ids for a, b in zip(first.prompts, data.prompts, strict=True)]
+    assert sum(same) < 8  # by chance one in hundreds
+    with pytest.raises(ValueError, match="seed:"):
+        parse(["--seed", str(module.DATA_SEED)])
+
+
 def test_a_warm_start_ends_at_the_first_validation_that_reaches_its_share(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -48,7 +62,7 @@ def test_a_warm_start_ends_at_the_first_validation_that_reaches_its_share(
     agent = DistillAgent.load(folder)
     assert agent.iteration % 20 == 0
     validation = make_env(config, "validation", 300, purpose="evaluate")
-    reached = completion_metrics(generate(agent, validation, validation.prompts, 0))["correct_chains"]
+    reached = completion_metrics(generate(agent, validation, validation.prompts, EVALUATION_SEED))["correct_chains"]
     assert 0.0019 <= reached < 0.5
     again, _ = warm_start(config, Console(quiet=True))  # from disk
     for a, b in zip(student.parameters(), again.parameters(), strict=True):
