@@ -16,7 +16,15 @@ from transformers import PreTrainedModel
 from distill_env.models import inplace_grad
 from distill_env.models.adapters import is_adapted, save_adapter, save_merged
 from distill_env.models.batching import length_groups
-from distill_env.models.compatibility import check_forward_passes, decoder_config, longest_row
+from distill_env.models.compatibility import (
+    Limit,
+    check_forward_passes,
+    decoder_config,
+    least,
+    length_limit,
+    sliding_windows,
+    windows_are_exact,
+)
 from distill_env.models.hub import no_progress_bars
 from distill_env.models.kv_cache import SlotCache
 from distill_env.models.pretrained import read_pretrained, whole_state
@@ -29,8 +37,8 @@ class CausalLM:
     """A `TrainableModel` over a Transformers model; one object holds one batch of rows.
 
     The module always runs in evaluation mode, also with gradients: without dropout, the student that is trained is the
-    one that wrote. The constructor compares the cached forward pass with the model's own on two short rows, and refuses
-    an architecture for which they differ.
+    one that wrote. The constructor compares the cached forward pass with the model's own, and refuses an architecture
+    for which they differ: see `compatibility`.
 
     Args:
         model: a decoder-only causal language model with attention "sdpa" or "eager".
@@ -39,7 +47,10 @@ class CausalLM:
         eos_token_id: the token that ends a completion. By default the one in the model's configuration.
 
     Attributes:
-        max_length: the most tokens of a prompt and its completion; None if there is no limit.
+        max_length: the most tokens of a prompt and its completion; None if there is no limit. It is less than the
+            model's context where longer rows would change the distributions of shorter ones, as with longrope.
+        limit: the same with its reason.
+        config: of the model's decoder.
         pass_overhead: the cost of a forward pass of any size, in token positions.
         cache_argument: the name under which the decoder takes its cache (renamed in Transformers 5.24).
 
@@ -50,20 +61,23 @@ class CausalLM:
     def __init__(
         self, model: PreTrainedModel, *, vocab_size: int | None = None, eos_token_id: int | None = None
     ) -> None:
-        self._config = decoder_config(model)
+        self.config = decoder_config(model)
         self.model: Any = model.eval()
         self._decoder, self._head = self.model.base_model, self.model.get_output_embeddings()
         n_ids = self._head.weight.shape[0]
         self.vocab_size: int = n_ids if vocab_size is None else vocab_size
         if not 1 <= self.vocab_size <= n_ids:
             raise ValueError(f"vocab_size: {vocab_size}; expected 1 to {n_ids}, the number of rows of the model's head")
-        eos = self._config.eos_token_id if eos_token_id is None else eos_token_id
+        eos = self.config.eos_token_id if eos_token_id is None else eos_token_id
         eos = eos[0] if isinstance(eos, list) and len(eos) == 1 else eos
         if not isinstance(eos, int) or not 0 <= eos < self.vocab_size:
             raise ValueError(f"eos_token_id: {eos}; expected one id from 0 to {self.vocab_size - 1}")
         self.eos_token_id: int = eos
-        self._context: int | None = getattr(self._config, "max_position_embeddings", None)
-        self.max_length = longest_row(model, self._config)
+        self.limit = length_limit(self.config)
+        every = sliding_windows(model, self.config)
+        windows = {window for window in every if window is not None}
+        self._kinds = ["full_attention"] if None in every else []  # of attention, by Transformers' names
+        self._kinds += ["sliding_attention"] if windows else []
         # A pass reads all weights (the GPU's number is a guess); a small model's function calls take the time.
         positions = 64 if self.model.device.type == "cpu" else 512
         self.pass_overhead = max(positions, 2**30 // sum(p.numel() for p in self.model.parameters()))
@@ -71,6 +85,10 @@ class CausalLM:
         self.cache_argument = "cache" if "cache" in decoder_arguments else "past_key_values"
         self._embedding = self.model.get_input_embeddings() if "inputs_embeds" in decoder_arguments else None
         self._clear(0)
+        if windows and not windows_are_exact(self, windows):
+            # up to the window all layers attend to everything
+            self._kinds = ["full_attention"]
+            self.limit = least([self.limit, Limit(min(windows), "the model's attention window")])
         if not check_forward_passes(self):
             self._embedding = None
         self._clear(0)
@@ -107,6 +125,10 @@ class CausalLM:
         device: torch.device = self.model.device
         return device
 
+    @property
+    def max_length(self) -> int | None:
+        return self.limit.tokens
+
     def fork(self) -> CausalLM:
         """Another batch, still empty, over the same weights."""
         twin = copy.copy(self)
@@ -136,22 +158,34 @@ class CausalLM:
         logical = self._rows[rows]
         slots = self._lengths[logical, None] + torch.arange(n_new)  # [n, K]; padding writes beyond the row's end
         width = int(slots.max()) + 1
-        mask = (torch.arange(width) <= slots[:, :, None])[:, None].to(device)  # [n, 1, K, width]
-        if self._config._attn_implementation == "eager":  # adds its mask, whereas sdpa reads a boolean one
-            dtype = self.model.dtype
-            mask = torch.zeros(mask.shape, dtype=dtype, device=device).masked_fill(~mask, torch.finfo(dtype).min)
-        # Only padding can lie beyond the context; a learned position embedding has no row for it.
-        positions = slots if self._context is None else slots.clamp(max=self._context - 1)
+        # Only padding can lie beyond the limit; a learned position embedding has no row for it.
+        positions = slots if self.max_length is None else slots.clamp(max=self.max_length - 1)
         self._cache.set_write_slots(len(self._rows), rows, slots, width)
-        hidden = self._run(
+        hidden = self.hidden_states(
             input_ids=tokens.clamp(min=0).to(device),
-            attention_mask=mask,
+            attention_mask=self.attention_mask(slots, width),
             position_ids=positions.to(device),
             use_cache=True,
             **{self.cache_argument: self._cache},
         )
         self._lengths[logical] += (tokens >= 0).sum(1)
         return hidden
+
+    def attention_mask(self, slots: Tensor, width: int) -> Any:
+        """What queries in these slots [n, K] attend to among the first `width` slots, [n, 1, K, width]; a mask for each
+        kind of attention, by its name, if the model has several."""
+        slots, keys = slots[:, None, :, None], torch.arange(width)
+        masks = {"full_attention": keys <= slots}
+        if "sliding_attention" in self._kinds:
+            masks["sliding_attention"] = masks["full_attention"] & (keys > slots - self.config.sliding_window)
+        masks = {kind: self._as_attention_reads(masks[kind].to(self.model.device)) for kind in self._kinds}
+        return masks if len(masks) > 1 else masks[self._kinds[0]]
+
+    def _as_attention_reads(self, mask: Tensor) -> Tensor:
+        if self.config._attn_implementation != "eager":  # adds its mask, whereas sdpa reads a boolean one
+            return mask
+        dtype = self.model.dtype
+        return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
 
     @torch.no_grad()
     def start(self, prompts: Sequence[Sequence[int]], rows: Sequence[int] | None = None) -> Tensor:
@@ -260,7 +294,7 @@ class CausalLM:
             inputs = {"input_ids": block}
             if self._embedding is not None and inplace_grad.is_supported(self._embedding):
                 inputs = {"inputs_embeds": inplace_grad.embedding(self._embedding, block)}
-            hidden = self._run(**inputs, attention_mask=torch.ones_like(block), use_cache=False)
+            hidden = self.hidden_states(**inputs, attention_mask=torch.ones_like(block), use_cache=False)
             states.append(torch.isin(row, group).nonzero()[:, 0])  # [.], ascending like the group's rows
             index, column = torch.searchsorted(group, row[states[-1]]), (lengths[row] - 1 + step)[states[-1]]
             parts.append(hidden[index.to(hidden.device), column.to(hidden.device)])
@@ -271,11 +305,11 @@ class CausalLM:
         logits = self.logits(features)[..., : self.vocab_size]
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         # Cohere, Granite and Gemma change the logits in their own forward passes; others are refused.
-        if getattr(self._config, "logit_scale", None) is not None:
-            logits = logits * self._config.logit_scale
-        if self._config.model_type.startswith("granite"):
-            logits = logits / self._config.logits_scaling
-        cap = getattr(self._config, "final_logit_softcapping", None)
+        if getattr(self.config, "logit_scale", None) is not None:
+            logits = logits * self.config.logit_scale
+        if self.config.model_type.startswith("granite"):
+            logits = logits / self.config.logits_scaling
+        cap = getattr(self.config, "final_logit_softcapping", None)
         if cap is not None:
             logits = torch.tanh(logits / cap) * cap
         return F.log_softmax(logits, -1).to(self.model.device)  # the head may be on another one
@@ -318,7 +352,7 @@ class CausalLM:
         else:
             self.save_pretrained(path)
 
-    def _run(self, **inputs: Any) -> Tensor:
+    def hidden_states(self, **inputs: Any) -> Tensor:
         """The hidden states under the model's head."""
         if self.model.training:  # another user of the module may have changed its mode
             self.model.eval()
@@ -356,5 +390,5 @@ class CausalLM:
             i = int(over.nonzero()[0])
             raise ValueError(
                 f"tokens: row {int(rows[i])} needs {int(prompts[i])} prompt tokens + {int(tokens[i])} new tokens; "
-                f"expected at most {self.max_length} together"
+                f"expected at most {self.max_length} together, {self.limit.reason}"
             )

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import transformers
@@ -17,6 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from distill_env.models.causal_lm import CausalLM
 from distill_env.models.toy import toy_student, small_teacher
+from tests.helpers.random_walks import RandomWalk, alone
 
 V, CONTEXT, EOS = 40, 48, 1
 SIZES: dict[str, dict[str, Any]] = {
@@ -56,13 +56,6 @@ def build(kind: str, dtype: torch.dtype = torch.float64, **extra: Any) -> Any:
     return model
 
 
-@torch.no_grad()
-def alone(model: Any, sequence: list[int], vocab_size: int = V) -> Tensor:
-    """The oracle: log p after each token of one sequence, without batch, padding or cache, [len, V]."""
-    logits = model.eval()(input_ids=torch.tensor([sequence]), use_cache=False).logits[0, :, :vocab_size]
-    return torch.log_softmax(logits, -1)
-
-
 @contextmanager
 def batch_sizes(model: Any) -> Iterator[list[int]]:
     """Collects the number of rows of every forward pass."""
@@ -74,50 +67,11 @@ def batch_sizes(model: Any) -> Iterator[list[int]]:
     hook.remove()
 
 
-def random_walk(model: Any, seed: int, operations: int, n: int = 5, pass_overhead: int = 2) -> float:
-    """Starts, ragged extensions, rewinds and give-ups at random; the largest difference from the oracle."""
-    rng = np.random.default_rng(seed)
+def random_walk(model: Any, seed: int, operations: int, pass_overhead: int = 2) -> float:
+    """The largest difference from the oracle in a random history."""
     lm = CausalLM(model)
     lm.pass_overhead = pass_overhead
-    prompts: list[list[int]] = [[] for _ in range(n)]  # an empty one: given up
-    answers: list[list[int]] = [[] for _ in range(n)]
-    worst = 0.0
-
-    def compare(row: int, actual: Tensor) -> None:
-        nonlocal worst
-        expected = alone(model, prompts[row] + answers[row])[-len(actual) :]
-        worst = max(worst, float((actual - expected).abs().max()))
-
-    for step in range(operations):
-        held = [i for i in range(n) if prompts[i]]
-        kind = "all" if step == 0 else rng.choice(["all", "some", "extend", "rewind"], p=[0.03, 0.17, 0.5, 0.3])
-        if kind in ("all", "some"):
-            rows = list(range(n)) if kind == "all" else rng.permutation(n)[: rng.integers(1, 4)].tolist()
-            for i in rows:
-                prompts[i], answers[i] = rng.integers(0, V, rng.integers(1, 10)).tolist(), []
-            first = lm.start([prompts[i] for i in rows], None if kind == "all" else rows)
-            for i, log_probs in zip(rows, first, strict=True):
-                compare(i, log_probs[None])
-        elif kind == "extend":
-            width = int(rng.integers(1, 5))
-            tokens = torch.full((n, width), -1)
-            for i in held:
-                room = CONTEXT - len(prompts[i]) - len(answers[i])
-                new = rng.integers(0, V, min(int(rng.integers(0, width + 1)), room)).tolist()
-                answers[i] += new
-                tokens[i, : len(new)] = torch.tensor(new, dtype=torch.long)
-            after = lm.extend(tokens)
-            assert after.shape == (n, width, V)
-            for i in held:
-                if count := int((tokens[i] >= 0).sum()):
-                    compare(i, after[i, :count])
-        else:
-            lengths = [int(rng.integers(-1 if rng.random() < 0.3 else 0, len(answers[i]) + 3)) for i in range(n)]
-            for i, length in enumerate(lengths):
-                answers[i] = answers[i][: max(length, 0)]
-                prompts[i] = prompts[i] if length >= 0 else []
-            lm.rewind(lengths)
-    return worst
+    return RandomWalk(lm, seed, lm.max_length or CONTEXT).run(operations).log_prob
 
 
 @pytest.mark.parametrize("kind", SIZES)
@@ -319,11 +273,82 @@ def test_the_context_is_a_limit_up_to_its_last_token() -> None:
         lm.features([[3] * 47], torch.tensor([[3, 4, 5, 6]]), mask)
 
 
-def test_a_sliding_window_is_a_limit() -> None:
-    lm = CausalLM(build("Mistral", sliding_window=16))
-    assert lm.max_length == 16
-    with pytest.raises(ValueError, match=" 17 "):
+WINDOWS: dict[str, dict[str, Any]] = {
+    "Mistral": {"sliding_window": 6},  # in all layers
+    "Gemma2": {"sliding_window": 6, "head_dim": 8, "query_pre_attn_scalar": 8},  # in every second one
+    "GptOss": {"sliding_window": 6, "head_dim": 8, "num_local_experts": 2, "num_experts_per_tok": 1},  # and sinks
+    "Qwen3": {"sliding_window": 6, "use_sliding_window": True, "max_window_layers": 1, "head_dim": 8},  # in the upper ones
+}
+
+
+@pytest.mark.parametrize("kind", WINDOWS)
+def test_any_history_across_the_border_of_a_sliding_window(kind: str) -> None:
+    model = build(kind, torch.float32, **WINDOWS[kind])
+    assert CausalLM(model).max_length == CONTEXT
+    assert random_walk(model, 5, operations=60) < 2e-3
+
+
+def test_a_window_that_the_cached_pass_does_not_mask_is_a_limit() -> None:
+    """As of a model whose layers read their windows when they are built."""
+    model = build("Mistral", sliding_window=6)
+    forward = model.model.forward
+
+    @functools.wraps(forward)
+    def other(*args: Any, **kwargs: Any) -> Any:
+        model.config.sliding_window, window = 6, model.config.sliding_window
+        try:
+            return forward(*args, **kwargs)
+        finally:
+            model.config.sliding_window = window
+
+    model.model.forward = other
+    lm = CausalLM(model)
+    assert lm.max_length == 6
+    assert RandomWalk(lm, 6, 6, prompt=4).run(40).log_prob < 1e-9
+    with pytest.raises(ValueError, match=r" 7 .* 6 together"):
+        lm.start([[3] * 7])
+
+
+ORIGINAL = 16
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 1e4,
+    "short_factor": [1.0] * 4,
+    "long_factor": [8.0] * 4,
+    "original_max_position_embeddings": ORIGINAL,
+}
+
+
+@pytest.mark.parametrize("kind", ["Phi3", "Llama"])
+def test_longrope_ends_where_its_frequencies_change(kind: str) -> None:
+    more = {"original_max_position_embeddings": ORIGINAL} if kind == "Phi3" else {}
+    model = build(kind, rope_parameters=LONGROPE, **more)
+    lm = CausalLM(model)
+    assert lm.max_length == ORIGINAL
+    walk = RandomWalk(lm, 7, ORIGINAL).run(60)  # padding lies beyond the border, too
+    assert walk.log_prob < 1e-5  # rotary angles are computed in float32
+    with pytest.raises(ValueError, match=r" 17 .* 16 together"):
         lm.start([[3] * 17])
+
+
+def test_dynamic_rope_is_exact_up_to_its_border() -> None:
+    model = build("Llama", rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0})
+    assert random_walk(model, 8, operations=60) < 1e-5
+
+
+def test_a_model_whose_short_rows_change_beside_long_ones_is_refused() -> None:
+    """By a rule of its own, which no configuration tells."""
+    model = build("Llama")
+    rotary = model.model.rotary_emb
+    forward = rotary.forward
+
+    def other(x: Tensor, position_ids: Tensor) -> Any:
+        cos, sin = forward(x, position_ids)
+        return (cos * 1.3, sin) if int(position_ids.max()) >= CONTEXT // 2 else (cos, sin)
+
+    rotary.forward = other
+    with pytest.raises(ValueError, match="model: LlamaForCausalLM .* beside a row of 48 "):
+        CausalLM(model)
 
 
 def test_mistakes_are_named() -> None:
