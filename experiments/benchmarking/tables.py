@@ -15,7 +15,8 @@ def benchmark_report(results: dict[str, Any]) -> str:
     """A page of what was measured."""
     sections = [
         f"# Benchmark: {results['pair']}",
-        f"{results['threads']} threads, {results['machine']}, medians (smallest-largest) of alternating repetitions.",
+        "The speed and memory of rollouts and updates, as `experiments/benchmark.py` measured them: "
+        f"{results['threads']} threads, {results['machine']}, medians (minimum-maximum) of alternating repetitions.",
         *(section(results[part]) for part, section in SECTIONS.items() if part in results),
     ]
     return "\n\n".join(sections) + "\n"
@@ -84,7 +85,7 @@ def peer_table(peers: dict[str, list[dict[str, Any]]]) -> str:
         seconds = median_and_range([s for run in runs for s in run["seconds"]])
         rate = median(run["tokens"] / sum(run["seconds"]) for run in runs)
         rows.append(f"| {name} | {seconds} | {rate:.1f} | {median(run['peak_mib'] for run in runs):,.0f} |")
-    return f"## Against TRL\n\n{table('| | seconds an iteration | tokens a second | peak memory, MiB |', rows)}"
+    return f"## Against TRL\n\n{table('| | seconds per iteration | tokens per second | peak memory, MiB |', rows)}"
 
 
 def precision_table(parts: list[dict[str, Any]]) -> str:
@@ -101,7 +102,7 @@ def precision_table(parts: list[dict[str, Any]]) -> str:
 def memory_table(parts: list[dict[str, Any]]) -> str:
     rows = [f"| {p['rows']} | {p['tokens']} | {p['chunk']} | {p['update_mib']:,.0f} |" for p in parts]
     head = "| rows | tokens | chunk, positions | above the model, MiB |"
-    return f"## Memory of one update, four completions a pass\n\n{table(head, rows)}"
+    return f"## Memory of one update, four completions per pass\n\n{table(head, rows)}"
 
 
 def environment_table(parts: list[dict[str, Any]]) -> str:
