@@ -89,24 +89,24 @@ def read_verdict(text: str) -> Verdict | None:
 
 @dataclass(frozen=True)
 class ServedJudgeConfig:
-    """A model behind an endpoint that speaks OpenAI's protocol."""
+    """A model behind an endpoint with OpenAI's API."""
 
     model: str
     """Name of the model at the endpoint."""
     base_url: str = ""
-    """Address of the endpoint, with the /v1; by default $OPENAI_BASE_URL, or OpenAI's own."""
+    """URL of the endpoint, including /v1; by default $OPENAI_BASE_URL, or OpenAI's."""
     key_variable: str = "OPENAI_API_KEY"
-    """Environment variable that holds the API key, which is never written anywhere; '' for a server without keys."""
+    """Environment variable with the API key; '' for a server without keys. The key is never written to a file."""
     timeout: float = 120.0
-    """Seconds without an answer after which a request has failed."""
+    """Seconds until a request without a response has failed."""
     retries: int = 4
-    """Retries of a failed request, with growing pauses."""
+    """Number of retries of a failed request, with growing pauses."""
     concurrency: int = 4
-    """Requests at a time."""
+    """Number of requests at a time."""
     temperature: float | None = 0.0
     """Sampling temperature; None leaves it to the server, for models that accept no other value."""
     max_tokens: int = 0
-    """Maximum number of tokens of a reply; 0 leaves it to the server."""
+    """Maximum number of tokens per reply; 0 leaves it to the server."""
 
 
 class ServedJudge:
@@ -219,9 +219,9 @@ class LocalJudgeConfig:
     model: str
     """Folder or hub id of the model."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Number format of its weights."""
+    """Data type of the weights."""
     device: str = "cpu"
-    """Device that it runs on."""
+    """Device of the model."""
 
 
 class LocalJudge:
