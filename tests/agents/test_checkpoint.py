@@ -1,4 +1,4 @@
-"""A folder on disk is the old one or the new one, whatever goes wrong while writing; damage is an error of one line."""
+"""Saving is atomic: the folder on disk is always the old one or the new one. Damage is a one-line error."""
 
 from __future__ import annotations
 

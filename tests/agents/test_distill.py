@@ -1,4 +1,4 @@
-"""The agent: its gradients are those of what it claims to descend, by enumeration; its methods learn; runs repeat."""
+"""The agent: its gradients are the derivatives of its objectives, by enumeration; its methods learn; runs repeat."""
 
 from __future__ import annotations
 
