@@ -1,4 +1,4 @@
-"""The wheel holds one package, and a checkout works beside other packages with the names of its folders."""
+"""The wheel holds one package, and a checkout works beside foreign packages that have the names of its folders."""
 
 from __future__ import annotations
 

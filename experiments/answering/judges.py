@@ -89,24 +89,24 @@ def read_verdict(text: str) -> Verdict | None:
 
 @dataclass(frozen=True)
 class ServedJudgeConfig:
-    """A model behind an endpoint with OpenAI's API."""
+    """A model behind an endpoint that speaks OpenAI's protocol."""
 
     model: str
     """Name of the model at the endpoint."""
     base_url: str = ""
-    """URL of the endpoint, including /v1; by default $OPENAI_BASE_URL, or OpenAI's."""
+    """Address of the endpoint, with the /v1; by default $OPENAI_BASE_URL, or OpenAI's own."""
     key_variable: str = "OPENAI_API_KEY"
-    """Environment variable with the API key; '' for a server without keys. The key is never written to a file."""
+    """Environment variable that holds the API key, which is never written anywhere; '' for a server without keys."""
     timeout: float = 120.0
-    """Seconds until a request without a response has failed."""
+    """Seconds without an answer after which a request has failed."""
     retries: int = 4
-    """Number of retries of a failed request, with growing pauses."""
+    """Retries of a failed request, with growing pauses."""
     concurrency: int = 4
-    """Number of requests at a time."""
+    """Requests at a time."""
     temperature: float | None = 0.0
     """Sampling temperature; None leaves it to the server, for models that accept no other value."""
     max_tokens: int = 0
-    """Maximum number of tokens per reply; 0 leaves it to the server."""
+    """Maximum number of tokens of a reply; 0 leaves it to the server."""
 
 
 class ServedJudge:
@@ -219,9 +219,9 @@ class LocalJudgeConfig:
     model: str
     """Folder or hub id of the model."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Data type of the weights."""
+    """Number format of its weights."""
     device: str = "cpu"
-    """Device of the model."""
+    """Device that it runs on."""
 
 
 class LocalJudge:

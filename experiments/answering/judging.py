@@ -45,9 +45,9 @@ class PairsConfig:
     a: tyro.conf.Positional[Path]
     """Folder of a run whose completions were written by evaluate.py, or the file of completions."""
     b: tyro.conf.Positional[Path]
-    """Folder or file of the other run; repeat the first one to compare two of its writers."""
+    """Folder or file of the other run; the same again to compare two of its writers."""
     out: Path = Path("pairs.jsonl")
-    """File to write the pairs to."""
+    """File of pairs to write."""
     writer_a: Writer = "student"
     """Writer of the completions of a."""
     writer_b: Writer = "student"
@@ -65,10 +65,9 @@ class JudgingConfig:
     pairs: tyro.conf.Positional[Path]
     """File of pairs."""
     out: Path | None = None
-    """File of verdicts, continued if it exists; by default the name of the pairs' file, with the suffix
-    .verdicts.jsonl."""
+    """File of verdicts, continued if it exists; by default that of the pairs, ending in .verdicts.jsonl."""
     summary: Path | None = None
-    """JSON file to write the win rate to."""
+    """JSON file to write the win rate into as well."""
 
 
 class Pair(NamedTuple):

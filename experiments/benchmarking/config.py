@@ -19,7 +19,7 @@ class BenchmarkConfig:
     student: str = ""
     """Folder or hub id of the student."""
     task_path: str = ""
-    """Instructions for a pair of language models, in the formats of run.py --task instruct."""
+    """Instructions for a pair of language models, as --task instruct of run.py reads them."""
     parts: tuple[Part, ...] = ("rollout", "iteration", "environment", "precision")
     """What to measure. `memory` and `peers` (TRL's trainers, extra `trl`) need a pair of language models."""
     rows: tuple[int, ...] = (8, 64)
@@ -31,11 +31,10 @@ class BenchmarkConfig:
     hard_rates: tuple[float, ...] = (0.01, 0.05, 0.2, 0.5)
     """Shares of hard positions; tau is set to reach them."""
     lengths: tuple[int, ...] = (2, 4, 8, 16)
-    """Fixed draft lengths that are compared with the adaptive one, in addition to 1. Lengths above 1 / hard rate are
-    skipped."""
+    """Fixed draft lengths besides 1 to compare with the adaptive one; above 1 / hard rate they are left out."""
     repetitions: int = 3
     """Timed repetitions; the contenders alternate."""
     threads: int = 0
-    """Number of torch threads; 0 keeps torch's default."""
+    """Threads of torch; 0 keeps its default."""
     out: Path = Path("runs/benchmark")
-    """Path of the .json, .md and .png files, without the suffix."""
+    """Path of the .json, .md and .png files, without the ending."""

@@ -1,4 +1,4 @@
-"""Saving is atomic: the folder on disk is always the old one or the new one. Damage is a one-line error."""
+"""A folder on disk is the old one or the new one, whatever goes wrong while writing; damage is an error of one line."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from tests.helpers.tables import perturbed
 
 
 def writer(text: str, fail_after: int = 2) -> Callable[[Path], None]:
-    """Writes two files, or fails with a full disk after none or one."""
+    """Writes two files, or finds the disk full after one or none."""
 
     def write(folder: Path) -> None:
         for i, name in enumerate(("a", "b")):
@@ -59,7 +59,7 @@ def contents(path: Path) -> set[str]:
 
 @pytest.mark.parametrize("fail_after", [0, 1])
 def test_a_full_disk_leaves_the_old_state(tmp_path: Path, fail_after: int) -> None:
-    """It raises an error. The old folder stays intact, no partial files remain, and the next attempt succeeds."""
+    """It is an error; the old folder stays whole, nothing half-written remains, and the next attempt succeeds."""
     path = tmp_path / "checkpoint"
     with pytest.raises(OSError, match="No space left"):
         write_folder(path, writer("zero", fail_after))
@@ -90,7 +90,7 @@ class Killed(BaseException):
 
 
 class Faults:
-    """The process dies at its k-th system call: this call and all later ones raise."""
+    """The process dies at its k-th call to the system: that one and all that would follow raise."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, die_at: int) -> None:
         self.calls, self.die_at = 0, die_at
@@ -160,7 +160,7 @@ def test_killed_at_any_call_a_checkpoint_remains(
 def test_killed_at_any_call_a_folder_is_whole_or_absent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, replaces: bool
 ) -> None:
-    """Between the deletion of the old folder and the renaming of the new one, the new one is intact beside it."""
+    """Between the deletion of the old folder and the renaming of the new one, the new one is whole beside it."""
     monkeypatch.setattr(os, "fsync", lambda _: None)
     seen = set()
     for die_at in itertools.count():
@@ -239,7 +239,7 @@ def test_a_path_that_is_no_folder_is_an_error(tmp_path: Path) -> None:
 
 
 def trained(path: Path | None = None) -> tuple[DistillAgent, DistillVectorEnv]:
-    """An agent after three iterations, saved if a path is given."""
+    """An agent after three iterations, saved if there is a path."""
     teacher = markov(5, seed=1)
     env = DistillVectorEnv(4, "categorical", teacher, task_kwargs={"vocab_size": 5}, chunk=4, autoreset_mode="Disabled")
     agent = DistillAgent(perturbed(teacher, 1.0), DistillConfig(batch_size=8)).learn(env, 3)
@@ -249,7 +249,7 @@ def trained(path: Path | None = None) -> tuple[DistillAgent, DistillVectorEnv]:
 
 
 class FullDisk(TabularModel):
-    """A student whose saving fails with a full disk after half of its weights."""
+    """A student that finds the disk full after half of its weights."""
 
     def save_pretrained(self, path: str | Path) -> None:
         super().save_pretrained(path)
@@ -259,7 +259,7 @@ class FullDisk(TabularModel):
 
 
 def test_an_agent_survives_a_full_disk(tmp_path: Path) -> None:
-    """The last good checkpoint loads, and training continues."""
+    """The last good checkpoint loads, and training goes on."""
     agent, env = trained(tmp_path / "checkpoint")
     saved = agent.student.log_table().detach()
     agent.learn(env, 1)
@@ -273,7 +273,7 @@ def test_an_agent_survives_a_full_disk(tmp_path: Path) -> None:
 
 
 def test_the_systems_own_refusal_to_write_is_an_os_error(tmp_path: Path) -> None:
-    """A file-size limit of the process stands in for the full disk, so all writers below ours meet a real error."""
+    """A file-size limit of the process stands in for the full disk: every writer below ours meets the real error."""
     agent, env = trained(tmp_path / "checkpoint")
     agent.learn(env, 1)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -304,7 +304,7 @@ DAMAGE: dict[str, Callable[[bytes], bytes | None]] = {
 def test_a_damaged_checkpoint_is_one_clear_line(
     tmp_path: Path, file: str, damage: Callable[[bytes], bytes | None]
 ) -> None:
-    """Whichever file was cut, emptied, overwritten or lost, the error is a one-line ValueError with the path."""
+    """Whichever file was cut, emptied, overwritten or lost, the error is a ValueError of one line with the path."""
     trained(tmp_path / "checkpoint")
     path = tmp_path / "checkpoint" / file
     data = damage(path.read_bytes())
@@ -318,7 +318,7 @@ def test_a_damaged_checkpoint_is_one_clear_line(
 
 
 def test_state_survives_the_disk(tmp_path: Path) -> None:
-    """Tensors are equal bit for bit, in every dtype and also if not contiguous, without gradients; JSON is equal."""
+    """Tensors bit for bit, in every dtype and also if not contiguous, with gradients left out; JSON as it was."""
     tensors = {
         "double": torch.randn(3, 4, dtype=torch.float64).T,
         "half": torch.randn(5).bfloat16(),
@@ -335,7 +335,7 @@ def test_state_survives_the_disk(tmp_path: Path) -> None:
 
 
 def test_an_optimizer_survives_the_disk(tmp_path: Path) -> None:
-    """Restored from JSON and safetensors, it takes the same next step, bit for bit."""
+    """Restored over JSON and safetensors, its next step is the one that it would have taken, bit by bit."""
     ends = []
     for restored in (False, True):
         torch.manual_seed(0)
@@ -372,7 +372,7 @@ def test_a_table_survives_the_disk(tmp_path: Path, model: TabularModel) -> None:
 
 @pytest.mark.parametrize("kind", ["distill", "sb3"])
 def test_a_student_cut_to_the_shared_ids_comes_back_cut(kind: str, tmp_path: Path) -> None:
-    """Its folder holds all rows of the head; the agent stores how many are used, and which id ends a text."""
+    """Its folder holds all rows of the head; which of them exist, and which one ends, are the agent's to remember."""
     torch.manual_seed(0)
     student = CausalLM(small_teacher("sums", 8, 1), vocab_size=12, eos_token_id=11)
     agent = DistillAgent(student, DistillConfig()) if kind == "distill" else SB3Agent(student, SB3Config())

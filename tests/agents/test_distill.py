@@ -1,4 +1,4 @@
-"""The agent: its gradients are the derivatives of its objectives, by enumeration; its methods learn; runs repeat."""
+"""The agent: its gradients are those of what it claims to descend, by enumeration; its methods learn; runs repeat."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def law_of(row: Method, student: TabularModel) -> Law:
 
 
 def expected_gradient(row: Method, student: TabularModel, law: Law, rewrite_cost: float = 0.0) -> Tensor:
-    """The expected gradient of the agent's loss, summed over a completion, under this law of completions."""
+    """The expectation, over answers of this law, of the agent's gradient of the loss summed over an answer."""
     agent = DistillAgent(student, DistillConfig(row))
     total = torch.zeros_like(student.table)
     for answer, probability in law.items():
@@ -65,8 +65,7 @@ def expected_gradient(row: Method, student: TabularModel, law: Law, rewrite_cost
 
 
 def expectation(law: Law, student: TabularModel, value: Callable[[Tensor, Tensor, Tensor, Answer], Tensor]) -> Tensor:
-    """Sum over completions of probability times `value(log q, log p, own, completion)`; log-probabilities are [T, V]
-    along each, q with gradient."""
+    """Sum over answers of `value(log q, log p, own, answer)`; log-probabilities [T, V] along each, q with gradient."""
     total = torch.zeros((), dtype=torch.float64)
     for answer in law:
         histories = [answer[0][:t] for t in range(len(answer[0]))]
@@ -81,8 +80,8 @@ def of_tokens(log_probs: Tensor, answer: Answer) -> Tensor:
 
 
 def sequence_cost(law: Law, student: TabularModel, rewrite_cost: float = 0.0) -> Tensor:
-    """E_mu of the sum over own tokens of log q - log p, plus `rewrite_cost` for each of the teacher's tokens. mu
-    depends on the student, who writes all other tokens. Without a cost this is KL(mu || p_T)."""
+    """E_mu of the sum over own tokens of log q - log p, and `rewrite_cost` for each of the teacher's; mu moves with the
+    student, who writes what is not the teacher's. Without cost that is KL(mu || p_T)."""
 
     def value(log_q: Tensor, log_p: Tensor, own: Tensor, answer: Answer) -> Tensor:
         log_mu, log_p = of_tokens(log_q, answer), of_tokens(log_p, answer)
@@ -93,8 +92,7 @@ def sequence_cost(law: Law, student: TabularModel, rewrite_cost: float = 0.0) ->
 
 
 def step_cost(law: Law, student: TabularModel, own_too: bool = True, rewritten_too: bool = True) -> Tensor:
-    """E of the sum over positions of the reverse KL at own tokens and the forward KL at rewritten ones, states held
-    fixed."""
+    """E of the sum over steps of the reverse KL where own and the forward KL where rewritten, the states held fixed."""
 
     def value(log_q: Tensor, log_p: Tensor, own: Tensor, answer: Answer) -> Tensor:
         reverse, forward = reverse_kl(log_q, log_p) * own_too, forward_kl(log_q, log_p) * rewritten_too
@@ -114,8 +112,8 @@ def assert_same(actual: Tensor, expected: Tensor) -> None:
 
 @pytest.mark.parametrize("estimator", ["exact", "sampled"])
 def test_gamma_separates_the_sequence_from_the_step(estimator: Any) -> None:
-    """Without rewriting, gamma = 1 gives the gradient of the sequence-level reverse KL, and gamma = 0 that of the
-    per-token reverse KL with the states held fixed. On this table they differ."""
+    """Without rewriting gamma = 1 gives the gradient of the sequence-level reverse KL, gamma = 0 that of the per-step
+    one with the states held fixed. On this table they differ."""
     student = fresh_student()
     row = variant(method("rkl"), estimator=estimator)
     law = law_of(row, student)
@@ -129,9 +127,9 @@ def test_gamma_separates_the_sequence_from_the_step(estimator: Any) -> None:
 @pytest.mark.parametrize("rewrite_cost", [0.0, 0.7])
 @pytest.mark.parametrize("step_reduction", ["none", "mean"])
 def test_gated_policy_gradient(step_reduction: Any, rewrite_cost: float, estimator: Any) -> None:
-    """With a gated writer and gamma = 1, the part of the own tokens is the gradient of the cost under the behaviour mu
-    with the gate frozen. Without a price on rewriting, that is the gradient of KL(mu || p_T). The rest is imitation:
-    forward KL at rewritten states."""
+    """With a gated writer and gamma = 1 the own steps' part is the gradient of the cost under the behaviour mu, gate
+    frozen; with no price on rewriting that is the gradient of KL(mu || p_T). The rest imitates: forward KL on rewritten
+    states."""
     student = fresh_student()
     row = variant(GATED, tau=0.4, step_reduction=step_reduction, estimator=estimator, gamma=1.0)
     law = law_of(row, student)
@@ -149,7 +147,7 @@ def test_gated_policy_gradient(step_reduction: Any, rewrite_cost: float, estimat
     [METHODS["rkl"], METHODS["fkl"], METHODS["gated"], Method(teacher_writes="soft"), Method(teacher_writes="random")],
 )
 def test_exact_and_sampled_agree_in_expectation(row: Method, gamma: float) -> None:
-    """The closed form over the vocabulary and the score function have the same expectation where both are allowed."""
+    """The closed form over the vocabulary and the score function have one expectation, wherever both are allowed."""
     student = fresh_student()
     law = law_of(row, student)
     exact, sampled = (
@@ -167,8 +165,8 @@ def test_likelihood_of_the_teachers_tokens_is_the_forward_kl_in_expectation() ->
 
 @pytest.mark.parametrize("row", [METHODS["rkl"], METHODS["gated"]])
 def test_the_baseline_leaves_the_expectation(row: Method) -> None:
-    """Over all pairs of completions, weighted by their probability, each the other's baseline: the sum is twice the
-    gradient of the cost of one."""
+    """Over all pairs of answers, weighted by their probability, each answer the other's baseline: twice the gradient
+    of the cost of one."""
     student = fresh_student()
     row = variant(row, estimator="sampled", gamma=1.0)
     law = law_of(row, student)
@@ -188,8 +186,8 @@ def test_the_baseline_leaves_the_expectation(row: Method) -> None:
 
 @pytest.mark.parametrize("row", [METHODS["rkl"], METHODS["gated"]])
 def test_the_number_of_tokens_does_not_bias_the_policy_gradient(row: Method) -> None:
-    """Over all pairs of completions, the estimate is the gradient of the cost of two, divided by two expected lengths.
-    If it is divided by the number of tokens of the pair, it differs."""
+    """Over all pairs of completions the estimate is the gradient of the cost of two, divided by two expected lengths.
+    Divided by the number of tokens of the pair it is another."""
     student = fresh_student()
     row = variant(row, gamma=1.0)
     law = law_of(row, student)
@@ -215,10 +213,9 @@ MIXED = variant(METHODS["minillm"], teacher_rate=0.3)
 
 
 def test_importance_weights_make_the_token_at_hand_the_students() -> None:
-    """In expectation over the mixture's completions, the weighted gradient is that of a cost in which states and
-    continuations come from the mixture, and only the current token is drawn from the student: one sum over own tokens
-    for each state. The unweighted gradient differs, and so does that of the sequence-level reverse KL; this is the
-    paper's approximation."""
+    """In expectation over the mixture's answers the weighted gradient is that of the cost whose states and
+    continuations are the mixture's and whose token at hand is drawn from the student: one sum over own tokens for each
+    state. Unweighted it is not, and neither is that of the sequence-level reverse KL: the paper's approximation."""
     student = fresh_student()
     row = replace(MIXED, length_normalize=False)
     law = law_of(row, student)
@@ -255,8 +252,8 @@ def test_importance_weights_make_the_token_at_hand_the_students() -> None:
 
 
 def test_minillm_is_the_papers_formula() -> None:
-    """Along any completion: sum_t w_t (grad KL(q_t || p_t) - R_{t+1} grad log q(y_t)), with w_t = q / (a p + (1 - a)
-    q), and R the mean of log p - log q over the following tokens, whoever wrote them."""
+    """Along any answer: sum_t w_t (grad KL(q_t || p_t) - R_{t+1} grad log q(y_t)), w_t = q / (a p + (1 - a) q) and R
+    the mean of log p - log q over the tokens that follow, whoever wrote them."""
     student = fresh_student()
     for tokens in [(0, 1, 2), (1, 0, 0), (0, 2), (2,)]:
         log_q = torch.stack([at(student, tokens[:t]) for t in range(len(tokens))])
@@ -319,14 +316,14 @@ def assert_same_iteration(one: Method, other: Method, student: TabularModel | No
 @pytest.mark.parametrize("gamma", [0.0, 1.0])
 @pytest.mark.parametrize("tau", [math.inf, 1e6])
 def test_gated_tends_to_rkl(tau: float, gamma: float) -> None:
-    """No position reaches an infinite threshold, so gated is on-policy distillation by reverse KL."""
+    """No step reaches an infinite threshold: gated is on-policy distillation by reverse KL."""
     assert_same_iteration(variant(GATED, tau=tau, gamma=gamma), variant(method("rkl"), gamma=gamma))
 
 
 @pytest.mark.parametrize("estimator", ["exact", "sampled"])
 def test_gated_at_zero_is_fkl(estimator: Any) -> None:
-    """Every position reaches a threshold of 0, so gated is classic distillation, token for token under the same keyed
-    draws. This also holds for a student so close that rounding makes its divergence negative."""
+    """Every step reaches a threshold of 0: gated is classic distillation, token for token under the same keyed draws.
+    Also for a student so near that rounding makes its divergence negative."""
     gated, fkl = variant(GATED, tau=0.0, estimator=estimator), variant(method("fkl"), estimator=estimator)
     assert_same_iteration(gated, fkl)
     teacher = markov(6, seed=1)
@@ -336,7 +333,7 @@ def test_gated_at_zero_is_fkl(estimator: Any) -> None:
 
 
 def test_soft_tends_to_gated() -> None:
-    """As alpha grows, the soft weights become those of the hard gate, and so do the decisions of a soft writer."""
+    """As alpha grows the soft weights become the hard gate's, and so does a soft writer."""
     assert_same_iteration(variant(method("soft"), alpha=1e9), method("gated"))
     assert_same_iteration(variant(GATED, teacher_writes="soft", alpha=1e9), method("gated"))
     assert_same_iteration(variant(GATED, teacher_writes="never", weighting="soft", alpha=1e9), method("gate_only"))
@@ -346,8 +343,8 @@ def test_soft_tends_to_gated() -> None:
 @pytest.mark.parametrize("step_reduction", ["none", "mean", "max", "sum"])
 @pytest.mark.parametrize("smoothing", [0.0, 0.5])
 def test_who_wrote_is_what_the_hard_gate_said(step_reduction: Any, smoothing: float, span: str) -> None:
-    """Weighting by the writer's own hard gate equals weighting by who wrote, also for gates with memory. The memory
-    skips what the teacher wrote of a reasoning step. A gate without memory reads those positions one by one."""
+    """Weighing by the writer's own hard gate is weighing by who wrote, with gates that remember as well; their memory
+    skips what the teacher wrote of a step. A gate without memory reads those positions one by one."""
     row = variant(GATED, tau=0.6, step_reduction=step_reduction, smoothing=smoothing)
     if span == "token" or row.gate.has_memory:
         assert_same_iteration(row, variant(row, weighting="hard"), span=span)
@@ -366,7 +363,7 @@ def test_so_it_is_with_gates_that_remember_decisions(memory: tuple[str, ...]) ->
 
 
 def test_skd_replaces_what_the_teacher_ranks_low() -> None:
-    """Every own token is among the teacher's first K. Where the student drew another token, the teacher wrote."""
+    """Every own token is among the teacher's first K; where the student drew another the teacher wrote."""
     rollout, _ = iteration(variant(METHODS["skd"], tau=2.0), perturbed(markov(6, seed=1), 1.0), markov(6, seed=1))
     assert rollout.teacher is not None
     tokens, own = rollout.tokens[rollout.mask], ~rollout.rewritten[rollout.mask]
@@ -377,7 +374,7 @@ def test_skd_replaces_what_the_teacher_ranks_low() -> None:
 
 
 def test_dagger_anneals_the_teachers_share() -> None:
-    """From all positions to none, linearly; each share is within four standard errors."""
+    """From all steps to none, linearly; each share within four standard errors."""
     seen: list[dict[str, float]] = []
     row = variant(METHODS["dagger"], teacher_rate_anneal=4)
     agent = DistillAgent(uniform(5), DistillConfig(row, batch_size=500))
@@ -388,8 +385,8 @@ def test_dagger_anneals_the_teachers_share() -> None:
 
 
 def test_negative_advantage_is_noise_at_hard_steps() -> None:
-    """In expectation over the student's completions it changes nothing. In each completion it lowers the probability of
-    own tokens where the gate is hard, and only there."""
+    """In expectation over the student's answers it moves nothing; on each answer it pushes own tokens down, where the
+    gate is hard and only there."""
     student = fresh_student()
     row = variant(METHODS["negative"], tau=0.4)
     law = law_of(row, student)
@@ -421,9 +418,9 @@ BUDGETS = {
 
 @pytest.mark.parametrize("row", BUDGETS.values(), ids=BUDGETS)
 def test_the_share_follows_the_budget(row: Method) -> None:
-    """Whatever the gate reads, tau moves to where the budgeted share of positions is hard on average, and follows the
-    student as it learns. Over the last 40 of 60 iterations the mean error is within 0.02, although a table has few
-    states and all scores of a state are alike. The reported share is the measured one."""
+    """Whatever the gate reads, tau goes where the budgeted share of steps is hard on average, and follows the student
+    as it learns: over the last 40 of 60 iterations the mean error is within 0.02, though a table has few states and
+    scores of one state are all alike. What is reported is what was."""
     teacher, seen = markov(5, seed=1), []
     config = DistillConfig(row, OptimizerConfig(0.01, warmup_iterations=0), batch_size=200, draft_length=3)
     agent = DistillAgent(perturbed(teacher, 2.0), config)
@@ -443,7 +440,7 @@ CERTIFICATE_GATES = [GATE, Gate(tau=0.4, step_reduction="mean"), Gate(tau=0.4, s
 
 
 def certificate(law: Law, student: TabularModel, draw: Callable[[Tensor], Tensor] = lambda p: p) -> tuple[float, ...]:
-    """KL(mu || p_T), E_mu of the sum of D_t over easy positions, and the expected number of easy positions."""
+    """KL(mu || p_T), E_mu of the sum of D_t over easy steps, and the expected number of easy steps."""
     divergence = bound = easy = 0.0
     behaviour: dict[tuple[int, ...], float] = {}  # mu of the tokens alone; whoever writes follows from them
     for (tokens, flags), probability in law.items():
@@ -459,8 +456,8 @@ def certificate(law: Law, student: TabularModel, draw: Callable[[Tensor], Tensor
 
 @pytest.mark.parametrize("gate", CERTIFICATE_GATES)
 def test_certificate(gate: Gate) -> None:
-    """KL(mu || p_T) is E_mu of the sum of D_t over easy positions if the teacher rewrites by `sample`, whatever causal
-    score the gate reads. It is at most tau per easy position if the gate reads D_t as is. With `argmax` both fail."""
+    """KL(mu || p_T) is E_mu of the sum of D_t over easy steps if the teacher rewrites by `sample`, whatever causal
+    score the gate reads; at most tau an easy step if it reads D_t as is. With `argmax` rewriting both fail."""
     student = fresh_student()
     law = gated_law(student, TEACHER, gate, HORIZON)
     divergence, bound, easy = certificate(law, student)
@@ -477,8 +474,8 @@ def test_certificate(gate: Gate) -> None:
 @pytest.mark.parametrize("budget", [0.5, 0.9])
 @pytest.mark.parametrize("span", ["token", "step"])
 def test_a_cumulative_gate_bounds_every_stretch(span: str, budget: float) -> None:
-    """In any completion the D_t of the easy positions between two rewrites sum to less than the budget. So KL(mu ||
-    p_T) is below the budget times the expected number of stretches, which is the number of rewrites plus one."""
+    """In any answer the D_t of the easy steps between two rewrites add up to less than the budget, so KL(mu || p_T) is
+    below the budget times the expected number of stretches, the rewrites and one more."""
     student = fresh_student()
     law = gated_law(student, TEACHER, Gate(tau=budget, cumulative=True), HORIZON, span=span)
     divergence, bound, _ = certificate(law, student)
@@ -501,8 +498,8 @@ def test_a_cumulative_gate_bounds_every_stretch(span: str, budget: float) -> Non
 @pytest.mark.parametrize("gate", CERTIFICATE_GATES)
 @pytest.mark.parametrize("rewrite", ["sample", "argmax"])
 def test_certificate_on_rollouts(rewrite: Any, gate: Gate, span: Any) -> None:
-    """The same for the output of `collect`: log mu(y) - log p_T(y) and the sum of D_t over easy positions have the same
-    mean, within four standard errors of 8,000 completions. With argmax they are tens of standard errors apart."""
+    """The same on what `collect` wrote: log mu(y) - log p_T(y) and the sum of D_t over easy steps have one mean, within
+    four standard errors of 8,000 answers; with argmax they are tens of them apart."""
     teacher, n = markov(5, seed=4, sharpness=1.0), 8000
     student = perturbed(teacher, 1.0, seed=6)  # hard in three of the states, easy in three
     env = make_env(teacher, 1000, horizon=8, rewrite=rewrite, rewrite_span=span)
@@ -551,7 +548,7 @@ def worst(student: TabularModel, teacher: TabularModel, horizon: int) -> float:
 
 
 class Blind(VectorWrapper):
-    """Hides `info`, so that only the reward teaches."""
+    """Hides `info`: the reward alone has to teach."""
 
     def step(self, actions: Any) -> Any:
         observation, reward, terminated, truncated, _ = self.env.step(actions)
@@ -564,7 +561,7 @@ class Blind(VectorWrapper):
 def train(
     row: Method, seed: int, iterations: int, blind: bool = False, **kwargs: Any
 ) -> tuple[TabularModel, TabularModel, int]:
-    """A student trained from scratch, its teacher, and the horizon."""
+    """A student that knew nothing, its teacher, and the horizon."""
     vocab_size, horizon = 4, 4
     teacher, student = markov(vocab_size, seed=10 + seed, sharpness=1.0), uniform(vocab_size)
     assert worst(student, teacher, horizon) > 0.5
@@ -580,7 +577,7 @@ LEARNING = [(name, seed) for name in METHODS for seed in range(3 if name in ("fk
 
 
 def test_a_cooled_gate_is_the_gate_at_first_and_the_reverse_kl_in_the_end() -> None:
-    """One step from the same student on the same completions equals `gated`, `rewrite_only`, and one between them."""
+    """One step from the same student on the same answers: equal to `gated`, to `rewrite_only`, and between the two."""
     stepped = {}
     for name, iteration in (("gated", 0), ("cooled", 0), ("cooled", 100), ("cooled", 200), ("rewrite_only", 0)):
         agent, env = start(name)
@@ -613,7 +610,7 @@ def test_every_method_learns(name: str, seed: int) -> None:
 @pytest.mark.parametrize("gamma", [0.0, 1.0])
 @pytest.mark.parametrize("seed", range(3))
 def test_the_reward_alone_teaches(seed: int, gamma: float) -> None:
-    """With `info` removed, the sampled estimator reaches the same optimum from tokens and rewards only."""
+    """With `info` removed, from tokens and rewards only, the sampled estimator reaches the same optimum."""
     row = variant(method("rkl"), estimator="sampled", gamma=gamma)
     student, teacher, horizon = train(row, seed, iterations=120, blind=True, batch_size=64)
     assert worst(student, teacher, horizon) < 1e-3
@@ -629,7 +626,7 @@ def start(name: str, **kwargs: Any) -> tuple[DistillAgent, DistillVectorEnv]:
 
 
 def learn(agent: DistillAgent, env: DistillVectorEnv, iterations: int) -> list[dict[str, float]]:
-    """Train and return the metrics, except times and costs, which depend on measured times."""
+    """Train and say what was measured, but for times and costs, which drafting by the clock changes."""
     seen: list[dict[str, float]] = []
     agent.learn(env, iterations, lambda _, metrics: seen.append(metrics))
     return [{k: v for k, v in m.items() if not k.startswith(("time/", "cost/"))} for m in seen]
@@ -637,8 +634,7 @@ def learn(agent: DistillAgent, env: DistillVectorEnv, iterations: int) -> list[d
 
 @pytest.mark.parametrize("name", ["gated", "random_rewrite"])
 def test_a_seed_determines_the_run(name: str) -> None:
-    """Two runs with one seed are equal bit by bit, although their draft lengths depend on measured times. Another seed
-    gives another run."""
+    """Two runs from one seed are equal bit by bit, though they draft by the clock; another seed gives another run."""
     (one, env_one), (two, env_two) = start(name), start(name)
     assert learn(one, env_one, 6) == learn(two, env_two, 6)
     assert one.student.log_table().equal(two.student.log_table())
@@ -650,7 +646,7 @@ def test_a_seed_determines_the_run(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["gated", "random_rewrite", "budget", "dagger", "minillm"])
 def test_a_resumed_run_equals_the_uninterrupted_one(name: str, tmp_path: Path) -> None:
-    """Saved after any iteration and loaded elsewhere, the run continues bit by bit as if uninterrupted."""
+    """Saved after any iteration and loaded elsewhere, the run goes on bit by bit as if nothing had been."""
     whole, env = start(name)
     expected = learn(whole, env, 6)
     for done in (1, 3):
@@ -670,8 +666,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one(name: str, tmp_path: Path) -
 @pytest.mark.parametrize("span", ["token", "step"])
 def test_random_rewriting_matches_what_the_gate_rewrites(fields: dict[str, Any], span: str) -> None:
     """In each iteration, from the first, on the same prompts and with the same student, whatever the gate reads: the
-    share of decisions to rewrite is equal within four standard errors. With whole reasoning steps a decision writes
-    several tokens."""
+    share of decisions to rewrite, within four standard errors. With whole steps a decision writes several tokens."""
     teacher = markov(5, seed=1)
     control = variant(method("random_rewrite"), **fields)
     random, gated = (
@@ -691,7 +686,7 @@ def test_random_rewriting_matches_what_the_gate_rewrites(fields: dict[str, Any],
 
 
 def decisions_to_rewrite(rollout: Rollout, span: str) -> tuple[float, int]:
-    """The share of decisions to rewrite, and the number of decisions."""
+    """The share of the decisions that were to rewrite, and their number."""
     decided = rollout.mask.clone()
     if span == "step":  # none is made in a step that the teacher writes to its end
         ends = torch.isin(rollout.tokens, torch.tensor(rollout.step_end_ids))
@@ -712,7 +707,7 @@ SPLIT_METHODS = {
 
 
 class Deep(TabularModel):
-    """The same table with its weights below the head, as in a network, so the gradient has to pass the features."""
+    """The same table, its weights below the head, as a network's are: the gradient has to pass the features."""
 
     def features(self, *args: Any) -> Tensor:
         return self.table[super().features(*args)]
@@ -723,8 +718,8 @@ class Deep(TabularModel):
 
 @pytest.mark.parametrize("row", SPLIT_METHODS.values(), ids=SPLIT_METHODS)
 def test_splitting_the_batch_changes_nothing(row: Method) -> None:
-    """With micro-batches of completions and chunks of positions, the loss, the gradient and all metrics are the same up
-    to rounding. This also holds if the weights are below the head."""
+    """Micro-batches of answers and chunks of positions: loss, gradient and all that is measured stay, to rounding. So
+    they do where the weights lie below the head."""
     teacher = markov(5, seed=1)
     student = perturbed(teacher, 1.0)
     rollout = collect(
@@ -754,8 +749,8 @@ def test_splitting_the_batch_changes_nothing(row: Method) -> None:
 
 @pytest.mark.parametrize("row", [Method(gamma=1.0), METHODS["fkl"]], ids=["gated", "fkl"])
 def test_gradient_accumulation_changes_nothing(row: Method) -> None:
-    """Whole iterations, from generation to the optimiser's step, with fewer rows than completions and in micro-batches:
-    the student is the same up to rounding."""
+    """Whole iterations, from writing to the optimiser's step, with fewer rows than answers and in parts of them: the
+    student is the same, to rounding."""
     teacher = markov(5, seed=1)
     ends = []
     for rows, micro_batch, chunk_positions in ((11, 0, 1024), (11, 3, 7), (4, 0, 1024), (4, 4, 5), (1, 1, 1)):
@@ -773,7 +768,7 @@ def test_gradient_accumulation_changes_nothing(row: Method) -> None:
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("whose", ["student", "teacher"])
 def test_what_is_not_a_number_stops_the_run_and_changes_nothing(name: str, whose: str) -> None:
-    """NaN logits of either model raise a one-line error, and neither the student nor the optimiser has changed."""
+    """NaN logits of either model end in one line, and neither the student nor the optimiser has moved."""
     agent, env = start(name)
     learn(agent, env, 2)
     if whose == "student":
@@ -841,7 +836,7 @@ def test_bad_methods(arguments: dict[str, Any], name: str) -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_sampled_is_refused_where_it_would_be_wrong(name: str) -> None:
-    """One token per position estimates a KL only if it is drawn from the first argument of that KL."""
+    """One token a step estimates a KL only if it is drawn from the KL's own side."""
     gated = ("gated", "random_rewrite", "budget", "cumulative", "step_mean", "step_max", "step_sum")
     if name in ("sft", "fkl", "rkl", *gated):
         variant(method(name), estimator="sampled")
@@ -882,7 +877,7 @@ def test_an_unknown_method_is_named() -> None:
 
 
 def test_after_an_update_act_sees_the_new_student() -> None:
-    """Results cached with the old weights are not used again, although the observation is the same."""
+    """What was cached under the old weights is not served again, though the observation is the same."""
     env = DistillVectorEnv(4, autoreset_mode="Disabled", reveal_teacher=False, teacher_kwargs={"vocab_size": 6})
     agent = DistillAgent(uniform(6), DistillConfig(METHODS["rkl"], OptimizerConfig(0.1), batch_size=4))
     observation = np.array([[0, -1], [1, -1]])

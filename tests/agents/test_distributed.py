@@ -1,4 +1,4 @@
-"""Several processes reach the weights of one, whether each holds the whole student or a shard of it."""
+"""Several processes end at the weights of one, whether each holds the whole student or a shard of it."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_students_that_cannot_be_sharded_are_refused(tmp_path: Path, flags: list
 
 
 def test_the_end_may_be_told_to_processes_that_have_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They have raised the error that the main process is about to print. Another iteration would need them."""
+    """They have raised the error that the main process is about to print; another iteration would need them."""
 
     def closed(*_: object) -> None:
         raise RuntimeError("connection closed")
@@ -110,7 +110,7 @@ def test_in_one_shard_a_student_learns_and_is_saved_as_without(tmp_path: Path, m
 
 
 def launch(processes: int, *how: object, script: str = "experiments/run.py") -> list[str]:
-    """The command that starts this many processes, which communicate over gloo without a GPU."""
+    """The command that starts so many processes, which without a GPU talk over gloo."""
     if processes == 1:
         return [sys.executable, str(REPOSITORY / script)]
     command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", processes]
@@ -183,7 +183,7 @@ def test_two_nodes_end_at_the_weights_of_one(tmp_path: Path) -> None:
 
 
 def same(folder: Path, other: Path, atol: float = 1e-12, files: int = 3) -> None:
-    """Two runs ended with the same student and optimiser."""
+    """Two runs ended at the same student and optimiser."""
     for file in ("student/model", "agent/student/model", "agent/optimizer")[:files]:
         found, expected = (load_file(root / f"{file}.safetensors") for root in (folder, other))
         assert found.keys() == expected.keys()
@@ -192,7 +192,7 @@ def same(folder: Path, other: Path, atol: float = 1e-12, files: int = 3) -> None
 
 
 def logits_of(folder: Path) -> torch.Tensor:
-    """The logits of plain Transformers, with which the student that `CausalLM` loads has to agree."""
+    """Of plain Transformers; the student that `CausalLM` reads has to agree."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)
     with torch.no_grad():
         logits = model(torch.tensor([[1, 2, 3, 4, 5]])).logits
@@ -203,7 +203,7 @@ def logits_of(folder: Path) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def sharded(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`one/<name>` is from a single process, `two/<name>` from two that share a student."""
+    """`one/<name>` of a process alone, `two/<name>` of two that share a student."""
     pytest.importorskip("accelerate")
     folder = tmp_path_factory.mktemp("sharded")
     for kind in KINDS:

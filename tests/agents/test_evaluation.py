@@ -1,4 +1,4 @@
-"""Each metric equals its definition, and completions are measured as they were written."""
+"""The metrics, each against its definition; and answers that are measured as they were written."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_what_is_hard_is_what_the_gate_finds_hard(gate: Gate, expected: list[boo
 
 
 def test_metrics_of_a_task_that_cannot_check_steps() -> None:
-    """Final values replace chains, and completions that the grader gave up on are reported."""
+    """Final values take the place of chains; what the grader gave up is told."""
     answers = [graded(0, [1], True), graded(0, [2], False), graded(7, [3], False, difficulty=2), graded(7, [3], True)]
     for answer in answers:
         assert answer.grade is not None
@@ -101,7 +101,7 @@ def test_metrics_of_a_task_that_cannot_check_steps() -> None:
 
 @pytest.mark.parametrize(("window", "stride"), [(2, 1), (5, 1), (5, 3), (5, 4), (11, 10), (20, 1), (40, 7)])
 def test_the_perplexity_of_a_corpus_counts_every_token_once(window: int, stride: int) -> None:
-    """On a table that depends on one previous token, every window has enough context: all agree with a loop."""
+    """On a table that sees one token back every window has the context it needs: all agree with a walk by hand."""
     model, ids = markov(5, seed=1), np.random.default_rng(0).integers(0, 4, 20).tolist()
     scored: list[int] = []
     value = corpus_perplexity(model, ids, window, stride, scored.append)
@@ -111,7 +111,7 @@ def test_the_perplexity_of_a_corpus_counts_every_token_once(window: int, stride:
 
 
 def test_the_perplexity_of_a_corpus_is_transformers_loss() -> None:
-    """With one window over the whole text, and with windows whose contexts are cut."""
+    """One window over all, and windows whose contexts are cut as they say."""
     model = build_model("sums")
     ids = [7, 10, 2, 11, 7, 7, 12, 2, 9, 13, 1, 10, 4, 11, 4, 4]
     with torch.no_grad():
@@ -135,7 +135,7 @@ def test_windows_that_cannot_be_are_named() -> None:
 
 
 def test_references_are_read_as_far_as_the_context_goes() -> None:
-    """Each as if it were alone. One that exceeds the 64 tokens is cut, and one that does not fit at all is left out."""
+    """Each as if it were alone; one that exceeds the 64 tokens is cut, one that could not begin is left out."""
     model = build_model("sums")
     prompts = [
         Prompt((7, 10, 2, 11), "", reference_completion=(7, 7, 12, 2, 9, 13)),
@@ -156,7 +156,7 @@ def test_references_are_read_as_far_as_the_context_goes() -> None:
 
 @pytest.mark.parametrize("task", ["sums", "coins"])
 def test_an_evaluation_of_a_small_task_by_itself(task: str) -> None:
-    """With the teacher as the student: perplexities, gap and votes equal those of its completions."""
+    """The teacher as student: perplexities, gap and votes against what its answers say."""
     teacher = build_model(task)
     env = DistillVectorEnv(64, task, task, autoreset_mode="Disabled")
     prompts = list(env.prompts[:32])
@@ -178,7 +178,7 @@ def agent_like(student: Any) -> DistillAgent:
 
 
 def test_what_is_measured_is_what_the_models_say() -> None:
-    """Every completion is recomputed by hand with both tables."""
+    """Every answer walked again by hand through both tables."""
     student, teacher = markov(5, seed=1), markov(5, seed=2)
     env = DistillVectorEnv(7, "categorical", teacher, task_kwargs={"vocab_size": 5}, autoreset_mode="Disabled")
     answers = generate(agent_like(student), env, [env.prompts[i % 4] for i in range(23)], seed=3)
@@ -197,7 +197,7 @@ def test_what_is_measured_is_what_the_models_say() -> None:
 
 
 def test_a_student_that_is_the_teacher_has_its_entropy_as_perplexity() -> None:
-    """The divergence is 0. The log perplexity of many completions by the teacher is their mean entropy."""
+    """And no divergence: log perplexity on the teacher's own answers is their mean entropy, here of many answers."""
     teacher = markov(5, seed=2)
     env = DistillVectorEnv(256, "categorical", teacher, task_kwargs={"vocab_size": 5}, autoreset_mode="Disabled")
     prompts = [env.prompts[i % 4] for i in range(2048)]
@@ -209,7 +209,7 @@ def test_a_student_that_is_the_teacher_has_its_entropy_as_perplexity() -> None:
 
 
 def test_the_teacher_alone_writes_by_its_own_law() -> None:
-    """The share of each first token equals the table's, within five standard errors."""
+    """The share of each first token, against the table; within five standard errors."""
     teacher, n = markov(5, seed=2), 4000
     env = DistillVectorEnv(500, "categorical", teacher, task_kwargs={"vocab_size": 5}, autoreset_mode="Disabled")
     answers = generate(None, env, [env.prompts[1]] * n, seed=0, teacher_writes=True)

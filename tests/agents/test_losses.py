@@ -1,4 +1,4 @@
-"""Losses of the agent: gradients, expectations and optima."""
+"""Losses of the agent: their gradients, their expectations, their optima."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def slope(loss: Tensor, logits: Tensor) -> Tensor:
 
 
 def test_gradient_of_the_gated_dual_kl() -> None:
-    """It is lambda RKL' + (1 - lambda) FKL' with lambda held fixed, so moving the gate has no gradient. Checked against
-    the formulas in the logits and against finite differences, although lambda comes from the student with gradient."""
+    """It is lambda RKL' + (1 - lambda) FKL' with lambda held fixed: moving the gate gives none. Against the formulas in
+    the logits and against finite differences, though lambda comes from the student, gradient and all."""
     logits, teacher = states()
     student = logits.log_softmax(-1)
     q, p = student.exp(), teacher.exp()
@@ -60,8 +60,8 @@ def test_gradient_of_the_gated_dual_kl() -> None:
 
 
 def test_the_sampled_parts_have_the_exact_gradients_in_expectation() -> None:
-    """Over the student's own tokens, `log q` times the cost gives the gradient of the reverse KL. Over the teacher's,
-    `-log q` gives that of the forward KL. Neither affects the other's tokens."""
+    """Over the student's own tokens `log q` times the cost gives the reverse KL's gradient; over the teacher's `-log q`
+    gives the forward KL's. And neither touches the other's tokens."""
     logits, teacher = states()
     student = logits.log_softmax(-1)
     reverse = forward = torch.zeros_like(logits)
@@ -109,8 +109,8 @@ def test_exact_losses() -> None:
 
 
 def test_todi() -> None:
-    """Its gradient equals the formula in the logits: with the weights a_i = p_i / (p_i + q_i) held fixed, dL/dlog q_i =
-    -a_i p_i + (1 - a_i) q_i (1 + log(q_i / p_i)). It is not that of forward plus reverse KL."""
+    """Its gradient, against the formula in the logits: with the weights a_i = p_i / (p_i + q_i) held fixed,
+    dL/dlog q_i = -a_i p_i + (1 - a_i) q_i (1 + log(q_i / p_i)). It is not that of forward plus reverse KL."""
     logits, teacher = states()
     student = logits.log_softmax(-1)
     q, p = student.exp(), teacher.exp()
@@ -126,9 +126,8 @@ def test_todi() -> None:
 
 
 def test_akl_by_hand() -> None:
-    """p = (.1, .4, .05, .35, .1). Its likeliest token has .4 and the first two have .75, more than half. So the head is
-    token 1 alone, with a gap of .2; the others have gaps of .1, .05, .05, 0. Forward KL gets the weight .2 / .4,
-    reverse KL the rest."""
+    """p = (.1, .4, .05, .35, .1), its likeliest token has .4 and the first two .75, more than half: the head is token 1
+    alone, off by .2; the others are off by .1, .05, .05, 0. So forward KL weighs .2 / .4 and reverse KL the rest."""
     p = torch.tensor([0.10, 0.40, 0.05, 0.35, 0.10], dtype=torch.float64).log()
     logits = torch.tensor([0.20, 0.20, 0.10, 0.40, 0.10], dtype=torch.float64).log().requires_grad_()
     q = logits.log_softmax(-1)
@@ -142,8 +141,8 @@ def test_akl_by_hand() -> None:
 
 
 def test_negative_advantage() -> None:
-    """Own tokens at hard positions become less likely, whatever they are. In expectation over the student's tokens
-    nothing changes, and no state's gradient is longer than sqrt(2)."""
+    """Own tokens at hard steps go down, whatever they are; in expectation over the student's tokens nothing moves, and
+    no state's gradient is longer than sqrt(2)."""
     logits, _ = states()
     student = logits.log_softmax(-1)
     hard = torch.arange(M) % 3 == 0
@@ -170,7 +169,7 @@ def test_importance_weights_by_hand() -> None:
 
 
 def test_per_step_to_come() -> None:
-    """Costs to come are divided by the number of following positions: two, one and none; padding does not count."""
+    """Divided by the steps that follow, two, one and none; the end of an answer counts as none."""
     mask = torch.tensor([[1, 1, 1], [1, 1, 0]], dtype=torch.bool)
     value = torch.tensor([[6.0, 5.0, 0.0], [4.0, 0.0, 0.0]], dtype=torch.float64)
     assert length_normalized(value, mask).tolist() == [[3.0, 5.0, 0.0], [4.0, 0.0, 0.0]]
@@ -188,7 +187,7 @@ def test_cost_to_go() -> None:
 
 
 def test_leave_one_out_baseline() -> None:
-    """The mean of the others that have not ended, without the completion itself; 0 if there is none."""
+    """The mean of the others that are still being written, never the answer's own; 0 where there is none."""
     value = torch.tensor([[1.0, 5.0, 7.0], [2.0, 6.0, 0.0], [6.0, 0.0, 0.0]], dtype=torch.float64)
     mask = torch.tensor([[1, 1, 1], [1, 1, 0], [1, 0, 0]], dtype=torch.bool)
     baseline = leave_one_out_baseline(value, mask)
@@ -197,7 +196,7 @@ def test_leave_one_out_baseline() -> None:
 
 @pytest.mark.parametrize("name", ["fkl", "rkl"])
 def test_where_aliased_contexts_meet(name: str) -> None:
-    """One student state stands for several contexts of fixed weight. Forward KL ends at the mean of the teacher's
+    """One student state for several contexts of fixed weight: forward KL ends at the mean of the teacher's
     distributions, reverse KL at their normalised geometric mean."""
     _, teacher = states()
     weight = torch.rand(M, generator=torch.Generator().manual_seed(1), dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""Each metric equals its definition: by hand, by enumeration, or by an invariance."""
+"""Each metric against its definition: by hand, by enumeration, or by what may not change it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ANSWERS = st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=12), min_siz
 
 @pytest.mark.parametrize(("n", "c", "k"), [(5, 2, 1), (5, 2, 3), (6, 0, 2), (6, 6, 2), (8, 3, 8), (8, 7, 2)])
 def test_pass_at_k_is_the_share_of_draws_with_a_right_one(n: int, c: int, k: int) -> None:
-    """By enumeration of all draws of k completions without replacement."""
+    """By enumeration of all draws of k answers without replacement."""
     draws = list(itertools.combinations(range(n), k))
     assert pass_at_k(n, c, k) == pytest.approx(np.mean([any(i < c for i in draw) for draw in draws]))
 
@@ -63,7 +63,7 @@ def test_majority_at_k_is_the_share_of_draws_whose_winner_is_right(
 @few
 @given(st.lists(st.sampled_from("abc"), min_size=2, max_size=6))
 def test_the_first_drawn_of_equally_frequent_values_wins_as_often_as_any(votes: list[str]) -> None:
-    """By enumeration of all orders of drawing; `Counter.most_common` puts the first one drawn in front."""
+    """By enumeration of all orders in which all are drawn: `Counter.most_common` keeps the first one in front."""
     winners = [Counter(order).most_common(1)[0][0] for order in itertools.permutations(votes)]
     expected = winners.count("a") / len(winners)
     assert majority_at_k(votes, [v == "a" for v in votes], len(votes)) == pytest.approx(expected)
@@ -78,7 +78,7 @@ def test_one_vote_or_two_are_the_accuracy(votes: list[str]) -> None:
 
 
 def test_a_majority_of_many_against_what_it_is_made_of() -> None:
-    """64 completions: 33 right ones always win, 31 against 33 never do, and 64 different ones share the vote."""
+    """64 answers: 33 right ones always win, 31 against 33 never do, 64 different ones share."""
     assert majority_at_k(["a"] * 33 + ["b"] * 31, [True] * 33 + [False] * 31, 64) == 1
     assert majority_at_k(["a"] * 31 + ["b"] * 33, [True] * 31 + [False] * 33, 64) == 0
     different = [str(i) for i in range(64)]
@@ -141,7 +141,7 @@ def test_shares_of_distinct_answers() -> None:
 
 
 def test_self_bleu_by_hand() -> None:
-    """Two completions that share three of four tokens, in a row: precisions 3/4, 2/3, 1/2 and (smoothed) 1/2 of 1."""
+    """Two answers that share three tokens of four, in a row: precisions 3/4, 2/3, 1/2 and, smoothed, 1/2 of 1."""
     expected = (3 / 4 * 2 / 3 * 1 / 2 * 1 / 2) ** 0.25
     assert metrics.self_bleu([[1, 2, 3, 4], [1, 2, 3, 5]]) == pytest.approx(expected)
     assert metrics.self_bleu([[1, 2, 3, 4], [5, 6, 7, 8]]) == 0
@@ -160,7 +160,7 @@ def test_self_bleu_depends_on_neither_ids_nor_order(answers: list[list[int]], na
 @few
 @given(ANSWERS)
 def test_self_bleu_is_the_mean_over_answers_with_the_others_as_references(answers: list[list[int]]) -> None:
-    """Computed by sacrebleu for each completion."""
+    """sacrebleu asked for every one."""
     from sacrebleu.metrics import BLEU
 
     bleu, texts = BLEU(tokenize="none", effective_order=True), [" ".join(map(str, a)) for a in answers]

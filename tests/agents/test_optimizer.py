@@ -1,4 +1,4 @@
-"""The optimiser: its learning rate by hand, weight decay of matrices only, and float32 masters of bfloat16 weights."""
+"""The optimiser: the learning rate by hand, decay of matrices alone, masters that sum what bfloat16 would lose."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_bad_settings(arguments: dict[str, Any], name: str) -> None:
 
 
 def test_only_matrices_decay() -> None:
-    """Without past or present gradients a matrix shrinks by learning rate times decay; a bias does not."""
+    """Without gradient in the past or present a matrix shrinks by the step size times the decay; a bias stays."""
     matrix, bias = nn.Parameter(torch.full((2, 2), 8.0)), nn.Parameter(torch.full((2,), 8.0))
     optimizer = MasterAdamW([bias, matrix], OptimizerConfig(learning_rate=0.5, weight_decay=0.25))
     for parameter in (matrix, bias):
@@ -63,7 +63,7 @@ def test_only_matrices_decay() -> None:
 
 
 def test_wide_weights_have_no_masters() -> None:
-    """Float32 weights have no copies, and the steps equal those of torch's AdamW bit by bit."""
+    """They are their own, and the steps are those of torch's AdamW, bit by bit."""
     ours, plain = (nn.Parameter(torch.linspace(-1, 1, 6)) for _ in range(2))
     optimizers = [MasterAdamW([ours], OptimizerConfig()), torch.optim.AdamW([plain], lr=1e-3, weight_decay=0.0)]
     assert optimizers[0].masters[0] is ours  # type: ignore[attr-defined]
@@ -78,8 +78,8 @@ def test_wide_weights_have_no_masters() -> None:
 
 
 def test_steps_under_the_resolution_of_bfloat16_add_up() -> None:
-    """Around 1, bfloat16 has a spacing of 2^-8 below and 2^-7 above, so a step of 2^-12 is lost in every iteration. The
-    master accumulates the steps. The weight is the rounded master, and changes after half a spacing."""
+    """Around 1 bfloat16 has steps of 2^-8 below and 2^-7 above: a step of 2^-12 is lost on it, in every iteration. The
+    master takes them all; the weight is its rounding, and moves once half a spacing has come together."""
     size = 2.0**-12
     config = OptimizerConfig(learning_rate=size)
     weight, lone = (nn.Parameter(torch.ones(3, dtype=torch.bfloat16)) for _ in range(2))
@@ -120,7 +120,7 @@ def test_gradients_add_up_in_float32() -> None:
 
 
 def start(dtype: torch.dtype, **kwargs: Any) -> tuple[DistillAgent, DistillVectorEnv]:
-    """A small student of Sums. It reads the same completions of the teacher in every dtype."""
+    """A small student of Sums, which reads the same answers of the teacher whatever it is computed in."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = toy_student("sums", 8, 1, 16).to(dtype)
@@ -135,7 +135,7 @@ def flat(tensors: Any) -> Tensor:
 
 
 def without_masters(agent: DistillAgent) -> DistillAgent:
-    """The same, but the steps update the bfloat16 weights themselves."""
+    """The same, stepping on the bfloat16 weights themselves."""
     optimizer = agent.optimizer
     optimizer.masters, optimizer.narrow = list(agent.student.parameters()), []
     optimizer.param_groups[0]["params"] = optimizer.masters
@@ -143,8 +143,8 @@ def without_masters(agent: DistillAgent) -> DistillAgent:
 
 
 def test_bfloat16_with_masters_stays_near_float32() -> None:
-    """Steps of 1e-5 from the same weights on the same completions. The masters stay ten times closer to the float32 run
-    than it moves; bfloat16 weights alone lose most of the steps. Losses and log-probabilities are float32."""
+    """Steps of 1e-5 from the same weights on the same answers: the masters follow the float32 run, whose way is ten
+    times as long as they are apart; the weights alone lose most of it. Losses and log-probabilities are float32."""
     ends, seen = {}, []
     row, steps = METHODS["fkl"], 6
     wide, env = start(torch.float32, method=row, optimizer=OptimizerConfig(1e-5, warmup_iterations=0))

@@ -1,4 +1,4 @@
-"""Selection of prompts."""
+"""Which prompts are taken."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from distill_env.tasks.base import Prompt
 
 @pytest.mark.parametrize(("available", "count"), [(311, 60), (311, 200), (217, 216), (7, 7), (9, 1), (2, 5)])
 def test_as_many_prompts_as_asked_from_first_to_last(available: int, count: int) -> None:
-    """In order, without repetition while there are enough, and evenly spaced up to one."""
+    """In order, none twice while there are enough, and no gap more than one larger than another."""
     chosen = [p.ids[0] for p in evenly_spaced([Prompt((i,), "") for i in range(available)], count)]
     assert len(chosen) == count
     assert chosen == sorted(chosen)

@@ -66,7 +66,7 @@ def write(
     limits: tuple[int, float] = (0, 1.0),
     **kwargs: Any,
 ) -> Rollout:
-    """n completions of ragged prompts."""
+    """n answers to ragged prompts."""
     env = DistillVectorEnv(
         num_envs,
         Ragged(V, HORIZON),
@@ -82,7 +82,7 @@ def write(
 
 
 def assert_equal(actual: Rollout, expected: Rollout) -> None:
-    """Tokens and flags are equal; numbers are equal up to rounding, and scores are NaN in the same places."""
+    """Token for token and flag for flag; numbers to rounding, and scores nan in the same places."""
     assert actual.tokens.equal(expected.tokens)
     assert actual.rewritten.equal(expected.rewritten)
     torch.testing.assert_close(actual.score, expected.score, rtol=0, atol=1e-9, equal_nan=True)
@@ -140,13 +140,13 @@ Draws = Callable[[NDArray[np.uint64], Any, Purpose], NDArray[np.float64]]
 
 
 def by_call() -> Draws:
-    """Numbers from one stream, in the order of the calls."""
+    """Numbers from one stream, in the order in which they are asked for."""
     generator = np.random.default_rng(0)
     return lambda keys, positions, purpose: generator.random(np.broadcast(keys, positions).shape)
 
 
 def by_row() -> Draws:
-    """Keyed by the row of the batch instead of the episode."""
+    """Keyed by the row of the batch in the episode's place."""
     return lambda keys, positions, purpose: uniform(np.arange(keys.size).reshape(keys.shape), positions, purpose)
 
 
@@ -163,7 +163,7 @@ def draw_by(patch: pytest.MonkeyPatch, draws: Draws) -> None:
 @pytest.mark.parametrize("draws", [by_call, by_row])
 @pytest.mark.parametrize("name", ["hard", "soft", "random"])
 def test_equality_would_tell(name: str, draws: Callable[[], Draws], monkeypatch: pytest.MonkeyPatch) -> None:
-    """With random numbers keyed by the call or by the row, the rollouts compared above differ."""
+    """With randomness keyed by the call or by the row, the rollouts compared above differ."""
     draw_by(monkeypatch, draws())
     expected = write(GATES[name], 1, N)
     draw_by(monkeypatch, draws())
@@ -172,8 +172,8 @@ def test_equality_would_tell(name: str, draws: Callable[[], Draws], monkeypatch:
 
 
 def test_the_grid_reaches_the_corners() -> None:
-    """The cases above include early ends and full lengths, ends written by either model, and rewrites at the first and
-    the last possible position. Prompts have 0 to 3 tokens."""
+    """What is compared above has early ends and full lengths, ends written by either, and rewrites at the first and at
+    the last possible position; the prompts have 0 to 3 tokens."""
     rollout = write(GATES["hard"], 5, 3, n=200)
     length = rollout.mask.sum(1)
     last = rollout.tokens.gather(1, length[:, None] - 1)[:, 0]
@@ -188,8 +188,7 @@ def test_the_grid_reaches_the_corners() -> None:
 
 @torch.no_grad()
 def test_what_a_rollout_tells_is_true() -> None:
-    """Teacher rows, rewards, the student's log-probabilities, scores and grades equal those recomputed for each
-    completion."""
+    """Teacher rows, rewards, the student's log-probabilities, scores and grades, recomputed answer by answer."""
     r = write(GATES["hard"], 4, 3, n=40, rewrite_cost=0.3, log_prob_floor=-3.0)
     assert r.teacher is not None
     log_p = TEACHER.head(TEACHER.features([p.ids for p in r.prompts], r.tokens, r.mask))
@@ -211,8 +210,7 @@ def test_what_a_rollout_tells_is_true() -> None:
 @pytest.mark.parametrize("limits", [(2, 1.0), (0, 0.8), (3, 0.9)])
 @pytest.mark.parametrize("name", ["never", "always", "random"])
 def test_kept_teacher_rows_are_the_projection_of_the_full_ones(name: str, limits: tuple[int, float]) -> None:
-    """With top-k or top-p the completions are the same, and the kept rows are the support and the tail bucket of the
-    full ones."""
+    """With top-k or top-p the same answers, and of the teacher the support and the tail bucket of the full row."""
     full, truncated = write(GATES[name], 4, 3, n=20), write(GATES[name], 4, 3, n=20, limits=limits)
     assert truncated.tokens.equal(full.tokens)
     assert full.teacher is not None
@@ -231,8 +229,8 @@ def test_kept_teacher_rows_are_the_projection_of_the_full_ones(name: str, limits
 
 @pytest.mark.parametrize("limits", [(0, 1.0), (2, 1.0), (0, 0.8)])
 def test_reference_answers_are_read_as_if_the_teacher_had_written_them(limits: tuple[int, float]) -> None:
-    """The teacher's completions, given as references: the same tokens, all marked as the teacher's, the same teacher
-    rows, and each state scored once."""
+    """Answers of the teacher, given as references: the same tokens, all of them its own, and the same rows of it, each
+    state scored once."""
     written = write(ALWAYS, 1, 3, n=20, limits=limits)
     answers = [tuple(row[row >= 0].tolist()) for row in written.tokens]
     prompts = [dataclasses.replace(p, reference_completion=a) for p, a in zip(written.prompts, answers, strict=True)]
@@ -265,7 +263,7 @@ LAW_GATES = {
 
 
 def chi_square(counts: dict[Answer, int], law: dict[Answer, float]) -> float:
-    """The p-value of these counts under the law; completions expected fewer than five times are pooled."""
+    """p-value of these counts under the law; answers expected fewer than five times are taken together."""
     n = sum(counts.values())
     assert counts.keys() <= law.keys()
     often = [a for a, p in law.items() if n * p >= 5]
@@ -278,8 +276,8 @@ def chi_square(counts: dict[Answer, int], law: dict[Answer, float]) -> float:
 
 
 def against_the_law(gate: Gate, rewrite: Any, span: Any) -> float:
-    """The p-value of 4,000 keyed episodes (completions and writers) under the law, which a token-by-token recursion
-    enumerates."""
+    """The p-value of 4,000 keyed episodes under the law enumerated by a token-by-token recursion: answers and who wrote
+    what."""
     teacher = markov(3, order=1, seed=2, sharpness=1.0)
     student = perturbed(teacher, 1.0, seed=5)
     n = 4000
@@ -312,13 +310,13 @@ def against_the_law(gate: Gate, rewrite: Any, span: Any) -> float:
 @pytest.mark.parametrize("rewrite", ["sample", "nucleus", "argmax"])
 @pytest.mark.parametrize("gate", LAW_GATES.values(), ids=LAW_GATES)
 def test_the_law_is_that_of_gated_generation(gate: Gate, rewrite: Any, span: Any) -> None:
-    """The random numbers are fixed. A correct sampler has a p-value below 1e-3 in one of a thousand such tests."""
+    """The numbers are fixed; a right sampler has a p-value below 1e-3 in one of a thousand such tests."""
     assert against_the_law(gate, rewrite, span) > 1e-3
 
 
 @pytest.mark.parametrize("gate", LAW_GATES.values(), ids=LAW_GATES)
 def test_the_law_would_tell(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a generator that is reseeded at every call, completions follow another law."""
+    """With a generator that is reseeded at every call the answers have another law."""
     draw_by(monkeypatch, reseeded())
     assert against_the_law(gate, "sample", "token") < 1e-9
 
@@ -328,9 +326,8 @@ def test_the_law_would_tell(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.parametrize("k", [1, 3, 8])
 def test_cost(k: int) -> None:
-    """Every token is drafted or the teacher's; drafted tokens are committed or wasted; a pass scores each committed
-    token at most once. Token by token, the teacher scores each state exactly once; with drafts it is called less often.
-    """
+    """Tokens are drafted or the teacher's; what is drafted stands or is wasted; a pass scores each committed token at
+    most once. Token by token the teacher scores each state exactly once; by drafts it is asked less often."""
     single, drafted = write(GATES["hard"], 1, N), write(GATES["hard"], k, N)
     cost = drafted.cost
     tokens, rewritten = int(drafted.mask.sum()), int(drafted.rewritten.sum())
@@ -348,8 +345,7 @@ def test_cost(k: int) -> None:
 
 
 def test_the_teacher_is_not_asked_where_nobody_listens() -> None:
-    """A gate that reads no model wastes no draft; no state is scored twice; a teacher that always writes needs no
-    student."""
+    """A gate that reads no model wastes no draft; nothing is scored twice, and writing always needs no student."""
     for name in ("never", "random", "mixture", "always"):
         rollout = write(GATES[name], 5, N, n=30)
         assert rollout.cost.wasted == 0
@@ -359,7 +355,7 @@ def test_the_teacher_is_not_asked_where_nobody_listens() -> None:
 
 @pytest.mark.parametrize("name", ["never", "random"])
 def test_drafts_are_longest_where_the_gate_needs_no_model(name: str) -> None:
-    """No draft continues beyond a rewrite that is known in advance, so no drafted token is wasted."""
+    """Nothing is drafted beyond a rewrite that is known beforehand, so nothing is drawn in vain."""
     used = write(GATES[name], DraftLength(LONGEST), num_envs=N).cost
     longest = write(GATES[name], LONGEST, num_envs=N).cost
     assert used.wasted == 0
@@ -369,8 +365,8 @@ def test_drafts_are_longest_where_the_gate_needs_no_model(name: str) -> None:
 
 
 def test_after_a_hand_over_nothing_is_drafted() -> None:
-    """The teacher writes the rest of the completion. The student neither drafts nor scores it, and only tokens drafted
-    before the hand-over was known are wasted."""
+    """The rest of the answer is the teacher's; the student neither drafts nor is looked at, and what is wasted was
+    drafted before the hand-over was known."""
     rollout = write(GATES["hand_over_rest"], 4, N, n=50)
     length, first = rollout.mask.sum(1), rollout.rewritten.int().argmax(1)
     handed = rollout.rewritten.any(1)
@@ -389,8 +385,8 @@ def test_after_a_hand_over_nothing_is_drafted() -> None:
 @pytest.mark.parametrize("k", [2, 3, 5, LONGEST])
 @pytest.mark.parametrize("seed", [1, 2, 3])  # in which no last rewrite is what had been drafted, which saves its pass
 def test_the_teacher_is_asked_once_a_block(k: int, seed: int) -> None:
-    """The cost model's count from the hard positions equals the measured count: one pass per block, and one for the
-    prompts."""
+    """What the cost model counts from the hard steps of answers is what the cost counts: a pass a block, and one
+    for the prompts."""
     written = write(GATES["hard"], k, N, seed)
     counted = blocks(written.rewritten.numpy(), written.mask.sum(1).numpy(), k)
     assert written.cost.teacher_passes == 1 + counted.max()
@@ -398,7 +394,7 @@ def test_the_teacher_is_asked_once_a_block(k: int, seed: int) -> None:
 
 
 class Told(DraftLength):
-    """Sums up what it receives."""
+    """Adds up what it is told."""
 
     cut = looked_at = 0
 
@@ -409,7 +405,7 @@ class Told(DraftLength):
 
 @pytest.mark.parametrize("name", ["hard", "soft", "rank", "step max", "hand_over_rest"])
 def test_the_draft_length_is_told_what_cuts_drafts_short(name: str) -> None:
-    """Hard positions and end tokens, each once, among all states at which the gate decided."""
+    """Hard steps and end tokens, each once, among all states at which the gate decided."""
     told = Told(LONGEST)
     r = write(GATES[name], told, 9, n=200)
     decided = r.mask & ~r.score.isnan()
@@ -419,8 +415,8 @@ def test_the_draft_length_is_told_what_cuts_drafts_short(name: str) -> None:
 
 
 def tell(adaptive: DraftLength, cut_rate: float, student: float, base: float, slope: float, rows: int = 1) -> int:
-    """The length chosen for `rows` after many blocks of one to four rows with modelled times: a step takes `student`, a
-    pass `base + slope * positions`."""
+    """The length chosen for `rows` after many blocks of one to four rows whose times follow the model: a step takes
+    `student`, a pass `base + slope * positions`."""
     for i in range(200):
         width, written = 1 + i % adaptive.longest, 1 + i % 4
         adaptive.observe(written, round(1000 * cut_rate), 1000, student, width, base + slope * written * width)
@@ -431,8 +427,8 @@ def tell(adaptive: DraftLength, cut_rate: float, student: float, base: float, sl
 @pytest.mark.parametrize(("base", "slope"), [(10.0, 0.1), (3.0, 1.0), (0.1, 0.1), (0.0, 5.0)])
 @pytest.mark.parametrize("rows", [1, 4])
 def test_the_draft_length_is_the_best_one(cut_rate: float, base: float, slope: float, rows: int) -> None:
-    """From measured times (a student step takes 1), the length is chosen that commits most tokens per second in a batch
-    of that many rows. The expected number is summed token by token."""
+    """From measured times (a student step takes 1) the length is chosen that commits most tokens a second in a batch
+    of so many rows, the expectation summed token by token."""
 
     def rate(k: int) -> float:
         committed = sum((1 - cut_rate) ** i for i in range(k))  # a token is reached if none before it cut the draft
@@ -443,8 +439,8 @@ def test_the_draft_length_is_the_best_one(cut_rate: float, base: float, slope: f
 
 
 def test_draft_lengths_are_sensible() -> None:
-    """Long if few positions are hard, passes are expensive or few rows are active; one if all positions are hard;
-    moderate before anything is measured."""
+    """Long where little is hard, a pass is dear or few rows write, one where all is hard; before anything is measured,
+    moderate."""
     assert tell(DraftLength(LONGEST), 0.0, 1.0, 10.0, 0.1) == LONGEST
     assert tell(DraftLength(LONGEST), 1.0, 1.0, 10.0, 0.1) == 1
     lengths = [tell(DraftLength(LONGEST), h, 1.0, 3.0, 0.5) for h in (0.01, 0.1, 0.3, 0.9)]
@@ -461,7 +457,7 @@ def test_draft_lengths_are_sensible() -> None:
 
 
 def test_bad_arguments() -> None:
-    """The error is one line that names the argument and what is accepted."""
+    """One line that names what was wrong and what would be right."""
     env = DistillVectorEnv(4, Ragged(V, HORIZON), TEACHER, autoreset_mode="Disabled")
     keys = episode_keys(0, np.arange(4))
     with pytest.raises(ValueError, match="prompts: 2 for 4 rows"):

@@ -1,7 +1,7 @@
-"""Draft and verify with language models and a key/value cache equals the token-by-token rollout.
+"""Draft and verify over language models with a key/value cache: the token-by-token rollout again.
 
-In exact arithmetic the two are equal. Here a completion may differ where a draw lies within 1e-9 of the edge between
-two tokens, or a score within 1e-9 of the threshold; such completions are counted.
+In exact arithmetic the two are equal; here they are except where a draw lies within 1e-9 of the edge between two tokens
+or a score within 1e-9 of the threshold. Such an answer may part there, and is counted.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ GATES = {
 
 
 def pair(kind: str, noise: float = 0.15) -> tuple[CausalLM, CausalLM]:
-    """A teacher and a student with similar weights, so that easy and hard positions both occur."""
+    """A teacher, and a student whose weights are near: easy and hard steps both occur."""
     teacher, student = build(kind), build(kind)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -80,7 +80,7 @@ def write(kind: str, gate: Gate, k: int, num_envs: int, seed: int = 0, **kwargs:
 
 
 def parted(actual: Rollout, expected: Rollout, gate: Gate, seed: int) -> int:
-    """The number of completions that differ at such an edge. All others must be equal."""
+    """The number of answers that part on a knife's edge. All others have to be equal."""
     edges = 0
     keys = episode_keys(seed, np.arange(N))
     offsets = torch.cat([torch.zeros(1, dtype=torch.long), expected.mask.sum(1).cumsum(0)])
@@ -114,7 +114,7 @@ CASES = [("Llama", name) for name in GATES] + [(kind, name) for kind in ("Qwen2"
 
 @pytest.mark.parametrize(("kind", "name"), CASES)
 def test_no_draft_length_and_no_batch_changes_an_answer(kind: str, name: str) -> None:
-    """Every K from 1 to 16, 1 to 6 rows with refilling; none of these completions lies at an edge."""
+    """Every K from 1 to 16, 1 to 6 rows with refilling; none of these answers lies on an edge."""
     gate = GATES[name]
     expected = write(kind, gate, 1, N)
     for k in range(2, 17):

@@ -86,7 +86,7 @@ def test_with_tokens_frozen_the_rewrite_probability_is_the_soft_gate() -> None:
 
 
 def test_act_never_rewrites() -> None:
-    """Tokens are drawn from q, however likely REWRITE is under pi; reseeding repeats the draws."""
+    """Tokens are drawn from q however likely REWRITE is in pi; reseeded, the draws repeat."""
     agent = SB3Agent(one_state(SKEWED), SB3Config())
     with torch.no_grad():
         agent.heads.rewrite.weight.fill_(9.0)
@@ -122,7 +122,7 @@ def sums_student() -> CausalLM:
 @pytest.mark.parametrize("algorithm", ["ppo", "a2c"])
 @pytest.mark.parametrize("kind", ["table", "language model"])
 def test_a_loaded_agent_learns_what_the_saved_one_does(algorithm: Any, kind: str, tmp_path: Path) -> None:
-    """Weights, optimiser and iteration count are restored, so both learn the same next."""
+    """Weights, optimiser and the number of iterations: what both learn next is equal."""
     config = SB3Config(algorithm, 8, 0.01)
     if kind == "table":
         agent, env = SB3Agent(uniform(5), config), table_env(markov(5), 8)

@@ -17,8 +17,8 @@ from distill_env.ragged import PAD
 @given(st.integers(0, 2**32), st.sampled_from([1, 7, 12, 100, 2**25]), st.booleans())
 @settings(deadline=None, max_examples=60)
 def test_states_are_popped_completion_by_completion(seed: int, block: int, truncated: bool) -> None:
-    """In any order of appending, in any parts, and with any block size. Supports of different sizes are padded with log
-    0 and id -1, before the tail."""
+    """In any order and in any parts, with any number of numbers in a block. Supports of differing sizes are filled up
+    with log 0 and id -1, before the tail."""
     rng = np.random.default_rng(seed)
     lengths = rng.integers(1, 6, rng.integers(1, 6))
     states = [(e, t) for e, length in enumerate(lengths.tolist()) for t in range(length)]

@@ -1,4 +1,4 @@
-"""The cache on disk: the same run at no cost, a miss if anything differs, and damaged files are rewritten."""
+"""The cache on disk: the same run at no cost, a miss if anything differs, and damaged files are written again."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def make_env(teacher: TabularModel = TEACHER, rows: int = 4, horizon: int = 6, *
 def run(
     row: Method, cache: TeacherCache | None, iterations: int = 3, env: Any = None, **kwargs: Any
 ) -> tuple[DistillAgent, list[dict[str, float]]]:
-    """A run from a fixed student, and its metrics."""
+    """A run from the same student, and what was measured."""
     config = DistillConfig(row, **{"batch_size": 8, "optimizer": OptimizerConfig(0.05), "seed": 3, **kwargs})
     agent, seen = DistillAgent(perturbed(TEACHER, 1.0), config, cache), []
     agent.learn(make_env() if env is None else env, iterations, lambda _, metrics: seen.append(metrics))
@@ -110,7 +110,7 @@ def test_nothing_is_reused_where_anything_differs(env: dict[str, Any], change: d
 
 
 def test_other_reference_completions_are_scored_again(tmp_path: Path) -> None:
-    """With `reference` the teacher scores the completions once, and again if one of them changes."""
+    """The writer `data`: the teacher scores them once, and anew if one of them is another."""
     row = variant(METHODS["fkl"], teacher_writes="reference")
     cache, env, asked = TeacherCache(tmp_path), make_env(rows=2), []
     agent = DistillAgent(perturbed(TEACHER, 1.0), DistillConfig(row, batch_size=2), cache)
@@ -131,7 +131,7 @@ DAMAGE: dict[str, Callable[[bytes], bytes]] = {
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
 def test_a_damaged_file_is_a_warning_and_is_written_again(damage: Callable[[bytes], bytes], tmp_path: Path) -> None:
-    """One warning, the same run, and an intact file afterwards."""
+    """One line for it, the same run, and a whole file afterwards."""
     plain, _ = run(METHODS["fkl"], TeacherCache(tmp_path))
     file = sorted(tmp_path.iterdir())[1]
     whole = file.read_bytes()
@@ -156,7 +156,7 @@ def test_a_method_whose_rollouts_depend_on_the_student_is_refused(name: str, tmp
 
 
 def test_wrappers_and_teachers_without_weights_are_refused(tmp_path: Path) -> None:
-    """A wrapper may change rewards; a teacher whose weights are not in memory cannot be identified."""
+    """A wrapper may change rewards; a teacher without weights in memory cannot be told from others."""
     with pytest.raises(ValueError, match=r"^teacher_cache: .*Blind"):
         run(METHODS["fkl"], TeacherCache(tmp_path), env=Blind(make_env()))
 
@@ -168,8 +168,7 @@ def test_wrappers_and_teachers_without_weights_are_refused(tmp_path: Path) -> No
 
 
 def test_a_fingerprint_follows_weights_and_configuration_alone(tmp_path: Path) -> None:
-    """A model that moves to another folder keeps it; a changed bit of a weight, dtype, setting or vocabulary size
-    changes it."""
+    """Moved to another folder a model stays the same; one bit of a weight, the dtype, a setting or a cut change it."""
     torch.manual_seed(0)
     model = CausalLM(small_teacher("sums", 8, 1))
     for folder in ("a", "b"):
@@ -203,7 +202,7 @@ def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_draws_are_the_episodes_own(tmp_path: Path) -> None:
-    """The keys of the draws are part of a file's name, so the same prompts with other keys are another rollout."""
+    """The keys of the draws are part of a file's name: the same prompts under other keys are another rollout."""
     cache, env = TeacherCache(tmp_path), make_env()
     agent = DistillAgent(perturbed(TEACHER, 1.0), DistillConfig(METHODS["fkl"], batch_size=4), cache)
     prompts = list(env.prompts[:1]) * 4

@@ -1,4 +1,4 @@
-"""Divergences: gradients in the logits, limits, and the effects of truncation and zero probabilities."""
+"""Divergences: their gradients in the logits, their limits, and what truncation and zeros do to them."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_autograd_saves_only_the_arguments() -> None:
 
 
 def test_gradients_where_probabilities_are_zero() -> None:
-    """A logarithm of zero that was replaced has no gradient, and does not affect any other."""
+    """A logarithm of zero that was replaced has no gradient, and spoils no other."""
     p = torch.tensor([0.5, 0.5, 0.0]).double().log().requires_grad_()
     q = torch.tensor([0.25, 0.0, 0.75]).double().log().requires_grad_()
     kl(p, q).backward()
@@ -209,8 +209,7 @@ def test_top_k_and_top_p_together() -> None:
 
 
 def test_without_a_tail_bucket_reverse_kl_is_gamed() -> None:
-    """On the support alone, gradient descent lowers it below 0 by leaving the support. With the bucket, q = p is
-    stationary."""
+    """Descended on the support alone it is lowered below 0 by leaving the support; with the bucket q = p stays."""
     _, teacher = pairs(n=1)
     ids = support(teacher, top_k=2)
     assert ids is not None
@@ -235,7 +234,7 @@ def test_without_a_tail_bucket_reverse_kl_is_gamed() -> None:
 @pytest.mark.parametrize("truncated", [False, True])
 @pytest.mark.parametrize("zeros", ["teacher", "student", "both"])
 def test_zero_probabilities_are_safe(loss: Loss, truncated: bool, zeros: str) -> None:
-    """With `-inf` on either side, values and gradients are finite."""
+    """With `-inf` on either side values and gradients are finite."""
     logits, teacher = pairs()
     impossible = torch.arange(V) % 3 == 1
     if zeros != "teacher":

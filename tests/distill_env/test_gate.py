@@ -1,4 +1,4 @@
-"""The gate: its scores, how it reads them, and its decisions, which are causal and have no gradient."""
+"""The gate: what it scores, how it reads scores, what it decides, and that it does so causally and without gradient."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_rank_counts_likelier_tokens() -> None:
 
 
 def test_divergence_is_never_negative() -> None:
-    """Rounding makes it negative for nearly equal models; clamped, it reaches a threshold of 0 everywhere."""
+    """Rounding makes it so for near-equal models; clamped, a threshold of 0 is reached everywhere."""
     student, _ = models()
     almost = (student + 1e-9).log_softmax(-1)
     assert bool((reverse_kl(student, almost) < 0).any())
@@ -117,8 +117,8 @@ def test_soft_tends_to_hard() -> None:
 @pytest.mark.parametrize("smoothing", [0.0, 0.7])
 @pytest.mark.parametrize("step_reduction", ["none", "mean", "max", "sum"])
 def test_reading_a_score(step_reduction: str, smoothing: float, relative: bool, score_clip: float) -> None:
-    """Clipping, moving average or multiple of the average, then the causal mean, maximum or sum over the step so far,
-    equal a loop over the past."""
+    """Clip, moving average or what it is a multiple of, then the causal mean, max or sum over the step so far: what a
+    loop over the past gives."""
     ways: Any = {"step_reduction": step_reduction, "smoothing": smoothing, "score_clip": score_clip}
     config = Gate(tau=0.5, relative=relative, **ways)
     draft = block()
@@ -134,15 +134,15 @@ def test_reading_a_score(step_reduction: str, smoothing: float, relative: bool, 
 
 
 def decide_with(config: Gate, scores: list[float]) -> GateDecision:
-    """Decisions on one completion with these raw scores."""
+    """Decisions on one answer of these raw scores."""
     raw = torch.tensor([scores], dtype=torch.float64)
     start = torch.arange(len(scores))[None] == 0
     return read_and_decide(config, raw, start, torch.zeros_like(raw), GateState.start(1))[0]
 
 
 def test_adaswitch_by_hand() -> None:
-    """The averages before each state are: none, 1, 2, 3. At three times the average the fourth state is hard (9 >= 3 *
-    3), and the teacher writes it and everything after it. The first state is never hard, nor is a 0 after zeros."""
+    """Averages before: -, 1, 2, 3. At three times the average the fourth state is hard (9 >= 3 * 3), and it and all
+    that follow are the teacher's, unlooked at. The first is never hard, nor is a 0 after zeros."""
     config = Gate(tau=3.0, relative=True, hand_over_rest=True)
     decision = decide_with(config, [1.0, 3.0 - 1e-9, 5.0, 9.0, 0.0, 1.0])
     assert decision.rewrite.tolist() == [[False, False, False, True, True, True]]
@@ -154,8 +154,7 @@ def test_adaswitch_by_hand() -> None:
 
 
 def test_cumulative_by_hand() -> None:
-    """Sums: 0.5, 1, then from 0 again: 0.25, 0.75, 1.75, then 0. A state is hard where the sum reaches 1; the score of
-    a rewritten state is spent."""
+    """Sums 0.5, 1, then anew 0.25, 0.75, 1.75, then 0: hard where 1 is reached; a rewritten step's score is spent."""
     decision = decide_with(Gate(tau=1.0, cumulative=True), [0.5, 0.5, 0.25, 0.5, 1.0, 0.0])
     assert decision.score.tolist() == [[0.5, 1.0, 0.25, 0.75, 1.75, 0.0]]
     assert decision.rewrite.tolist() == [[False, True, False, False, True, False]]
@@ -164,8 +163,8 @@ def test_cumulative_by_hand() -> None:
 @pytest.mark.parametrize("budget", [0.05, 0.3])
 @pytest.mark.parametrize("start", [1e-2, 50.0])
 def test_the_threshold_follows_the_quantile(start: float, budget: float) -> None:
-    """Starting far off on either side, with new exponential scores (768 per rollout), the threshold reaches their
-    quantile and the share reaches the budget. The unit of the scores does not matter."""
+    """From far off either way, on fresh exponential scores (768 a rollout), the threshold comes to their quantile and
+    the share to the budget; nothing depends on the scores' unit."""
     ends = []
     for unit in (1.0, 1000.0):
         generator, threshold, shares = torch.Generator().manual_seed(0), start * unit, []
@@ -209,8 +208,8 @@ gates = st.one_of(
 @given(gates, st.integers(0, 2**32), st.lists(st.integers(1, K - 1), unique=True, max_size=K))
 @settings(deadline=None, max_examples=60)
 def test_blocks_of_any_length_decide_alike(config: Gate, seed: int, cuts: list[int]) -> None:
-    """A block evaluated at once equals its parts evaluated in turn with each row's state carried over: scores,
-    decisions, weights, and the state at every position. In particular, later tokens do not change earlier decisions."""
+    """A block evaluated at once equals its parts one after the other, each row's carry handed on: scores, decisions,
+    weights, and the carry at every position. In particular later tokens do not change earlier decisions."""
     student, teacher = models(seed)
     draft = block(seed)
     whole, carries = apply_gate(config, student, teacher, draft, GateState.start(N))
@@ -233,7 +232,7 @@ def test_blocks_of_any_length_decide_alike(config: Gate, seed: int, cuts: list[i
 
 
 def test_carry_of_some_rows() -> None:
-    """`put` replaces the named rows and leaves the others unchanged."""
+    """`put` replaces the named rows and leaves the others."""
     carry = GateState(*torch.arange(28, dtype=torch.float64).view(7, 4))
     new = carry.put(torch.tensor([2]), GateState.start(1))
     assert new.step_max.tolist() == [12.0, 13.0, 0.0, 15.0]
@@ -258,7 +257,7 @@ def test_nothing_that_comes_out_has_a_gradient(config: Gate) -> None:
 @pytest.mark.parametrize("per_answer", [False, True])
 @pytest.mark.parametrize("rate", [0.0, 0.25, 1.0])
 def test_random_gates(rate: float, per_answer: bool) -> None:
-    """They rewrite at their rate, for each position or each completion: never at 0, always at 1. They read no model."""
+    """They rewrite at their rate, at 0 never and at 1 always, each step or each whole answer; no model is read."""
     n = 1000
     grid = (torch.arange(n, dtype=torch.float64) + 0.5) / n
     first = torch.zeros(n, 3, dtype=torch.bool)

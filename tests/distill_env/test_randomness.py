@@ -1,4 +1,4 @@
-"""Keyed randomness: uniform, independent, and the same for every caller; draws follow the distribution exactly."""
+"""Keyed randomness: uniform, independent, the same whoever asks; draws follow the distribution exactly."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def table(purpose: Purpose, keys: NDArray[np.uint64] = KEYS, shift: int = 0) -> 
 
 @pytest.mark.parametrize("purpose", Purpose)
 def test_uniform(purpose: Purpose) -> None:
-    """Over positions of one episode, over episodes at one position, and over all; values are in [0, 1)."""
+    """Over positions of one episode, over episodes at one position, and over all, in [0, 1)."""
     draws = table(purpose)
     assert draws.min() >= 0
     assert draws.max() < 1
@@ -56,13 +56,13 @@ def test_uniform(purpose: Purpose) -> None:
     ],
 )
 def test_independent(other: NDArray[np.float64]) -> None:
-    """Pairs of numbers with different purposes, positions, episodes or seeds fill the unit square evenly."""
+    """Purposes, positions, episodes and seeds: pairs of their numbers fill the unit square evenly."""
     counts, _, _ = np.histogram2d(table(Purpose.STUDENT).ravel(), other.ravel(), 16, ((0, 1), (0, 1)))
     assert stats.chisquare(counts.ravel()).pvalue > P_VALUE
 
 
 def test_keys_are_distinct() -> None:
-    """No two of 200,000 episodes share a key (probability one in a billion), whatever their seeds."""
+    """No two of 200,000 episodes share a key (by chance: one in a billion), whatever their seeds."""
     keys = episode_keys(np.arange(200)[:, None], np.arange(1000))
     assert len(np.unique(keys)) == keys.size
 
@@ -70,7 +70,7 @@ def test_keys_are_distinct() -> None:
 @given(st.permutations(range(12)), st.integers(0, 2**62))
 @settings(deadline=None, max_examples=25)
 def test_numbers_do_not_depend_on_the_batch(order: list[int], seed: int) -> None:
-    """A (key, position, purpose) has one number, alone or in any batch and order."""
+    """Alone, in any batch and in any order, a (key, position, purpose) has one number."""
     keys = episode_keys(seed, np.arange(12))
     whole = uniform(keys[:, None], np.arange(5), Purpose.GATE)
     assert (uniform(keys[order][:, None], np.arange(5), Purpose.GATE) == whole[order]).all()
@@ -80,7 +80,7 @@ def test_numbers_do_not_depend_on_the_batch(order: list[int], seed: int) -> None
 
 
 def test_draws_are_exact() -> None:
-    """Over an even grid of n uniforms, each token is drawn p n times, up to one at each end of its interval."""
+    """Over an even grid of n uniforms each token is drawn p n times, up to one for each end of its interval."""
     p = torch.tensor([0.1, 0.0, 0.25, 0.05, 0.6], dtype=torch.float64)
     n = 100_000
     grid = (np.arange(n) + 0.5) / n
@@ -102,7 +102,7 @@ def test_keyed_draws_follow_the_distribution() -> None:
 @given(st.lists(st.sampled_from([0.0, 1e-300, 1e-20, 0.1, 1.0]), min_size=1, max_size=8).filter(any), st.data())
 @settings(deadline=None, max_examples=200)
 def test_what_has_no_probability_is_never_drawn(weights: list[float], data: st.DataObject) -> None:
-    """Not even with the smallest or largest uniform, at the edges between tokens, or after rounding."""
+    """Not even by the smallest and the largest uniform, at the edges between tokens, or after rounding."""
     p = torch.tensor(weights, dtype=torch.float64)
     edges = [float(c / p.sum()) for c in p.cumsum(0)]
     u = data.draw(st.sampled_from([0.0, 1 - 2**-53, *(e for e in edges if e < 1)]) | st.floats(0, 1, exclude_max=True))
@@ -121,7 +121,7 @@ def test_draws_do_not_depend_on_the_batch() -> None:
 
 
 def test_a_draw_in_blocks_is_the_draw_of_one_cumulative_sum() -> None:
-    """On 20,000 states with 1,500 and 5,000 ids: equal except for draws within rounding of an edge."""
+    """On 20,000 states of 1,500 and 5,000 ids: all but draws within rounding of an edge."""
     generator = torch.Generator().manual_seed(0)
     for vocab_size in (1500, 5000):
         log_probs = (3 * torch.randn(10_000, vocab_size, generator=generator)).log_softmax(-1)

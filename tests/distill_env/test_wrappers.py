@@ -39,7 +39,7 @@ def test_what_the_teacher_finds_implausible_is_handed_over(limits: dict[str, Any
 
 
 def test_padding_is_not_handed_over() -> None:
-    """Even if the first token, which replaces it in a look-up, would be."""
+    """Though the first token, whose place it takes in a look-up, would be."""
     env = RewriteImplausible(one_state_env([0.05, 0.45, 0.3, 0.2], 2), top_k=1)
     env.reset(seed=0)
     info = env.step(np.array([PAD, 1]))[4]
@@ -49,8 +49,7 @@ def test_padding_is_not_handed_over() -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_the_gated_batch_equals_gated_single_environments(mode: str) -> None:
-    """The wrapper reads the teacher at the states where the tokens will be written: across ends, resets and masked
-    resets."""
+    """It looks at the teacher where the tokens will be written: across ends, resets and masked resets."""
     arguments = arguments_of("ragged table")
     batch = RewriteImplausible(DistillVectorEnv(4, **arguments, autoreset_mode=mode), top_k=2)
     singles = SyncVectorEnv(

@@ -83,7 +83,7 @@ class Parsed(BaseException):
 
 
 def commands(block: Block, record: Path) -> list[list[str]]:
-    """The words of every command of a bash block, as bash expands them."""
+    """The words of every command of a bash block, as bash itself expands them."""
     record.write_text("")
     environment = {"RECORD": str(record), "HOME": str(Path.home()), "PATH": "/nonexistent"}
     script = f"set -euo pipefail\n{RECORDER}\n{block.code}"
@@ -161,7 +161,7 @@ def parsed_only(cli: Any) -> Any:
 
 
 def check_requirement(words: list[str]) -> None:
-    """`pip install` of the checkout with existing extras, or of other packages."""
+    """`pip install` of the checkout, with extras that there are, or of other packages."""
     assert words[0] == "install", words
     extras = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     for word in words[1:]:

@@ -1,4 +1,4 @@
-"""Malformed input of any kind ends with one line that names the argument, exits with an error, and loses nothing."""
+"""Malformed input of every kind ends with one line that names the argument and an exit code, and loses nothing."""
 
 from __future__ import annotations
 

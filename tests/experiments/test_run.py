@@ -1,4 +1,4 @@
-"""The commands: what they write, how they resume, and how they respond to bad input."""
+"""The command lines: what they leave behind, that they go on where they stopped, and what they say to bad input."""
 
 from __future__ import annotations
 

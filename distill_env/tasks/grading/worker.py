@@ -73,26 +73,81 @@ def read_number(text: str, *_: Any, **__: Any) -> Any:
 def prepare() -> None:
     """Import what `same` needs, and let SymPy generate and cache the code of its polynomial arithmetic before `guard`
     forbids it; that code depends on the number of variables only."""
+    from math_verify import grader
     from sympy.parsing import sympy_parser
     from sympy.polys.monomials import MonomialOps
 
+    repair(grader)
     same("x^2 - 1", "(x - 1)(x + 1)")
+    same("y = 2x", "2x - y = 0")
     for variables in range(1, 9):
         for operation in ("mul", "pow", "mulpow", "ldiv", "div", "lcm", "gcd"):
             getattr(MonomialOps(variables), operation)()
     sympy_parser.parse_expr = read_number
 
 
+def repair(grader: Any) -> None:
+    """Replace three comparisons of math-verify that are wrong in both directions.
+
+    Numbers are rounded to six places, and what is small is cut off: 2^-99 was 2^-98. Roots are compared for negative
+    variables, too: sqrt(1/n) was not 1/sqrt(n). Equations without a solution were all equal.
+    """
+    from sympy import Abs, Float, MatrixBase, N, Symbol, simplify, solve
+
+    symbolic, solutions = grader.sympy_symbolic_eq, grader.sympy_solve_and_compare
+
+    def same_number(a: Any, b: Any, *_: Any) -> bool:
+        a, b = (x.doit() if hasattr(x, "doit") else x for x in (a, b))
+        if isinstance(a, MatrixBase) and isinstance(b, MatrixBase):
+            return a.shape == b.shape and all(map(same_number, a, b))
+        difference = a - b
+        if difference.free_symbols:
+            return False
+        if difference.has(Float):  # six digits of it
+            size = abs(N(b))
+            return bool(abs(N(difference)) <= max(1e-6 * min(1, size), 1e-8 * size))
+        if difference.is_Rational:
+            return bool(difference == 0)
+        return bool(abs(N(difference, 20, maxn=400)) < abs(N(b, 20)) * 10**-50)
+
+    def same_formula(a: Any, b: Any) -> bool:
+        if symbolic(a, b):
+            return True
+        difference = a - b
+        if isinstance(difference, MatrixBase) or difference.has(Abs):
+            return False
+        positive = {s: Symbol(s.name, positive=True) for s in difference.free_symbols}
+        return bool(positive) and bool(simplify(difference.subs(positive)) == 0)
+
+    def same_solutions(a: Any, b: Any, *how: Any) -> bool:
+        return all(solve(x, x.free_symbols) for x in (a, b)) and bool(solutions(a, b, *how))
+
+    grader.sympy_numeric_eq = same_number
+    grader.sympy_symbolic_eq = same_formula
+    grader.sympy_solve_and_compare = same_solutions
+
+
 def same(reference: str, answer: str) -> bool | None:
     """Whether math-verify finds two LaTeX expressions equal; what it cannot read equals nothing."""
+    from latex2sympy2_extended import NormalizationConfig
     from math_verify import LatexExtractionConfig, parse, verify
+    from sympy import I
+
+    # its units are names of variables, too: 5t was 5
+    normal = NormalizationConfig(basic_latex=True, units=False, malformed_operators=True, nits=True)
+    how = [LatexExtractionConfig(boxed_match_priority=0, normalization_config=normal)]
 
     def read(text: str) -> Any:
-        how = [LatexExtractionConfig(boxed_match_priority=0)]
-        return parse(rf"\boxed{{{text}}}", how, fallback_mode="no_fallback", parsing_timeout=0, raise_on_error=True)
+        text = re.sub(r"(?<![A-Za-z\\])i(?![A-Za-z])", " i ", text)  # else 5i is a real variable
+        (value,) = parse(rf"\boxed{{{text}}}", how, fallback_mode="no_fallback", parsing_timeout=0, raise_on_error=True)
+        imaginary = [s for s in value.free_symbols if s.name == "i"]
+        return value.subs(dict.fromkeys(imaginary, I)) if imaginary else value
 
+    if reference == answer:
+        return True
     try:
-        return bool(verify(read(reference), read(answer), timeout_seconds=0, raise_on_error=True))
+        a, b = read(reference), read(answer)
+        return bool(verify(a, b, timeout_seconds=0, raise_on_error=True, allow_set_relation_comp=True))
     except MemoryError:
         return None
     except Exception:

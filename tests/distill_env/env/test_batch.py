@@ -49,7 +49,7 @@ def test_the_batch_equals_single_environments_step_by_step(kind: Kind, span: str
 
 
 def test_same_seed_same_episode() -> None:
-    """Another seed gives another episode; without a seed the stream of episodes continues."""
+    """And another seed another one; without a seed the stream of episodes continues."""
 
     def play(env: gym.Env[Any, Any], seed: int | None, episodes: int = 3) -> list[Any]:
         seen: list[Any] = []

@@ -1,4 +1,4 @@
-"""Several actions in one environment step, with or without a look-ahead, equal one action at a time."""
+"""Several actions in an environment step, with and without a look-ahead, equal one action at a time."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def random_draft(rng: np.random.Generator, room: NDArray[np.int64], width: int, 
 
 
 def remember(now: NDArray[np.float32], info: dict[str, Any]) -> None:
-    """Store the teacher's distributions at the current states, [n, V], as far as info reveals them."""
+    """Take the teacher at the present states [n, V] from an info, as far as it shows it."""
     if "teacher_log_probs" in info:
         known = info["_teacher_log_probs"]
         now[known] = info["teacher_log_probs"][known]
@@ -82,7 +82,7 @@ def remember(now: NDArray[np.float32], info: dict[str, Any]) -> None:
 @pytest.mark.parametrize("span", ["token", "step"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_looking_ahead_changes_nothing_and_shows_what_stepping_does(kind: Kind, span: str) -> None:
-    """With ragged drafts, around rewrites and ends; the draft is then executed fully, partly or not at all."""
+    """With ragged drafts, before and after rewrites and ends; followed afterwards wholly, in part or not at all."""
     n, k, tolerance = 4, 3, max(TOLERANCE[kind], 1e-6)  # info is float32
     arguments = arguments_of(kind, rewrite_span=span, max_new_tokens=8, autoreset_mode="Disabled")
     looking, plain = (DistillVectorEnv(n, **arguments, chunk=k) for _ in range(2))
@@ -118,7 +118,7 @@ def test_looking_ahead_changes_nothing_and_shows_what_stepping_does(kind: Kind, 
 
 
 def test_a_draft_may_be_written_over_after_looking() -> None:
-    """The environment keeps its own copy of the draft."""
+    """The environment has its own copy of it."""
     env = DistillVectorEnv(1, "categorical", "markov", teacher_kwargs={"vocab_size": V}, chunk=2)
     other = DistillVectorEnv(1, "categorical", "markov", teacher_kwargs={"vocab_size": V}, chunk=2)
     env.reset(seed=0)

@@ -1,4 +1,4 @@
-"""The environments conform to Gymnasium and Stable-Baselines3, and the package registers its ids."""
+"""What Gymnasium and Stable-Baselines3 ask of an environment, and what the package registers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from tests.helpers.paths import HELPERS
 @pytest.mark.parametrize("check", [gymnasium_check, sb3_check])
 @pytest.mark.parametrize("env_id", ENVIRONMENTS)
 def test_every_id_conforms_without_a_warning(env_id: str, check: Any) -> None:
-    """In every render mode, which Gymnasium's check creates. Warnings are errors here."""
+    """In every render mode, too: Gymnasium's check makes them all. Warnings are errors here."""
     check(gym.make(env_id).unwrapped)
 
 
@@ -61,7 +61,7 @@ def test_spaces() -> None:
 
 @pytest.mark.parametrize("env_id", ENVIRONMENTS)
 def test_a_spec_survives_json(env_id: str) -> None:
-    """An environment made from the restored spec plays the same episode."""
+    """What is made from it plays the same episode."""
     env = gym.make(env_id, rewrite="nucleus", rewrite_cost=0.25)
     assert env.spec is not None
     text = env.spec.to_json()
@@ -75,7 +75,7 @@ def test_a_spec_survives_json(env_id: str) -> None:
 
 
 def test_a_single_file_ppo_written_for_cartpole_learns_here() -> None:
-    """Only the environment id changes."""
+    """Nothing changed but the id."""
     script = HELPERS / "cartpole_ppo.py"
     options = ["--env-id", "distill_env:Distill/Categorical-v0", "--total-timesteps", "2048"]
     command = [sys.executable, str(script), *options]
@@ -86,7 +86,7 @@ def test_a_single_file_ppo_written_for_cartpole_learns_here() -> None:
 
 
 def test_importing_the_package_is_light() -> None:
-    """The ids are registered, and neither torch nor transformers is imported, not even by wrappers and tasks."""
+    """The ids are there; neither torch nor transformers is, nor after importing wrappers and tasks."""
     code = (
         "import sys, gymnasium, distill_env, distill_env.wrappers, distill_env.tasks.sums\n"
         "assert 'Distill/Sums-v0' in gymnasium.registry\n"
@@ -97,7 +97,7 @@ def test_importing_the_package_is_light() -> None:
 
 
 def test_both_environments_take_the_arguments_of_their_types() -> None:
-    """`DistillEnv` takes the arguments of the vector environment, except `num_envs` and `autoreset_mode`."""
+    """`DistillEnv` has the arguments of the vector environment but for `num_envs` and `autoreset_mode`."""
     signature = inspect.signature(DistillVectorEnv).parameters
     assert set(signature) == set(get_type_hints(VectorEnvArguments))
     assert set(signature) - set(get_type_hints(EnvArguments)) == {"num_envs", "autoreset_mode"}
@@ -113,7 +113,7 @@ def test_a_single_environment_names_its_actions() -> None:
 
 
 def test_the_defaults_fit_together() -> None:
-    """An environment made without arguments runs."""
+    """No argument at all makes an environment that runs."""
     env = DistillVectorEnv()
     _, info = env.reset(seed=0)
     assert info["teacher_log_probs"].shape == (1, 6)

@@ -1,4 +1,4 @@
-"""Pickles and deep copies continue like the original."""
+"""Pickles and deep copies continue as the original does."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tests.helpers.tables import Ragged
 
 
 def played_for_a_while(kind: Kind, **kwargs: Any) -> DistillVectorEnv:
-    """An environment in mid-episode, with rows at different lengths and some at an end."""
+    """An environment in mid-episode, some rows further than others, and some at an end."""
     env = DistillVectorEnv(4, **arguments_of(kind, **kwargs))
     env.reset(seed=0)
     rng = np.random.default_rng(1)
@@ -40,7 +40,7 @@ def played_for_a_while(kind: Kind, **kwargs: Any) -> DistillVectorEnv:
 
 
 def step_somehow(env: DistillVectorEnv, rng: np.random.Generator) -> Any:
-    """Random actions; rows that wait for a reset keep waiting."""
+    """Random actions; rows that wait for a reset go on waiting."""
     actions = random_actions(env, rng, env.num_envs)
     if env.autoreset_mode is AutoresetMode.DISABLED:
         actions[ended(env)] = PAD
@@ -63,7 +63,7 @@ def test_a_copy_goes_on_as_the_original_does(kind: Kind, mode: str, how: str) ->
 
 
 def test_copies_of_single_chunked_and_live_environments() -> None:
-    """Wrapped by `make`; with a chunk; and with a teacher that was passed as an object."""
+    """Wrapped by `make`; with a chunk; and with a teacher that was handed over as an object."""
     single = gym.make("Distill/Categorical-v0", rewrite_cost=0.5)
     single.reset(seed=0)
     single.step(REWRITE)
@@ -80,5 +80,5 @@ def test_copies_of_single_chunked_and_live_environments() -> None:
 
 
 def test_a_copy_is_small() -> None:
-    """A pickle holds names and state, but no weights and no cache."""
+    """By name and state: no weights and no cache go into a pickle."""
     assert len(pickle.dumps(played_for_a_while("language model"))) < 20_000

@@ -1,4 +1,4 @@
-"""A user's mistake raises a one-line error that names the argument, and changes nothing."""
+"""A user's mistakes are refused by name, in one line, and change nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The output of `render`."""
+"""What `render` shows."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.helpers.environments import arguments_of, one_state_env
 
 
 def test_ansi_shows_who_wrote() -> None:
-    """The prompt is dim, the teacher's tokens are red, the rest is plain."""
+    """The prompt dim, what the teacher wrote red, the rest plain."""
     env = one_state_env([0.0, 1.0 - 1e-12, 1e-12], render_mode="ansi", max_new_tokens=5)
     env.reset(seed=0, options={"prompts": [()]})
     for action in (0, 3, 3, 0, 2):

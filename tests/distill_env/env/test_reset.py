@@ -67,7 +67,7 @@ def test_every_autoreset_begins_another_episode() -> None:
 
 
 def test_an_ended_row_waits() -> None:
-    """Without autoreset it accepts only -1, which has no effect."""
+    """Without autoreset it takes only -1, for which nothing happens."""
     env = DistillVectorEnv(2, **arguments_of("table"), autoreset_mode="Disabled")
     env.reset(seed=0)
     env.step(np.array([V - 1, 0]))
@@ -80,7 +80,7 @@ def test_an_ended_row_waits() -> None:
 
 
 def test_an_end_token_in_the_prompt_ends_nothing() -> None:
-    """Chat templates end every message with it."""
+    """Chat templates close every message with it."""
     env = DistillVectorEnv(2, **arguments_of("table"), autoreset_mode="Disabled")
     env.reset(options={"prompts": [(V - 1,), (0,)]})
     assert not env.step(np.array([PAD, V - 1]))[2][0]

@@ -1,4 +1,4 @@
-"""Rewards of tokens, rewrites and grades."""
+"""What tokens, rewrites and grades pay."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_rewards_are_floored_and_the_floor_counted() -> None:
 
 
 def test_a_whole_step_is_written_at_one_price() -> None:
-    """Up to and including the token that ends the step, the end token, or the horizon."""
+    """Up to and including the token that ends it, the end token, or the horizon."""
     env = one_state_env([0.15, 0.7, 0.15], 300, rewrite_span="step", rewrite_cost=2.0, max_new_tokens=5)  # `a` ends it
     env.reset(seed=0)
     _, reward, terminated, truncated, info = env.step(np.full(300, 3))
@@ -51,7 +51,7 @@ def test_a_whole_step_is_written_at_one_price() -> None:
 
 
 def test_the_task_pays_at_the_end() -> None:
-    """`task_reward` times the grade is added once, whoever wrote the completion."""
+    """`task_reward` times the grade, whoever wrote, once, on top of the rest."""
     prompt = Prompt(SumsTask.encode_problem(([7, 2], None)), "7+2=")
     for answer, grade in (
         ([2, 9], 0.0),

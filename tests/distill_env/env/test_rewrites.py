@@ -1,4 +1,4 @@
-"""How the teacher draws its tokens."""
+"""How the teacher draws the tokens that it writes."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_how_the_teacher_draws(arguments: dict[str, Any], expected: list[float])
 
 
 def test_a_draw_depends_on_episode_and_position_alone() -> None:
-    """Not on the row, on the other rows of the batch, or on earlier drafts that were dropped."""
+    """Not on the row, on who shares the batch, or on what was drafted and dropped before."""
     arguments = arguments_of("table", autoreset_mode="Disabled")
     keys, prompts = episode_keys(9, np.arange(3)), [Prompt((i,), "") for i in range(3)]
     env = DistillVectorEnv(3, **arguments)

@@ -1,4 +1,4 @@
-"""How much the teacher computes, and what it returns to a distillation agent."""
+"""What the teacher computes, and what it hands to a distillation agent."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.helpers.environments import REWRITE, arguments_of, one_state
 
 @pytest.mark.parametrize("span", ["token", "step"])
 def test_the_teacher_computes_each_state_once(span: str) -> None:
-    """A step along a look-ahead needs no pass, nor does a rewritten token: the next look-ahead reads it."""
+    """A step along a look-ahead costs no pass; nor does a rewritten token, which is read with the next look."""
     teacher = one_state([0.0, 0.3, 0.3, 0.4, 0.0])  # neither ends a step (0) nor the answer (4)
     env = DistillVectorEnv(2, CategoricalTask(5, 6), teacher, rewrite_span=span, chunk=4)  # type: ignore[arg-type]
     env.reset(seed=0)
@@ -42,7 +42,7 @@ def test_the_teacher_computes_each_state_once(span: str) -> None:
 
 
 def test_executed_log_probs_come_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same states and distributions, with a bounded number of values at a time."""
+    """The same states and distributions, at most so many numbers at a time."""
     env = DistillVectorEnv(3, CategoricalTask(5, 6), markov(5), chunk=4, reveal_teacher=False)  # type: ignore[arg-type]
     env.reset(seed=0)
     env.step(np.array([[1, 2, 0, 5], [3, 5, PAD, PAD], [0, 0, 0, 0]]))

@@ -1,4 +1,4 @@
-"""Rows of similar lengths share a pass."""
+"""Rows of like lengths share a pass."""
 
 from __future__ import annotations
 

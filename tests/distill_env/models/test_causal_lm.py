@@ -35,7 +35,7 @@ def _one_thread() -> Iterator[None]:
 
 
 def build(kind: str, dtype: torch.dtype = torch.float64, **extra: Any) -> Any:
-    """A small random model whose distributions are far from uniform, so that mistakes show."""
+    """A small random model whose distributions are far from uniform, so that every mistake shows."""
     options: dict[str, Any] = {
         "vocab_size": V,
         "hidden_size": 32,
@@ -130,8 +130,7 @@ def test_gradient_of_features_and_head_is_that_of_the_whole_model() -> None:
 
 @pytest.mark.parametrize("habit", ["scales", "refuses"])
 def test_a_model_that_computes_something_else_from_embeddings_is_given_ids(habit: str) -> None:
-    """Some models scale embeddings that they look up, but not embeddings that are passed in. Training would then see
-    another model than the rollout."""
+    """Some scale what they look up, not what they are given: training would see another model than the rollout."""
     model = build("Llama")
     forward = model.model.forward
 
@@ -290,7 +289,7 @@ def test_any_history_across_the_border_of_a_sliding_window(kind: str) -> None:
 
 
 def test_a_window_that_the_cached_pass_does_not_mask_is_a_limit() -> None:
-    """As in a model whose layers read their windows when they are constructed."""
+    """As of a model whose layers read their windows when they are built."""
     model = build("Mistral", sliding_window=6)
     forward = model.model.forward
 
@@ -338,7 +337,7 @@ def test_dynamic_rope_is_exact_up_to_its_border() -> None:
 
 
 def test_a_model_whose_short_rows_change_beside_long_ones_is_refused() -> None:
-    """Because of a rule of its own that its configuration does not show."""
+    """By a rule of its own, which no configuration tells."""
     model = build("Llama")
     rotary = model.model.rotary_emb
     forward = rotary.forward
@@ -403,8 +402,8 @@ def _with_eos(model: Any, eos: list[int]) -> Any:
 
 
 def test_the_student_of_sums_knows_no_positions() -> None:
-    """One layer without positions sees a set of earlier tokens, so their order changes nothing. It does change a model
-    of the teacher's shape, with rotary positions."""
+    """One layer without positions sees a set of earlier tokens: their order changes nothing; that of the teacher's
+    shape, with rotary positions, does."""
     prompts = [[7, 10, 2, 10, 9, 11], [2, 10, 10, 9, 7, 11]]
     torch.manual_seed(0)
     without = CausalLM(toy_student("sums", 16, 1, 24).double()).start(prompts)

@@ -1,4 +1,4 @@
-"""In-place gradients equal autograd's for every supported module; other modules are left alone."""
+"""Gradients that are added in place are those that autograd adds, for every module that is served; others are not."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_a_frozen_weight_has_none() -> None:
 
 
 def test_nothing_of_the_weights_size_is_made_once_it_has_a_gradient() -> None:
-    """A hook sees what autograd is about to add: the first gradient, and then nothing."""
+    """A hook is shown what autograd is about to add: the first gradient, and then nothing."""
     torch.manual_seed(0)
     head, embedding = nn.Linear(D, V, bias=False), nn.Embedding(V, D)
     x, ids = torch.randn(4, D), torch.tensor([1])

@@ -1,4 +1,4 @@
-"""Loading: adapters train alone and are restored exactly, layers are recomputed, and heads are cut to shared ids."""
+"""What is loaded: adapters that train alone and come back exactly, layers computed twice, heads cut to shared ids."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def adapted(kind: str, folder: Path, **options: Any) -> CausalLM:
 
 
 def move(student: CausalLM) -> None:
-    """Everything trainable takes one step."""
+    """What is trainable takes a step."""
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for parameter in student.parameters():
@@ -119,7 +119,7 @@ def test_mistakes_are_named_in_one_line(tmp_path: Path) -> None:
 
 
 def test_a_device_map_changes_no_answer(tmp_path: Path) -> None:
-    """At least if the whole map is the CPU."""
+    """Where all of it is the cpu, at least."""
     pytest.importorskip("accelerate")
     folder = write_model(tmp_path / "model")
     plain, mapped = CausalLM.load(folder), CausalLM.load(folder, device_map="cpu")
@@ -129,7 +129,7 @@ def test_a_device_map_changes_no_answer(tmp_path: Path) -> None:
 
 @contextmanager
 def kept(model: Any) -> Iterator[list[int]]:
-    """Collects the elements of what autograd saves for the backward pass, except weights."""
+    """Collects the elements of what the backward pass will need, weights apart."""
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
     seen: dict[int, Tensor] = {}
     sizes: list[int] = []
@@ -146,7 +146,7 @@ def kept(model: Any) -> Iterator[list[int]]:
 
 @pytest.mark.parametrize("kind", ["Llama", "Qwen2", "GPT2"])
 def test_recomputed_layers_give_the_same_gradients_from_less(kind: str) -> None:
-    """Also under an adapter's frozen embeddings, and with dropout in the configuration. Without gradients no layer runs
+    """Also under an adapter's frozen embeddings and with dropout in the configuration; without gradient no layer runs
     twice."""
     dropout = (
         {"resid_pdrop": 0.5, "embd_pdrop": 0.5, "attn_pdrop": 0.5} if kind == "GPT2" else {"attention_dropout": 0.5}
@@ -178,7 +178,7 @@ def test_recomputed_layers_give_the_same_gradients_from_less(kind: str) -> None:
 
 
 def test_heads_of_different_rows_are_cut_to_the_shared_ids(tmp_path: Path) -> None:
-    """As in families whose sizes pad their vocabularies differently, through the functions of a run."""
+    """As in families whose sizes pad their vocabularies differently: through the run's own functions."""
     teacher, student = write_model(tmp_path / "teacher", 1, rows=24), write_model(tmp_path / "student", 2, rows=17)
     config = parse([*flags(teacher, student, write_prompts(tmp_path)), "--out", str(tmp_path)])
     env = make_env(config, "train", 2, purpose="train")
@@ -192,7 +192,7 @@ def test_heads_of_different_rows_are_cut_to_the_shared_ids(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("more", [(), ("--lora-rank", 2, "--gradient-checkpointing")], ids=["full", "adapter"])
 def test_a_run_resumes_to_the_same_weights_and_its_student_loads_plainly(tmp_path: Path, more: tuple[Any, ...]) -> None:
-    """With heads of different sizes. A checkpoint of an adapter holds only the adapter."""
+    """Teacher and student with heads of different rows; of an adapter the checkpoint holds nothing else."""
     teacher, student = write_model(tmp_path / "teacher", 1, rows=24), write_model(tmp_path / "student", 2, rows=17)
     arguments = flags(teacher, student, write_prompts(tmp_path), "--out", tmp_path / "runs", *more)
     for iterations, name in ((4, "whole"), (2, "parts")):

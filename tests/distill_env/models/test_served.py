@@ -1,5 +1,4 @@
-"""A served teacher equals the local one: exactly if all ids are returned, within a bound if only the most likely are.
-"""
+"""A served teacher equals the local one: exactly if all ids are returned, within a bound if the likeliest are."""
 
 from __future__ import annotations
 
@@ -89,7 +88,7 @@ def test_gates_and_truncated_divergences_are_exact_on_the_likeliest(server: Comp
 
 
 def test_what_a_truncation_can_hide_is_bounded(server: CompletionsServer) -> None:
-    """The bounds in the class docstring hold in every state; p^ is the served distribution."""
+    """The bounds of the class docstring, on every state; p^ is what is served."""
     histories = [[i] for i in range(V)] + [[i, j] for i in range(V) for j in range(V)]
     teacher = ask(server, 3)
     served, p, q = teacher.start(histories).double(), TEACHER.start(histories), STUDENT.start(histories)
@@ -112,7 +111,7 @@ def test_what_a_truncation_can_hide_is_bounded(server: CompletionsServer) -> Non
 
 
 def test_the_bound_is_reached() -> None:
-    """By a student whose whole mass in the tail is on the teacher's least likely id."""
+    """A student all of whose mass in the tail is where the teacher has least."""
     p = torch.tensor([0.5, 0.3, 0.1, 0.06, 0.04]).double().log()
     q = torch.tensor([0.4, 0.4, 0.0, 0.0, 0.2]).double().log()
     ids = torch.tensor([0, 1])
@@ -148,7 +147,7 @@ def test_divergences_over_ids_that_are_not_returned_are_refused(server: Completi
 
 
 def test_a_single_position_leaves_the_prefix_cache_of_use(server: CompletionsServer) -> None:
-    """No prompt log-probabilities are requested. A block of several tokens is one request per row."""
+    """No log-probabilities of the prompt are asked for, and a block of several tokens is one request a row."""
     teacher = ask(server, 3)
     server.requests.clear()
     teacher.start([[0], [1, 2]])
@@ -170,8 +169,7 @@ def test_a_single_position_leaves_the_prefix_cache_of_use(server: CompletionsSer
 
 
 def test_a_short_block_of_a_long_row_is_read_from_the_prefix_cache(server: CompletionsServer) -> None:
-    """A list of prefixes is sent if that is less to compute, otherwise the whole row, with the same log-probabilities.
-    """
+    """A list of beginnings where that is less to compute, else the whole row: the same log-probabilities."""
     assert [n for n in range(200) if cheaper_from_cache(100, n)] == list(range(2, 9))
     rows = torch.randint(V, (2, 40), generator=torch.Generator().manual_seed(0))
     local, teacher = TEACHER.fork(), ask(server, 3)
@@ -189,8 +187,7 @@ def test_a_short_block_of_a_long_row_is_read_from_the_prefix_cache(server: Compl
 
 
 def test_a_token_beside_the_likeliest_is_left_out(server: CompletionsServer) -> None:
-    """A server may sample by other rules than those of its log-probabilities, such as a penalty in the model's own
-    settings."""
+    """A server may draw by other rules than it tells log-probabilities by: a penalty of the model's own settings."""
     teacher, rows = ask(server, 3), [[0, i] for i in range(V)]
     expected = teacher.start(rows)
     server.favourite = 2

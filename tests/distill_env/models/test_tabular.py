@@ -9,7 +9,7 @@ from distill_env.models.tabular import TabularModel, markov, one_mode, two_modes
 
 
 def test_forks_share_weights_but_not_rows() -> None:
-    """Whatever a fork does, the original continues as if it were alone."""
+    """Whatever a fork does, the original goes on as if it were alone."""
     model, alone = markov(5, order=2), markov(5, order=2)
     for m in (model, alone):
         m.start([[0], [1], [2]])

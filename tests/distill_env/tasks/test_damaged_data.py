@@ -1,4 +1,4 @@
-"""Damaged data and invalid task settings: a one-line error names the argument and the place."""
+"""Data and settings of tasks that cannot be: one line names the argument and the place."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Grading: equal values count as right in any notation, and no completion can crash, hang or execute anything."""
+"""Grading: right values are right however they are written, and no completion can crash, hang or execute anything."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_a_number_is_right_in_every_notation(value: int, zeros: int) -> None:
 
 
 def test_equal_values_have_one_vote() -> None:
-    """In any notation. Right formulas vote like the reference, wrong ones by their spelling."""
+    """However they are written; right formulas vote as the reference, wrong ones as they are spelt."""
 
     def vote(answer: str, reference: str = "18", symbolic: bool = False) -> str | None:
         return grade(reference, rf"so \boxed{{{answer}}}", symbolic).value
@@ -212,8 +212,7 @@ def impatient() -> Iterator[Verifier]:
 def test_no_completion_raises_hangs_or_executes(
     case: str, impatient: Verifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All are wrong, whether they contain a right number or not. They stay within the limits; a tower of powers uses
-    them up."""
+    """Wrong, whether there is a number to be right or not; within the limits, of which a tower takes all."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(grading, "verifier", lambda: impatient)
     for symbolic in (True, False):
@@ -257,7 +256,7 @@ REFUSED = (
 
 
 def test_the_guarded_process_refuses_to_do_more_than_compare(tmp_path: Path) -> None:
-    """In case a completion does reach Python."""
+    """Were a completion to reach Python after all."""
     (tmp_path / "there").touch()
     script = tmp_path / "script.py"
     attempts = "".join(f"try:\n    {code}\nexcept PermissionError: print('refused')\n" for code in REFUSED)

@@ -1,4 +1,4 @@
-"""Tasks of language models: every data format gives the right prompts, and errors name what is wrong."""
+"""The tasks of language models: every form of data becomes the prompts that it says, and what is wrong is named."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ def test_formats_of_files_hold_the_same(words: dict[bool, str], tmp_path: Path) 
 
 
 def test_splits_follow_the_names_of_files(tmp_path: Path) -> None:
-    """A test file alone is never used for training."""
+    """And a test file by itself is never trained on."""
     for name in ("train-00000-of-00002", "train-00001-of-00002", "dev", "test", "ood", "notes"):
         write(tmp_path / f"{name}.jsonl", {"prompt": name})
     found = {s: [row["prompt"] for _, row in rows] for s, rows in read_rows(tmp_path).items()}
@@ -287,8 +287,7 @@ def test_an_environment_grades_problems_and_reports_them_by_difficulty(tmp_path:
 
 @pytest.mark.slow
 def test_published_files_are_read_as_they_are(real_data: Path, words: dict[bool, str]) -> None:
-    """The number of problems is the published one, and every solution is graded as right, except those without an
-    answer."""
+    """Numbers of problems as published, all solved rightly by their own solutions but those without one."""
     sizes = {"gsm8k": (7473, 1319), "svamp": (1000, 0), "math500": (0, 500)}
     for folder, (train, test) in sizes.items():
         name = "math" if folder == "math500" else folder

@@ -22,7 +22,7 @@ def sums_prompt(*digits: int) -> Prompt:
 
 
 def grade(prompt: Prompt, text: str, end: bool = True) -> Grade:
-    """The grade of Sums without the final value, which does not depend on being right."""
+    """Of Sums, without the final value, which is not about being right."""
     result = SumsTask().grade(prompt, ["0123456789+=;".index(c) for c in text] + [EOS] * end)
     return dataclasses.replace(result, final_value=None)
 
@@ -60,7 +60,7 @@ def test_every_right_way_is_right_and_there_are_so_many() -> None:
     ],
 )
 def test_wrong_answers_are_wrong(text: str, end: bool, correct: bool, why: str) -> None:
-    """`correct` depends on the final value only, the score on the whole chain."""
+    """`correct` asks for the final value only, the score for the whole chain."""
     assert grade(sums_prompt(7, 2, 9), text, end) == Grade(0.0, correct, False, None), why
 
 
@@ -72,7 +72,7 @@ def test_each_digit_is_added_as_often_as_it_stands() -> None:
 
 
 def test_no_permutation_of_a_problem_is_in_two_splits() -> None:
-    """Problems out of distribution are longer, and the teacher was not trained on their multisets."""
+    """Out of distribution are longer problems, whose multisets are none that the teacher was trained on either."""
     task = SumsTask(prompts_per_length=60)
     seen: dict[tuple[int, ...], str] = {}
     for split in SPLITS:

@@ -1,4 +1,4 @@
-"""Grids of runs: each run equals a single one, finished runs are skipped, failures are reported, results are joined."""
+"""Grids of runs: each run as by itself, finished ones skipped, failures reported, results joined."""
 
 from __future__ import annotations
 

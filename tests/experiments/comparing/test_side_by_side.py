@@ -1,4 +1,4 @@
-"""Runs side by side: every number is in its place, and no completion is interpreted as markup."""
+"""Runs beside one another: every number where it belongs, and no answer's text taken for markup."""
 
 from __future__ import annotations
 

@@ -41,9 +41,8 @@ def test_mean_by_hand() -> None:
 
 
 def test_interquartile_mean_by_hand() -> None:
-    """Without floor(n / 4) values at either end. Of -9, 1, 3, 4, 80 the values 1, 3, 4 remain. The squared deviations
-    of the winsorised 1, 1, 3, 4, 4 from 2.6 sum to 9.2, which gives a standard error of sqrt(9.2 / (3 * 2)) with two
-    degrees of freedom."""
+    """Without floor(n / 4) values at either end. Of -9, 1, 3, 4, 80 remain 1, 3, 4. The squared deviations of the
+    winsorised 1, 1, 3, 4, 4 from 2.6 sum to 9.2: a standard error of sqrt(9.2 / (3 * 2)), two degrees of freedom."""
     assert interquartile_mean([100, 2, 4, -50]).value == 3
     assert interquartile_mean([[8, 1, 2, 3], [4, 5, 6, 700]]).value == 4.5
     found, half = interquartile_mean([4, -9, 3, 80, 1]), 4.302653 * math.sqrt(9.2 / 6)
@@ -131,8 +130,7 @@ def test_sign_flip_by_brute_force(n: int) -> None:
 
 
 def test_sign_flip_beyond_enumeration() -> None:
-    """Thirteen pairs are exact, with a minimum of 2 / 2^13. With more, signs are drawn; the result is close to that of
-    all 2^17 signs."""
+    """Thirteen pairs are exact, 2 / 2^13 at the least; more are drawn, near what all 2^17 signs give."""
     assert paired_difference(np.ones(13), np.zeros(13)).p_value == 2**-12
     x = np.random.default_rng(2).normal(0.4, 1, 17)
     signs = 2 * (np.arange(2**17)[:, None] >> np.arange(17) & 1) - 1
@@ -143,7 +141,7 @@ def test_sign_flip_beyond_enumeration() -> None:
 
 
 def test_sign_flip_is_level() -> None:
-    """Without an effect, p <= 0.25 in at most a quarter of the studies, up to chance."""
+    """Without an effect p <= 0.25 comes no more often than in a quarter of studies, up to chance."""
     rng = np.random.default_rng(3)
     p = [paired_difference(rng.normal(size=6), rng.normal(size=6)).p_value for _ in range(200)]
     assert 0.17 <= np.mean(np.array(p) <= 0.25) <= 0.32

@@ -326,7 +326,7 @@ def hostile_page() -> Page:
 
 
 def test_hostile_text_is_inert() -> None:
-    """It creates no element, attribute or script, and the data are unchanged."""
+    """No element, attribute or script comes of it, and the data come back as they were."""
     page = hostile_page()
     parsed = Parsed(to_html(page))
     assert len(parsed.scripts) == 2

@@ -1,4 +1,4 @@
-"""The report in a headless Chromium, at the widths of a desktop and a phone."""
+"""The report in a browser: Chromium without a window, as wide as a desk and as a phone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every alarm is raised for metrics that call for it, and for no others."""
+"""Every alarm rings for metrics that call for it, and for none that do not."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ HEALTHY = {
 
 
 def history(iterations: int = 60, **changes: Any) -> list[dict[str, float]]:
-    """Healthy iterations. A change is a value, or a pair that is interpolated from the first to the last iteration."""
+    """Healthy iterations; a change is a value, or a pair that is run through from the first to the last iteration."""
     rows = []
     for i in range(iterations):
         row = dict(HEALTHY)
@@ -86,7 +86,7 @@ def test_where_the_teacher_writes_by_choice_it_rejects_nothing() -> None:
 
 
 def test_an_alarm_is_told_once_until_it_clears(tmp_path: Path) -> None:
-    """Two episodes of rejection give two lines. A log that continues from the middle of the first one ends the same."""
+    """Two episodes of refusal: two lines; a log that goes on from the middle of the first is the same in the end."""
     episode = history(30, hard_share=1.0)
     rows = [*episode, *history(5), *episode]
     whole = AlarmLog(tmp_path / "whole", [], HORIZON)

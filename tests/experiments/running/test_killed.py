@@ -1,4 +1,4 @@
-"""A run that is killed by SIGKILL at any moment and resumed ends like an uninterrupted one, bit for bit."""
+"""A run that was killed by SIGKILL, at any moment, and resumed ends like one that was not: bit for bit."""
 
 from __future__ import annotations
 

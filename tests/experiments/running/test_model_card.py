@@ -1,4 +1,4 @@
-"""The student's folder loads as any Transformers model, and its card is true."""
+"""The student's folder: it loads as any model of Transformers does, and its card tells the truth."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def sums(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_student_loads_with_plain_transformers(sums: Path) -> None:
-    """It gives the distribution of the run's own student."""
+    """And gives the distribution of the run's own student."""
     model = AutoModelForCausalLM.from_pretrained(sums / "student")
     tokenizer = AutoTokenizer.from_pretrained(sums / "student")
     ids = tokenizer("7+2+9=", return_tensors="pt").input_ids
@@ -137,7 +137,7 @@ def test_a_table_says_that_it_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_what_cannot_be_pushed_is_saved_and_said_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Without a network. The token is not written anywhere."""
+    """Without a network; and the token stays where it is."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setenv("HF_TOKEN", "hf_thisIsNobodysTokenButASecret")
     assert run(tmp_path, "--env", "categorical", "--push-to-hub", "somebody/student") == 1

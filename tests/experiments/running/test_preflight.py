@@ -1,4 +1,4 @@
-"""The preflight: each mismatch is found, and ends the run with one line or is accepted by its name."""
+"""The preflight: each thing that does not fit is seen, ends the run in one line, or is accepted by its name."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def pair(tmp_path: Path) -> tuple[str, str, str]:
 
 
 def rows_of(pair: tuple[str, str, str], *more: object) -> dict[str, preflight.Row]:
-    """The results of the checks; their table is not shown."""
+    """What the check finds, its table drawn for nobody."""
     config = parse(flags(*pair, *more))
     env, student = preflight.checked_pair(config, Console(quiet=True), config.agent_options.batch_size)
     rows = preflight.mark_accepted(
@@ -160,8 +160,8 @@ def test_an_adapter_needs_no_states_for_what_is_frozen(pair: tuple[str, str, str
 
 
 def test_the_probe_reads_both_models_at_the_same_states(pair: tuple[str, str, str]) -> None:
-    """With one model as both, they agree at every state. Completions that have ended have no more states. The probe is
-    reproducible and does not change the global generators."""
+    """With one model as both, they agree at every state; answers that have ended have no more states; it repeats
+    itself and leaves the global generators alone."""
     model = CausalLM.load(pair[1], vocab_size=IDS)
     prompts = [Prompt((3, 4, 5), ""), Prompt((6,), "")] * 8
     before = torch.get_rng_state()
@@ -205,7 +205,7 @@ BAD = {
 def test_what_does_not_fit_ends_the_run_in_one_line_or_is_accepted(
     case: str, pair: tuple[str, str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """No files are left behind. The named flag accepts the error, but only one that a run can live with."""
+    """Nothing is left behind; the named flag accepts it, and only what a run can live with."""
     spoilt, said = BAD[case]
     spoilt(*pair[:2])
     name, out = case.split()[0], tmp_path / "runs"

@@ -1,4 +1,4 @@
-"""Logged metrics survive a kill at any byte, and reach every tracker."""
+"""What a run logs survives a kill at any byte, and reaches whoever should be told."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def log(folder: Path, first: int, last: int, track: str = "none") -> None:
 
 
 def test_cut_at_any_byte_of_its_last_line_the_rest_is_read(tmp_path: Path) -> None:
-    """A tracker that continues from there leaves the same file as an uninterrupted one."""
+    """And a tracker that goes on from there leaves what one leaves that was not interrupted."""
     log(tmp_path, 1, 4)
     path = tmp_path / "metrics.csv"
     whole, rows = path.read_bytes(), read_metrics(tmp_path)
@@ -67,7 +67,7 @@ def finish(): note("finish")
 def test_a_service_is_told_every_iteration_and_a_resumed_run_stays_one(
     track: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Tested with a stand-in for the package, which records its calls."""
+    """By a stand-in for the package, which writes down what it is called with."""
     (tmp_path / "packages").mkdir()
     (tmp_path / f"packages/{track}.py").write_text(STAND_IN)
     monkeypatch.syspath_prepend(tmp_path / "packages")
