@@ -239,13 +239,14 @@ def complete_splits(examples: Mapping[Split, Sequence[Example]]) -> dict[Split, 
         return complete
     parts: dict[Split, list[Example]] = {s: [] for s in ("train", *missing)}
     for example in train:
-        split = _split_of(example.question)
+        split = split_of(example.question)
         parts[split if split in parts else "train"].append(example)
     if len(train) < SMALLEST_TRAIN or not all(parts.values()):
         parts = dict.fromkeys(parts, train)
     return complete | parts
 
 
-def _split_of(text: str) -> Split:
+def split_of(text: str) -> Split:
+    """train, validation or test, by a hash of the text."""
     bucket = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[0] % 10
     return "validation" if bucket == 8 else "test" if bucket == 9 else "train"

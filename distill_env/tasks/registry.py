@@ -19,6 +19,7 @@ LANGUAGE_TASKS = {
     "math": "distill_env.tasks.math_word:CompetitionMathTask",
     "aime": "distill_env.tasks.math_word:AIMETask",
     "svamp": "distill_env.tasks.math_word:SVAMPTask",
+    "word_problems": "distill_env.tasks.word_problems:WordProblemsTask",
     "text": "distill_env.tasks.text:TextTask",
 }
 

@@ -8,8 +8,6 @@ from typing import Any
 
 import gymnasium as gym
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 from agents.evaluation import completion_metrics
 from agents.generation import generate
@@ -19,6 +17,7 @@ from distill_env.tasks.base import SPLITS, Prompt
 from distill_env.tasks.language import Example, complete_splits
 from distill_env.tasks.registry import make_task
 from distill_env.tasks.sources import read_rows
+from tests.helpers.byte_tokenizer import save_byte_tokenizer
 
 CHAT = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% if m.role == 'assistant' %}<e>{% endif %}{% endfor %}<a>"
 
@@ -26,17 +25,10 @@ CHAT = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% if m.role == 'ass
 @pytest.fixture(scope="module")
 def words(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, str]:
     """Folders of two tokenizers, one token a byte and `<e>` the end: with a chat template and without."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE({c: i for i, c in enumerate(alphabet)}, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
     folders = {}
     for chat in (True, False):
         folders[chat] = str(tmp_path_factory.mktemp(f"chat-{chat}"))
-        made = PreTrainedTokenizerFast(
-            tokenizer_object=tokenizer, eos_token="<e>", chat_template=CHAT if chat else None
-        )
-        made.save_pretrained(folders[chat])
+        save_byte_tokenizer(folders[chat], CHAT if chat else None)
     return folders
 
 
