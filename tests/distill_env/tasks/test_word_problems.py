@@ -129,5 +129,5 @@ def test_a_story_has_the_operations_that_were_asked_for(operations: int, phrasin
 
 def test_a_path_is_refused(tmp_path: Path) -> None:
     save_byte_tokenizer(tmp_path)
-    with pytest.raises(ValueError, match="^path:"):
+    with pytest.raises(ValueError, match=r"^path:"):
         make_task("word_problems", tokenizer=str(tmp_path), path="data.jsonl")
