@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, is_dataclass
-from typing import Any, Literal, TypeVar, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
 from agents.methods import Method
-from distill_env.checks import check_range, check_types
+from distill_env.checks import Count, Natural, Positive, Range, Seed, Share, check_fields
 
-LARGEST_SEED = 2**63 - 1  # of torch's generators
-
+PositiveFinite = Annotated[float, Range(above=0, finite=True)]
+NotNegative = Annotated[float, Range(least=0, finite=True)]
+Decay = Annotated[float, Range(least=0, below=1)]
 T = TypeVar("T")
 
 
@@ -24,36 +25,25 @@ def from_dict(kind: type[T], fields: dict[str, Any]) -> T:
 class OptimizerConfig:
     """The optimiser, AdamW."""
 
-    learning_rate: float = 1e-3
+    learning_rate: PositiveFinite = 1e-3
     """Step size."""
-    warmup_iterations: int = 10
+    warmup_iterations: Natural = 10
     """Iterations over which the step size rises linearly from 0."""
     schedule: Literal["constant", "linear", "cosine"] = "linear"
     """How the step size falls over decay_iterations."""
-    decay_iterations: int = 0
+    decay_iterations: Natural = 0
     """Iterations over which the step size falls to a hundredth; 0 keeps it constant."""
-    weight_decay: float = 0.0
+    weight_decay: NotNegative = 0.0
     """Weight decay of matrices, embeddings included, not of biases and norms."""
-    adam_beta1: float = 0.9
+    adam_beta1: Decay = 0.9
     """Decay rate of the gradient's moving average, in [0, 1)."""
-    adam_beta2: float = 0.999
+    adam_beta2: Decay = 0.999
     """Decay rate of the squared gradient's moving average, in [0, 1)."""
-    max_grad_norm: float = 1.0
+    max_grad_norm: Positive = 1.0
     """Gradients are clipped to this norm."""
 
     def __post_init__(self) -> None:
-        check_types(self)
-        check_range(self, "learning_rate", finite=True)
-        check_range(self, "warmup_iterations", "decay_iterations", least=0)
-        check_range(self, "weight_decay", least=0, finite=True)
-        for name in ("learning_rate", "max_grad_norm"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}: {getattr(self, name)}; expected a positive number")
-        for name in ("adam_beta1", "adam_beta2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name}: {getattr(self, name)}; expected a number in [0, 1)")
-        if self.schedule not in ("constant", "linear", "cosine"):
-            raise ValueError(f"schedule: {self.schedule!r}; expected constant, linear or cosine")
+        check_fields(self)
         if self.schedule == "constant" and self.decay_iterations:
             raise ValueError(f"decay_iterations: {self.decay_iterations} with schedule constant; expected 0")
         if self.schedule == "cosine" and not self.decay_iterations:
@@ -66,23 +56,20 @@ class DistillConfig:
 
     method: Method = field(default_factory=Method)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    batch_size: int = 64
+    batch_size: Count = 64
     """Completions per iteration."""
-    micro_batch: int = 0
+    micro_batch: Natural = 0
     """Completions per forward and backward pass; gradients are accumulated over the batch. 0 takes the whole batch."""
-    chunk_positions: int = 0
+    chunk_positions: Natural = 0
     """Positions per chunk of the loss, whose distributions are in memory at a time; 0 chooses by vocabulary size."""
-    draft_length: int = 0
+    draft_length: Natural = 0
     """Tokens that the student drafts before the teacher scores them; 0 adapts, 1 is token by token. It changes no
     result."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of prompts and of all draws."""
 
     def __post_init__(self) -> None:
-        check_types(self)
-        check_range(self, "seed", least=0, most=LARGEST_SEED)
-        check_range(self, "batch_size", least=1)
-        check_range(self, "micro_batch", "draft_length", "chunk_positions", least=0)
+        check_fields(self)
 
     def positions_at_a_time(self, vocab_size: int, on_gpu: bool) -> int:
         """`chunk_positions`; if 0, a multiple of 64 from 64 to 1,024: 4 million numbers, on a GPU 64 million."""
@@ -94,15 +81,13 @@ class DistillConfig:
 class PluginConfig:
     """Options of somebody else's agent: it is made as `Class(env, seed=seed)`."""
 
-    batch_size: int = 64
+    batch_size: Count = 64
     """Rows of its vector environment."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed that it is given."""
 
     def __post_init__(self) -> None:
-        check_types(self)
-        check_range(self, "batch_size", least=1)
-        check_range(self, "seed", least=0, most=LARGEST_SEED)
+        check_fields(self)
 
 
 @dataclass(frozen=True)
@@ -111,33 +96,24 @@ class SB3Config:
 
     algorithm: Literal["ppo", "a2c"] = "ppo"
     """Whose update it is."""
-    batch_size: int = 64
+    batch_size: Count = 64
     """Answers an iteration, were all as long as the horizon; shorter ones make room for more."""
-    learning_rate: float = 1e-3
+    learning_rate: PositiveFinite = 1e-3
     """Step size of Adam (ppo) or RMSprop (a2c)."""
-    gamma: float = 0.0
+    gamma: Share = 0.0
     """Discount of what follows, in [0, 1]; only 0 makes the entropy bonus a reverse KL."""
-    ent_coef: float = 1.0
+    ent_coef: NotNegative = 1.0
     """Weight of the entropy bonus; 1 makes the per-step objective a reverse KL, 0 learns to end at once."""
     normalize_advantage: bool = False
     """Normalise advantages in a minibatch, which moves the optimum."""
-    n_epochs: int = 4
+    n_epochs: Count = 4
     """Passes over a batch (ppo)."""
-    minibatches: int = 4
+    minibatches: Count = 4
     """Parts of a batch, one step of the optimiser each (ppo); fewer if the batch does not divide so."""
-    max_grad_norm: float = 0.5
+    max_grad_norm: Positive = 0.5
     """Gradients are scaled down to this norm."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of prompts and of all draws."""
 
     def __post_init__(self) -> None:
-        check_types(self)
-        check_range(self, "seed", least=0, most=LARGEST_SEED)
-        check_range(self, "learning_rate", "ent_coef", finite=True)
-        check_range(self, "batch_size", "n_epochs", "minibatches", least=1)
-        for name in ("learning_rate", "max_grad_norm"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}: {getattr(self, name)}; expected a positive number")
-        check_range(self, "ent_coef", least=0)
-        if not 0 <= self.gamma <= 1:
-            raise ValueError(f"gamma: {self.gamma}; expected a number in [0, 1]")
+        check_fields(self)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from distill_env.checks import check_range, check_types
+from distill_env.checks import Natural, Positive, Range, Share, check_fields
 from distill_env.gate_settings import ALWAYS, NEVER, Gate, random_gate
 
 TeacherWrites = Literal["never", "always", "hard", "soft", "random", "mixture", "matched", "reference"]
@@ -25,6 +25,7 @@ Loss = Literal[
 ]
 Weighting = Literal["by_writer", "hard", "soft"]
 Estimator = Literal["exact", "sampled"]
+Mix = Annotated[float, Range(above=0, below=1)]
 
 GATED_LOSSES = ("weighted", "reverse_plus_forward", "negative")  # those that read the weighting
 TOKEN_BY_TOKEN = ("todi", "akl")  # losses that weigh each token of the vocabulary by itself
@@ -52,25 +53,25 @@ class Method:
     gate: Gate = field(default_factory=lambda: Gate(tau=0.5, alpha=8.0))
     budget: float = 0.0
     """Share of hard positions to reach, in [0, 1): tau adapts after every iteration; 0 keeps tau."""
-    teacher_rate: float = 0.5
+    teacher_rate: Share = 0.5
     """Probability that the teacher writes, for random and mixture."""
-    teacher_rate_anneal: int = 0
+    teacher_rate_anneal: Natural = 0
     """Iterations over which teacher_rate falls linearly to 0; 0 keeps it."""
-    forward_kl_anneal: int = 0
+    forward_kl_anneal: Natural = 0
     """Iterations over which the forward KL of a weighted loss fades into the reverse KL, linearly; 0 keeps it."""
-    beta: float = 0.5
+    beta: Mix = 0.5
     """Weight of the teacher in the mixture of the Jensen-Shannon divergence, in (0, 1)."""
-    skew: float = 0.1
+    skew: Mix = 0.1
     """Weight that a skew KL mixes in, in (0, 1)."""
-    loss_clip: float = math.inf
+    loss_clip: Positive = math.inf
     """Larger losses of a position are scaled down to this, in nats."""
-    top_k: int = 0
+    top_k: Natural = 0
     """Truncate divergences to the teacher's k likeliest tokens and a tail bucket; 0 takes all."""
-    top_p: float = 1.0
+    top_p: Annotated[float, Range(above=0, most=1)] = 1.0
     """Truncate divergences to the fewest tokens with this mass and a tail bucket; 1 takes all."""
     estimator: Estimator = "exact"
     """Gradient at each position: in closed form over the vocabulary, or by the score function from the rewards."""
-    gamma: float = 0.0
+    gamma: Share = 0.0
     """Discount of later costs, in [0, 1]; 0 is the per-token objective, 1 the sequence's."""
     length_normalize: bool = False
     """Divide later costs by the number of later tokens; long completions then weigh no more."""
@@ -79,24 +80,11 @@ class Method:
     gradient, too."""
 
     def __post_init__(self) -> None:
-        check_types(self)
-        check_range(self, "teacher_rate", least=0, most=1)
+        check_fields(self)
         if not self.gate.reads_a_model:
             raise ValueError(f"score: {self.gate.score!r}; expected a score of the models")
-        for name in ("beta", "skew"):
-            if not 0 < getattr(self, name) < 1:
-                raise ValueError(f"{name}: {getattr(self, name)}; expected a number in (0, 1)")
-        if not 0 <= self.gamma <= 1:
-            raise ValueError(f"gamma: {self.gamma}; expected a number in [0, 1]")
-        if not self.loss_clip > 0:
-            raise ValueError(f"loss_clip: {self.loss_clip}; expected a positive number")
-        for name in ("teacher_rate_anneal", "forward_kl_anneal"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}: {getattr(self, name)}; expected at least 0")
         if self.forward_kl_anneal and self.loss != "weighted":
             raise ValueError(f"forward_kl_anneal: {self.forward_kl_anneal} with loss {self.loss!r}; expected weighted")
-        if self.top_k < 0 or not 0 < self.top_p <= 1:
-            raise ValueError(f"top_k, top_p: {self.top_k}, {self.top_p}; expected at least 0, and in (0, 1]")
         if self.gate.score == "rank" and self.truncates:
             raise ValueError("score: 'rank' with top_k or top_p; a rank needs the teacher's whole distribution")
         if self.loss in TOKEN_BY_TOKEN and self.truncates:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from distill_env.checks import check_types
+from distill_env.checks import Positive, Range, check_fields
 
-ScoreName = Literal["divergence", "forward_kl", "teacher_entropy", "rank", "uniform", "episode_uniform"]
+ScoreName = Literal["divergence", "forward_kl", "teacher_entropy", "rank"]
 StepReduction = Literal["none", "mean", "max", "sum"]
 
 
@@ -28,13 +28,13 @@ class Gate:
     teacher (0 is the likeliest)."""
     tau: float = math.inf
     """Threshold, in the unit of the score: nats, ranks, or with relative multiples of the average."""
-    alpha: float = math.inf
+    alpha: Positive = math.inf
     """Sharpness of a soft gate, per unit of the score."""
     step_reduction: StepReduction = "none"
     """Reduction of the score over the reasoning step so far; it includes the current position."""
-    smoothing: float = 0.0
+    smoothing: Annotated[float, Range(least=0, below=1)] = 0.0
     """Weight of the past in an exponential moving average of the score, in [0, 1)."""
-    score_clip: float = math.inf
+    score_clip: Positive = math.inf
     """Larger scores are clipped to this."""
     relative: bool = False
     """Read the score as a multiple of the average of those before it in the completion; the first reads 0."""
@@ -44,15 +44,9 @@ class Gate:
     """The first hard position hands the rest of the completion to the teacher."""
 
     def __post_init__(self) -> None:
-        check_types(self)
-        if self.score in ("divergence", "forward_kl", "teacher_entropy", "rank") and self.tau < 0:
+        check_fields(self)
+        if self.reads_a_model and self.tau < 0:
             raise ValueError(f"tau: {self.tau} is negative; expected at least 0 with score {self.score!r}")
-        if not self.alpha > 0:
-            raise ValueError(f"alpha: {self.alpha} is not positive; a larger alpha is a harder gate")
-        if not 0 <= self.smoothing < 1:
-            raise ValueError(f"smoothing: {self.smoothing}; expected a number in [0, 1)")
-        if not self.score_clip > 0:
-            raise ValueError(f"score_clip: {self.score_clip}; expected a positive number")
         if self.cumulative and self.step_reduction != "none":
             raise ValueError(f"step_reduction: {self.step_reduction!r} with cumulative; expected none")
         if self.has_memory and not self.reads_a_model:
@@ -61,7 +55,7 @@ class Gate:
     @property
     def reads_a_model(self) -> bool:
         """Whether the score is a function of the models; otherwise it is a uniform random number."""
-        return self.score not in ("uniform", "episode_uniform")
+        return not isinstance(self, RandomGate)
 
     @property
     def needs_scores(self) -> bool:
@@ -87,8 +81,15 @@ class Gate:
         return self.tau == math.inf
 
 
-NEVER = Gate("uniform", math.inf)
-ALWAYS = Gate("uniform", -math.inf)
+@dataclass(frozen=True)
+class RandomGate(Gate):
+    """A gate that reads a uniform random number, of each position or (episode_uniform) of each whole completion."""
+
+    score: Literal["uniform", "episode_uniform"] = "uniform"  # type: ignore[assignment]
+
+
+NEVER = RandomGate(tau=math.inf)
+ALWAYS = RandomGate(tau=-math.inf)
 
 
 def random_gate(rate: float, per_completion: bool = False) -> Gate:
@@ -97,4 +98,4 @@ def random_gate(rate: float, per_completion: bool = False) -> Gate:
         raise ValueError(f"rate: {rate}; expected a number in [0, 1]")
     if rate in (0, 1):
         return ALWAYS if rate else NEVER
-    return Gate("episode_uniform" if per_completion else "uniform", 1 - rate)
+    return RandomGate("episode_uniform" if per_completion else "uniform", 1 - rate)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,9 +9,9 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 import tyro
 
-from agents.config import DistillConfig, OptimizerConfig, PluginConfig, SB3Config
+from agents.config import DistillConfig, OptimizerConfig, PluginConfig, PositiveFinite, SB3Config
 from agents.methods import METHODS, Method, check_cacheable
-from distill_env.checks import check_range, check_types
+from distill_env.checks import Count, Finite, Natural, Range, Share, check_fields
 from distill_env.tasks.registry import LANGUAGE_TASKS
 
 LanguageTaskName = Literal[*LANGUAGE_TASKS]  # type: ignore[valid-type]
@@ -44,7 +43,7 @@ class Section:
 
     def __post_init__(self) -> None:
         try:
-            check_types(self)
+            check_fields(self)
             self.check()
         except ValueError as error:
             name, colon, rest = str(error).partition(":")
@@ -58,28 +57,22 @@ class Section:
 class TrainingConfig(Section):
     """Length of the training, validations and checkpoints."""
 
-    iterations: int = 400
+    iterations: Count = 400
     """Number of batches, one update each."""
-    limit: float = 0.0
+    limit: Annotated[float, Range(least=0, finite=True)] = 0.0
     """Amount of --limit-of after which the training ends early; 0 sets no limit."""
     limit_of: Literal["student_tokens", "teacher_positions", "teacher_tokens"] = "student_tokens"
     """What is limited: tokens that the student writes, positions that the teacher scores, or tokens that it writes."""
-    warm_start: float = 1 / 3
+    warm_start: Share = 1 / 3
     """Share of the teacher's accuracy that sft reaches before training; 0 starts from a fresh student."""
-    validate_every: int = 10
+    validate_every: Count = 10
     """Iterations between validations."""
-    checkpoint_every: int = 50
+    checkpoint_every: Count = 50
     """Iterations between checkpoints."""
-    keep_checkpoints: int = 2
+    keep_checkpoints: Count = 2
     """Number of the latest checkpoints that stay on disk."""
-    threads: int = 0
+    threads: Annotated[int, Range(least=0, most=4096)] = 0  # most: above any machine, below what overflows
     """Threads of torch; 0 leaves the default."""
-
-    def check(self) -> None:
-        check_range(self, "iterations", "validate_every", "checkpoint_every", "keep_checkpoints", least=1)
-        check_range(self, "limit", least=0, finite=True)
-        check_range(self, "warm_start", least=0, most=1)
-        check_range(self, "threads", least=0, most=4096)  # above any machine's, below what overflows
 
 
 @dataclass(frozen=True)
@@ -92,10 +85,10 @@ class TeacherConfig(Section):
     """Name of the teacher on its server, if there are several. The server's key is $DISTILL_TEACHER_KEY."""
     tokenizer: Annotated[str, flag("teacher-tokenizer")] = ""
     """Tokenizer of a served teacher: a folder or hub id; the student's if not given."""
-    top_k: Annotated[int, flag("teacher-top-k")] = 20
+    top_k: Annotated[Natural, flag("teacher-top-k")] = 20
     """Number of log-probabilities that a served teacher returns; at most vLLM's --max-logprobs, and 0 for all. The
     method's --top-k is at most this."""
-    timeout: Annotated[float, flag("teacher-timeout")] = 600.0
+    timeout: Annotated[PositiveFinite, flag("teacher-timeout")] = 600.0
     """Seconds that a served teacher may be unreachable before the run ends."""
     cache: Annotated[str, flag("teacher-cache")] = ""
     """Folder for the teacher's completions, which later runs reuse. It serves methods whose completions do not depend
@@ -111,8 +104,6 @@ class TeacherConfig(Section):
     """GGUF file in the teacher's folder or repository, converted to --dtype (pip install 'distill-env[gguf]')."""
 
     def check(self) -> None:
-        check_range(self, "top_k", least=0, finite=True)
-        check_positive(self, "timeout")
         if self.gguf_file and self.quantize != "none":
             raise ValueError(f"gguf_file: {self.gguf_file!r} with quantize {self.quantize}; expected one of the two")
 
@@ -125,17 +116,17 @@ class StudentConfig(Section):
     """Folder or hub id of the student to begin with. Without it sums, coins and categorical begin with a fresh one."""
     width: Annotated[int, flag("student-width")] = 16
     """Hidden width of a fresh student, a multiple of 4."""
-    layers: Annotated[int, flag("student-layers")] = 2
+    layers: Annotated[Count, flag("student-layers")] = 2
     """Layers of a fresh student."""
-    mlp: Annotated[int, flag("student-mlp")] = 32
+    mlp: Annotated[Count, flag("student-mlp")] = 32
     """Width of its feed-forward layers."""
     dtype: Annotated[Dtype, flag("student-dtype")] = "float32"
     """Weights of the student, in which it computes and is saved. In bfloat16 the optimiser keeps and updates float32
     copies."""
-    lora_rank: int = 0
+    lora_rank: Natural = 0
     """Rank of a LoRA adapter, which alone is trained (pip install 'distill-env[peft]'); 0 trains all weights. There is
     no dropout, so that the student that is trained is the one that wrote. The saved student has it merged."""
-    lora_alpha: float = 16.0
+    lora_alpha: PositiveFinite = 16.0
     """Scale of the adapter times its rank."""
     lora_targets: str = "all-linear"
     """Modules with an adapter, for example q_proj,v_proj; all-linear is all linear ones but the head."""
@@ -143,9 +134,6 @@ class StudentConfig(Section):
     """Keep only each layer's input for the backward pass, and compute the rest again."""
 
     def check(self) -> None:
-        check_range(self, "layers", "mlp", least=1)
-        check_range(self, "lora_rank", least=0)
-        check_positive(self, "lora_alpha")
         if self.width < 4 or self.width % 4:
             raise ValueError(f"width: {self.width}; expected a multiple of 4, at least 4")
 
@@ -174,75 +162,55 @@ class DataConfig(Section):
     path: Annotated[str, flag("task-path")] = ""
     """Data of the task: a file (.jsonl, .json, .csv, .parquet, .txt), a folder of files with train, validation or test
     in their names, or a hub id; by default the data set of that name on the hub (not for instruct)."""
-    few_shot: int = 0
+    few_shot: Natural = 0
     """Number of solved examples before each question, from the train split."""
     chat: Literal["auto", "yes", "no"] = "auto"
     """Whether prompts are put into the tokenizer's chat template; auto: if it has one."""
     step_pattern: str = ""
     """Regular expression for tokens that end a reasoning step; by default a newline does."""
-    max_prompt_tokens: int = 256
+    max_prompt_tokens: Count = 256
     """Longest prompt; longer ones are left out."""
-
-    def check(self) -> None:
-        check_range(self, "max_prompt_tokens", least=1)
-        check_range(self, "few_shot", least=0)
 
 
 @dataclass(frozen=True)
 class EnvironmentConfig(Section):
     """The environment: horizon, rewrites and rewards."""
 
-    max_new_tokens: int | None = None
+    max_new_tokens: Annotated[int | None, Range(least=1)] = None
     """Horizon in tokens; the task's default if not given."""
     rewrite: Literal["sample", "nucleus", "argmax"] = "sample"
     """How the teacher draws a token."""
-    rewrite_top_p: float = 0.9
+    rewrite_top_p: Annotated[float, Range(above=0, most=1)] = 0.9
     """Mass of the nucleus."""
     rewrite_span: Literal["token", "step"] = "token"
     """What the teacher writes at a time: one token, or the rest of the reasoning step."""
-    rewrite_cost: float = 0.5
+    rewrite_cost: Annotated[float, Range(least=0)] = 0.5
     """Price of a rewrite, nats."""
-    log_prob_floor: float = -100.0
+    log_prob_floor: Annotated[float, Range(below=0, finite=True)] = -100.0
     """Lowest reward of a token of the student, nats."""
-    task_reward: float = 0.0
+    task_reward: Finite = 0.0
     """Weight of the grade in the last reward; needs gamma > 0."""
-
-    def check(self) -> None:
-        check_range(self, "max_new_tokens", least=1)
-        check_range(self, "rewrite_cost", least=0)
-        check_range(self, "task_reward", "log_prob_floor", finite=True)
-        if not self.log_prob_floor < 0:
-            raise ValueError(f"log_prob_floor: {self.log_prob_floor}; expected below 0, as log-probabilities are")
-        if not 0 < self.rewrite_top_p <= 1:
-            raise ValueError(f"rewrite_top_p: {self.rewrite_top_p}; expected in (0, 1]")
 
 
 @dataclass(frozen=True)
 class RolloutConfig(Section):
     """How a batch is written."""
 
-    rows: int = 0
+    rows: Natural = 0
     """Completions written at a time; a row that ends one begins the next of the batch, which stays the
     same. With --micro-batch this is gradient accumulation. 0 for the batch size."""
-    draft_limit: int = 16
+    draft_limit: Count = 16
     """Length of the longest draft, tokens."""
-
-    def check(self) -> None:
-        check_range(self, "rows", least=0)
-        check_range(self, "draft_limit", least=1)
 
 
 @dataclass(frozen=True)
 class EvaluationConfig(Section):
     """The evaluations before and after training."""
 
-    prompts: Annotated[int, flag("eval-prompts")] = 200
+    prompts: Annotated[Count, flag("eval-prompts")] = 200
     """Prompts per split."""
-    samples: Annotated[int, flag("eval-samples")] = 8
+    samples: Annotated[Count, flag("eval-samples")] = 8
     """Completions of each prompt."""
-
-    def check(self) -> None:
-        check_range(self, "prompts", "samples", least=1)
 
 
 @dataclass(frozen=True)
@@ -348,10 +316,3 @@ def default_options(agent: str, env: str) -> AgentOptions:
         return PluginConfig(batch_size=OPTION_DEFAULTS[env]["batch_size"])
     expected = ", ".join([*METHODS, *SB3_AGENTS])
     raise ValueError(f"agent: {agent!r} is unknown; expected one of {expected}, or package.module:Class")
-
-
-def check_positive(config: Any, *names: str) -> None:
-    """Raise ValueError for a number that is not positive and finite."""
-    for name in names:
-        if not 0 < getattr(config, name) < math.inf:
-            raise ValueError(f"{name}: {getattr(config, name)}; expected a positive, finite number")
