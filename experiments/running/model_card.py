@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import itertools
-import json
 import platform
-import re
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import yaml
+from huggingface_hub import HfApi, ModelCardData
+from huggingface_hub.repocard import metadata_load
+from jinja2 import Environment, FileSystemLoader
+
 import distill_env
-from agents.config import DistillConfig, SB3Config
-from experiments.running.config import SMALL_TASKS, RunConfig
+from agents.config import SB3Config
+from experiments.running.config import RunConfig
 from experiments.running.config_file import default_config, flag_values
 from experiments.running.metric_display import evaluation_lines, markdown_table, metric
 
@@ -20,21 +24,6 @@ GATE = (
     *("hard_share_first", "hard_share_last", "rewritten_share_first", "rewritten_share_last", "teacher_tokens"),
     *("teacher_tokens_per_student_token", "teacher_passes", "teacher_positions", "tokens"),
 )
-
-LOAD_TABLE = """A table of categorical distributions, not a transformer:
-
-```python
-from distill_env.models.tabular import TabularModel
-
-student = TabularModel.load("PATH")
-```"""
-
-LOAD_LM = """```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-student = AutoModelForCausalLM.from_pretrained("PATH")
-tokenizer = AutoTokenizer.from_pretrained("PATH")
-```"""
 
 
 def model_card(config: RunConfig, evaluation: dict[str, Any]) -> str:
@@ -46,94 +35,43 @@ def model_card(config: RunConfig, evaluation: dict[str, Any]) -> str:
     """
     before, after, training = evaluation["before"], evaluation["after"], evaluation["training"]
     numbers = itertools.chain(*evaluation_lines(config.evaluation.samples, [before, after]).values())
-    gate = [(m.label, m.text(training.get(m.key))) for m in map(metric, GATE)]
-    fields, options = changed_fields(config), config.agent_options
-    where = config.logging.push_to_hub or str(config.out / config.name / "student")
-    parts = [
-        front_matter(config),
-        f"# {config.name}",
-        f"A student of {teacher_of(config)}, distilled by `{config.agent}` of distill_env, seed {options.seed}.",
-        (LOAD_TABLE if config.env == "categorical" else LOAD_LM).replace("PATH", where),
-        "## Method",
-        f"{method_of(config)} Changed from the defaults: " + (", ".join(fields) if fields else "nothing") + ".",
-        "```bash\n" + " ".join(command_of(config)) + "\n```",
-        "## Data",
-        data_of(config),
-        "## Numbers",
-        f"The student alone at temperature 1, {config.evaluation.samples} completions of each of up to "
-        f"{config.evaluation.prompts} prompts of the test split. "
-        "This is one seed; comparing methods needs several.",
-        markdown_table([["", "before", "after"], *numbers]),
-        "## What the gate did",
-        markdown_table([["", f"in {training['iterations']} iterations"], *gate]),
-        "## Versions",
-        ", ".join(f"{name} {version}" for name, version in versions(config).items()),
-    ]
-    return "\n\n".join(parts) + "\n"
+    costs = [(m.label, m.text(training.get(m.key))) for m in map(metric, GATE)]
+    options = flag_values(config.agent_options)
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), trim_blocks=True, keep_trailing_newline=True
+    )
+    return environment.get_template("model_card.md.j2").render(
+        config=config,
+        front_matter=front_matter(config),
+        path=config.logging.push_to_hub or config.out / config.name / "student",
+        changed={name: value for name, value in changed_flags(config).items() if name in options},
+        command=" ".join(command_of(config)),
+        numbers=markdown_table([["", "before", "after"], *numbers]),
+        costs=markdown_table([["", f"in {training['iterations']} iterations"], *costs]),
+        versions=versions(config),
+    )
 
 
 def front_matter(config: RunConfig) -> str:
     """YAML between dashes. A licence or a base model that is not known is left out; the hub refuses a wrong one."""
-    lines = []
-    licence = licence_of(config)
-    if licence:
-        lines.append(f"license: {licence}")
-    if config.env != "categorical":
-        lines += ["library_name: transformers", "pipeline_tag: text-generation"]
-    if config.student.model and not Path(config.student.model).exists():
-        lines.append(f"base_model: {json.dumps(config.student.model)}")
-    lines += ["tags:", "- distill-env", "- distillation", f"- {json.dumps(config.agent)}"]
-    return "\n".join(["---", *lines, "---"])
+    student, transformer = config.student.model, config.env != "categorical"
+    data = ModelCardData(
+        license=licence_of(config),
+        library_name="transformers" if transformer else None,
+        pipeline_tag="text-generation" if transformer else None,
+        base_model=student if student and not Path(student).exists() else None,
+        tags=["distill-env", "distillation", config.agent],
+    )
+    return f"---\n{data.to_yaml()}\n---"
 
 
 def licence_of(config: RunConfig) -> str | None:
     """The licence of the initial weights: the project's, or that in the model card beside them."""
     if not config.student.model:
         return "apache-2.0"
-    card = Path(config.student.model) / "README.md"
-    pattern = r"\A---\n.*?^license: *([\w.-]+) *$.*?^---$"
-    match = re.search(pattern, card.read_text() if card.is_file() else "", re.M | re.S)
-    return match[1] if match else None
-
-
-def teacher_of(config: RunConfig) -> str:
-    if config.env == "lm":
-        return f"`{config.teacher.model}`"
-    if config.env in SMALL_TASKS:
-        return f"the teacher of {config.env.capitalize()} that ships with distill_env"
-    return "a Markov table"
-
-
-def data_of(config: RunConfig) -> str:
-    if config.env == "lm":
-        where = f" (`{config.data.path}`)" if config.data.path else ""
-        return f"The prompts of {config.data.task}{where}. Student and teacher write the completions during training."
-    if config.env in SMALL_TASKS:
-        share = config.training.warm_start
-        warm = f" The warm start by sft reached {share:.0%} of the teacher's correct chains." if share else ""
-        return (
-            f"Problems of {config.env.capitalize()}. Student and teacher write the completions during training.{warm}"
-        )
-    return "None: the empty prompt."
-
-
-def method_of(config: RunConfig) -> str:
-    options = config.agent_options
-    if isinstance(options, DistillConfig):
-        m = options.method
-        return (
-            f"The row `{config.agent}` of agents/methods.py: teacher_writes `{m.teacher_writes}`, loss `{m.loss}`, "
-            f"weighting `{m.weighting}`, score `{m.gate.score}`, tau {m.gate.tau}."
-        )
-    if isinstance(options, SB3Config):
-        return f"`{options.algorithm}` of Stable-Baselines3 with REWRITE as an action."
-    return f"The agent `{config.agent}`."
-
-
-def changed_fields(config: RunConfig) -> list[str]:
-    """Options of the agent that differ from its defaults in this environment, as `name value`."""
-    own = flag_values(config.agent_options)
-    return [f"`{name}` {value}" for name, value in changed_flags(config).items() if name in own]
+    with suppress(OSError, ValueError, yaml.YAMLError):
+        return (metadata_load(Path(config.student.model) / "README.md") or {}).get("license")
+    return None
 
 
 def changed_flags(config: RunConfig) -> dict[str, Any]:
@@ -155,11 +93,11 @@ def command_of(config: RunConfig) -> list[str]:
     return command
 
 
-def versions(config: RunConfig) -> dict[str, str]:
+def versions(config: RunConfig) -> str:
     """Versions of the packages that the weights depend on."""
     packages = ["torch", "transformers"] + ["stable_baselines3"] * isinstance(config.agent_options, SB3Config)
-    own = {"distill_env": distill_env.__version__, "Python": platform.python_version()}
-    return own | {name: metadata.version(name) for name in packages}
+    own = [f"distill_env {distill_env.__version__}", f"Python {platform.python_version()}"]
+    return ", ".join([*own, *(f"{name} {metadata.version(name)}" for name in packages)])
 
 
 def push(folder: Path, repository: str) -> str:
@@ -172,8 +110,6 @@ def push(folder: Path, repository: str) -> str:
     """
     if not folder.is_dir():
         raise ValueError(f"push_to_hub: {str(folder)!r} does not exist: the agent has no student to push")
-    from huggingface_hub import HfApi
-
     try:
         api = HfApi()
         address = api.create_repo(repository, exist_ok=True)

@@ -802,7 +802,7 @@ def test_what_is_not_a_number_stops_the_run_and_changes_nothing(name: str, whose
         ({"gamma": math.nan}, "gamma"),
         ({"loss_clip": 0.0}, "loss_clip"),
         ({"top_k": -1}, "top_k"),
-        ({"top_p": 0.0}, "top_k"),
+        ({"top_p": 0.0}, "top_p"),
         ({"score": "rank", "top_k": 4}, "score"),
         ({"score": "rank", "gamma": 1.0}, "score"),
         ({"score": "rank", "estimator": "sampled"}, "score"),
