@@ -43,7 +43,7 @@ MEASURES: dict[Part, Callable[[BenchmarkConfig], Any]] = {
 }
 
 
-def main(config: BenchmarkConfig) -> None:
+def benchmark(config: BenchmarkConfig) -> None:
     if {"memory", "peers"} & set(config.parts) and not config.teacher:
         raise ValueError("parts: memory and peers without models; expected --teacher, --student and --task-path")
     if config.threads:
@@ -72,5 +72,7 @@ def main(config: BenchmarkConfig) -> None:
     print(benchmark_report(results))
 
 
+main = command(benchmark, BenchmarkConfig, __doc__)
+
 if __name__ == "__main__":
-    sys.exit(command(main, BenchmarkConfig, __doc__))
+    sys.exit(main())

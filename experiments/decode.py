@@ -12,7 +12,6 @@ runs.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 if not __package__:  # run as a script: import from the checkout, not from this folder
@@ -23,25 +22,19 @@ from rich.console import Console
 from experiments.answering.assisted import AssistedRun, DecodeConfig, completion_lines, open_task, summary_table
 from experiments.answering.curve import decode_curve
 from experiments.answering.gate_picture import draw_gate
-from experiments.running.cli import exit_code, read_flags
+from experiments.running.cli import command
 
 PROMPTS = 8
 
 
-def main(args: Sequence[str] | None = None) -> int:
-    """Decode. Returns the exit code."""
-
-    def work() -> None:
-        config = read_flags(DecodeConfig, args, __doc__)
-        config.check()
-        console = Console(highlight=False, soft_wrap=True)
-        if config.curve is None:
-            show_completions(config, console)
-        else:
-            console.print(decode_curve(config, config.curve, console), markup=False)
-            console.print(f"\nwrote {config.curve}: curve.csv, curve.png, curve.md")
-
-    return exit_code(work)
+def decode(config: DecodeConfig) -> None:
+    config.check()
+    console = Console(highlight=False, soft_wrap=True)
+    if config.curve is None:
+        show_completions(config, console)
+    else:
+        console.print(decode_curve(config, config.curve, console), markup=False)
+        console.print(f"\nwrote {config.curve}: curve.csv, curve.png, curve.md")
 
 
 def show_completions(config: DecodeConfig, console: Console) -> None:
@@ -61,6 +54,8 @@ def show_completions(config: DecodeConfig, console: Console) -> None:
         draw_gate(env.task, decoded[0], config.picture)
         console.print(f"wrote {config.picture}")
 
+
+main = command(decode, DecodeConfig, __doc__)
 
 if __name__ == "__main__":
     sys.exit(main())

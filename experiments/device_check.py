@@ -17,7 +17,7 @@ if not __package__:  # run as a script: import from the checkout, not from this 
 from rich.console import Console
 from rich.table import Table
 
-from experiments.running.cli import exit_code, read_flags
+from experiments.running.cli import command
 
 
 @dataclass(frozen=True)
@@ -34,11 +34,7 @@ class DeviceCheckConfig:
     """JSON file for the results."""
 
 
-def main() -> int:
-    return exit_code(lambda: run(read_flags(DeviceCheckConfig, description=__doc__), Console()))
-
-
-def run(config: DeviceCheckConfig, console: Console) -> None:
+def check(config: DeviceCheckConfig) -> None:
     import torch
 
     from experiments.benchmarking.device import checks, measurements
@@ -57,7 +53,7 @@ def run(config: DeviceCheckConfig, console: Console) -> None:
         verdict = {True: "[green]PASS[/]", False: "[red]FAIL[/]", None: ""}[row.passed]
         limit = "" if row.limit is None else f"{row.limit:g}"
         table.add_row(row.name, f"{row.value:.4g} {row.unit}", limit, verdict)
-    console.print(table)
+    Console().print(table)
     if config.out:
         found = [{"name": r.name, "value": r.value, "unit": r.unit, "limit": r.limit} for r in rows]
         write_json(config.out, {"device": name, "label": label, "shape": config.shape, "rows": found})
@@ -65,6 +61,8 @@ def run(config: DeviceCheckConfig, console: Console) -> None:
     if failed:
         raise ValueError(f"device: {name} fails {', '.join(failed)}")
 
+
+main = command(check, DeviceCheckConfig, __doc__)
 
 if __name__ == "__main__":
     sys.exit(main())

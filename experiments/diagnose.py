@@ -53,7 +53,7 @@ class DiagnoseConfig:
     """Completions of the student to each prompt."""
 
 
-def main(config: DiagnoseConfig) -> None:
+def diagnose(config: DiagnoseConfig) -> None:
     """Diagnose, print the table and write it."""
     if config.env not in SMALL_TASKS:
         raise ValueError(f"env: {config.env!r}; expected {' or '.join(SMALL_TASKS)}")
@@ -77,5 +77,7 @@ def main(config: DiagnoseConfig) -> None:
     console.print(f"Wrote {path}")
 
 
+main = command(diagnose, DiagnoseConfig, __doc__)
+
 if __name__ == "__main__":
-    sys.exit(command(main, DiagnoseConfig, __doc__))
+    sys.exit(main())

@@ -8,7 +8,6 @@ python experiments/evaluate.py runs/gated-sums-s0 --completions runs/gated-sums-
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,11 +16,10 @@ if not __package__:  # run as a script: import from the checkout, not from this 
 
 import tyro
 from rich.console import Console
-from rich.markup import escape
 
-from distill_env.checks import check_range
+from distill_env.checks import Count, Natural
 from experiments.running.build import agent_loader
-from experiments.running.cli import exit_code, read_flags
+from experiments.running.cli import command, print_warning
 from experiments.running.config import EvaluationConfig
 from experiments.running.config_file import load_config
 from experiments.running.evaluating import evaluate_all
@@ -35,14 +33,14 @@ class EvaluateConfig:
 
     folder: tyro.conf.Positional[Path]
     """Folder of the run."""
-    eval_prompts: int | None = None
+    eval_prompts: Count | None = None
     """Prompts per split; as in the run if not given."""
-    eval_samples: int | None = None
+    eval_samples: Count | None = None
     """Completions of each prompt; as in the run if not given."""
     corpus: str = ""
     """Measure instead the perplexity of this text, a file or the test split of a folder or hub id. It is measured under
     the student before and after a run of --env lm, and under its teacher."""
-    corpus_tokens: int = 0
+    corpus_tokens: Natural = 0
     """Tokens of the corpus that are read; 0 reads all."""
     window: int = 512
     """Tokens that a model reads at a time."""
@@ -53,17 +51,10 @@ class EvaluateConfig:
     completions: Path | None = None
     """JSONL file for the completions, which judge.py compares."""
 
-    def __post_init__(self) -> None:
-        check_range(self, "eval_prompts", "eval_samples", least=1)
-        check_range(self, "corpus_tokens", least=0)
 
-
-def main(args: Sequence[str] | None = None) -> int:
-    return exit_code(lambda: evaluate_again(read_flags(EvaluateConfig, args, __doc__), Console()))
-
-
-def evaluate_again(config: EvaluateConfig, console: Console) -> None:
+def evaluate_again(config: EvaluateConfig) -> None:
     """Load the student of the newest checkpoint, evaluate it, and print a table."""
+    console = Console()
     run = load_config(config.folder)
     usual = run.evaluation
     settings = EvaluationConfig(config.eval_prompts or usual.prompts, config.eval_samples or usual.samples)
@@ -72,19 +63,21 @@ def evaluate_again(config: EvaluateConfig, console: Console) -> None:
 
     agent, _, damaged = load_checkpoint(config.folder / "checkpoints", agent_loader(run))
     for reason in damaged.values():
-        console.print(f"[bold yellow]warning:[/] {escape(reason)}; the one before it is used", soft_wrap=True)
+        print_warning(console, f"{reason}; the one before it is used")
     if config.corpus:
-        from experiments.running.corpus import Corpus, corpus_perplexities, corpus_table
+        from experiments.running.corpus import corpus_perplexities, corpus_table
 
-        corpus = Corpus(config.corpus, config.corpus_tokens, config.window, config.stride)
-        metrics = corpus_perplexities(run, agent, corpus, console)
-        console.print(corpus_table(config.folder, corpus, metrics))
+        read = (config.corpus, config.corpus_tokens, config.window, config.stride)
+        metrics = corpus_perplexities(run, agent, *read, console)
+        console.print(corpus_table(config.folder, config.corpus, metrics))
     else:
         metrics = evaluate_all(run, agent, console, "again", config.completions)
         console.print(evaluation_table(config.folder, settings.samples, metrics))
     if config.out:
         write_json(config.out, finite(metrics))
 
+
+main = command(evaluate_again, EvaluateConfig, __doc__)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -17,7 +17,6 @@ A pair is won by the completion that is preferred in both orders, and a tie othe
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -30,7 +29,7 @@ from rich.console import Console
 
 from experiments.answering.judges import LocalJudge, LocalJudgeConfig, ServedJudge, ServedJudgeConfig
 from experiments.answering.judging import JudgingConfig, PairsConfig, judge_pairs, make_pairs
-from experiments.running.cli import exit_code, read_flags
+from experiments.running.cli import command
 from experiments.running.signals import signals_raise
 
 
@@ -55,12 +54,10 @@ JudgeConfig = (
 )
 
 
-def main(args: Sequence[str] | None = None) -> int:
-    """Make pairs, or judge them. Returns the exit code."""
+def judge(config: PairsConfig | ServedConfig | LocalConfig) -> None:
+    """Make pairs, or judge them."""
     console = Console()
-
-    def work() -> None:
-        config: PairsConfig | ServedConfig | LocalConfig = read_flags(JudgeConfig, args, __doc__)  # type: ignore[arg-type]
+    try:
         with signals_raise():
             if isinstance(config, PairsConfig):
                 console.print(make_pairs(config), highlight=False, soft_wrap=True)
@@ -68,13 +65,12 @@ def main(args: Sequence[str] | None = None) -> int:
                 judge_pairs(config, ServedJudge(config.judge), console)
             else:
                 judge_pairs(config, LocalJudge(config.judge), console)
-
-    try:
-        return exit_code(work)
-    except KeyboardInterrupt as stop:
+    except KeyboardInterrupt:
         console.print("stopped; the same command continues")
-        return getattr(stop, "exit_code", 130)
+        raise
 
+
+main = command(judge, JudgeConfig, __doc__)  # type: ignore[arg-type]
 
 if __name__ == "__main__":
     sys.exit(main())

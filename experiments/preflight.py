@@ -16,18 +16,18 @@ from rich.console import Console
 
 from experiments.running.cli import exit_code
 from experiments.running.flags import parse
-from experiments.running.preflight import checked_pair
 
 
 def main(args: Sequence[str] | None = None) -> int:
     """Check. Returns the exit code."""
-    args = list(sys.argv[1:] if args is None else args)
+    return exit_code(lambda: check(list(sys.argv[1:] if args is None else args)))
 
-    def check() -> None:
-        config = parse([*([] if "--env" in args else ["--env", "lm"]), *args], __doc__ or "")
-        checked_pair(config, Console(), config.rollout.rows or config.agent_options.batch_size)
 
-    return exit_code(check)
+def check(args: list[str]) -> None:
+    config = parse([*([] if "--env" in args else ["--env", "lm"]), *args], __doc__)
+    from experiments.running.preflight import checked_pair  # imports torch, which --help does not need
+
+    checked_pair(config, Console(), config.rollout.rows or config.agent_options.batch_size)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ Reads results.csv and the runs of a folder of compare.py or ablate.py.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +17,7 @@ if not __package__:  # run as a script: import from the checkout, not from this 
 from rich.console import Console
 from rich.markup import escape
 
-from distill_env.checks import check_range
+from distill_env.checks import Count
 from experiments.reporting.drawing import Style
 from experiments.reporting.material import Material
 from experiments.reporting.page import to_html, to_markdown
@@ -26,7 +25,7 @@ from experiments.reporting.results import Results, load_results
 from experiments.reporting.sections import make_page
 from experiments.reporting.training_curves import Curves
 from experiments.reporting.viewer import see_contenders
-from experiments.running.cli import exit_code, read_flags
+from experiments.running.cli import command
 
 
 @dataclass(frozen=True)
@@ -41,21 +40,14 @@ class ReportConfig:
     """Studies of results.csv; all by default."""
     viewer: bool = True
     """Let the students write completions for the gate viewer. Without it no model is loaded."""
-    contenders: int = 6
+    contenders: Count = 6
     """Contenders in the viewer, at most; one run of each."""
-    prompts: int = 4
+    prompts: Count = 4
     """Prompts in the viewer."""
 
-    def __post_init__(self) -> None:
-        check_range(self, "contenders", "prompts", least=1)
 
-
-def main(args: Sequence[str] | None = None) -> int:
-    """Write the report, or say in one line why not. Returns the exit code."""
-    return exit_code(lambda: write_report(read_flags(ReportConfig, args, __doc__), Console()))
-
-
-def write_report(config: ReportConfig, console: Console) -> None:
+def write_report(config: ReportConfig) -> None:
+    console = Console()
     results, out = Results(load_results(config.runs, config.studies)), config.out or config.runs / "report"
     style = Style(tuple(dict.fromkeys(r["label"] for r in results.rows)))
     seen = see_contenders(config.runs, results, config.contenders, config.prompts, console) if config.viewer else {}
@@ -67,6 +59,8 @@ def write_report(config: ReportConfig, console: Console) -> None:
         console.print(escape(paragraph), highlight=False)
     console.print(f"\nWrote {out}/report.html, report.md and images/")
 
+
+main = command(write_report, ReportConfig, __doc__)
 
 if __name__ == "__main__":
     sys.exit(main())

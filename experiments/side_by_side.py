@@ -8,7 +8,6 @@ The runs must start from the same student: the column "before" is the first run'
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +17,7 @@ if not __package__:  # run as a script: import from the checkout, not from this 
 import tyro
 
 from experiments.comparing.side_by_side import side_by_side
-from experiments.running.cli import exit_code, read_flags
+from experiments.running.cli import command
 
 
 @dataclass(frozen=True)
@@ -31,15 +30,11 @@ class SideBySideConfig:
     """Prompts whose completions are shown, the first of each writer (--env lm)."""
 
 
-def main(args: Sequence[str] | None = None) -> int:
-    """Print the Markdown, or say in one line why not. Returns the exit code."""
+def show(config: SideBySideConfig) -> None:
+    print(side_by_side(config.runs, config.prompts))
 
-    def work() -> None:
-        config = read_flags(SideBySideConfig, args, __doc__)
-        print(side_by_side(config.runs, config.prompts))
 
-    return exit_code(work)
-
+main = command(show, SideBySideConfig, __doc__)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -224,4 +224,4 @@ def draw_model(
 
 
 if __name__ == "__main__":
-    sys.exit(command(main, CostModelConfig, __doc__))
+    sys.exit(command(main, CostModelConfig, __doc__)())

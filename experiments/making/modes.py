@@ -142,4 +142,4 @@ def print_table(teacher: torch.Tensor, curves: dict[str, Curve]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(command(main, ModesConfig, __doc__))
+    sys.exit(command(main, ModesConfig, __doc__)())

@@ -139,4 +139,4 @@ def cell(values: np.ndarray) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(command(main, SweepConfig, __doc__))
+    sys.exit(command(main, SweepConfig, __doc__)())

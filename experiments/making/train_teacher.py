@@ -159,4 +159,4 @@ def main(config: TrainTeacherConfig) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(command(main, TrainTeacherConfig, __doc__))
+    sys.exit(command(main, TrainTeacherConfig, __doc__)())

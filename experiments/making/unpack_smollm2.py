@@ -121,4 +121,4 @@ def main(config: UnpackConfig) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(command(main, UnpackConfig, __doc__))
+    sys.exit(command(main, UnpackConfig, __doc__)())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import field, fields, is_dataclass, make_dataclass
 from typing import Any, TypeVar
@@ -12,6 +14,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from agents.distributed import is_main_process
+from distill_env.checks import check_fields
 
 C = TypeVar("C")
 
@@ -50,31 +53,46 @@ def unchecked(config: Any) -> Any:
 def checked(plain: Any) -> Any:
     """The reverse. Raises ValueError for a value that a configuration refuses."""
     values = {f.name: getattr(plain, f.name) for f in fields(plain)}
-    values = {name: checked(value) if is_dataclass(value) else value for name, value in values.items()}
-    return type(plain).__mro__[1](**values)
+    config = type(plain).__mro__[1](**{k: checked(v) if is_dataclass(v) else v for k, v in values.items()})
+    check_fields(config)
+    return config
 
 
 def exit_code(work: Callable[[], Any]) -> int:
     """0 after `work`; 1 and one line on stderr for an error that a user can correct."""
     try:
         work()
+        sys.stdout.flush()  # a reader that is gone is noticed here, not at the exit
+        return 0
+    except KeyboardInterrupt as stop:
+        return getattr(stop, "exit_code", 130)
+    except BrokenPipeError:  # of `... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left goes nowhere
+        return 1
     except (ValueError, FloatingPointError, OSError) as error:
         text = str(error)
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and "memory" not in str(error):  # torch has no error of its own for it
             raise
         text = f"out of memory ({error}); take a smaller model, or lower batch_size, rows, draft_limit, max_new_tokens"
-    else:
-        return 0
     line = " ".join(text.split("\n"))
     console = Console(stderr=True, quiet=not is_main_process())
     console.print(f"[red]error:[/] {escape(line)}", soft_wrap=True, highlight=False)
     return 1
 
 
-def command(main: Callable[[C], Any], config: type[C], description: str | None = None) -> int:
-    """Read the flags, do the work, and return the exit code."""
-    return exit_code(lambda: main(read_flags(config, description=description)))
+def command(work: Callable[[C], Any], config: type[C], description: str | None) -> Callable[..., int]:
+    """The `main` of a command, which reads its flags, does the work and returns the exit code."""
+
+    def main(args: Sequence[str] | None = None) -> int:
+        return exit_code(lambda: work(read_flags(config, args, description)))
+
+    return main
+
+
+def print_warning(console: Console, text: str) -> None:
+    """Print a warning as one line."""
+    console.print(f"[bold yellow]warning:[/] {escape(text)}", highlight=False, soft_wrap=True)
 
 
 def progress_bar(console: Console) -> Progress:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -20,18 +19,17 @@ from experiments.running.config import RunConfig
 from experiments.running.lm_arguments import shared_ids, student_arguments, teacher_arguments, teacher_tokenizer
 
 
-@dataclass(frozen=True)
-class Corpus:
-    """A text, and how models read it."""
-
-    path: str
-    tokens: int = 0
-    window: int = 512
-    stride: int = 256
-
-
-def corpus_perplexities(run: RunConfig, agent: Any, corpus: Corpus, console: Console) -> Metrics:
+def corpus_perplexities(
+    run: RunConfig, agent: Any, path: str, tokens: int, window: int, stride: int, console: Console
+) -> Metrics:
     """`before`, `after` and `teacher`, in the tokens of their common tokenizer, and the number of `tokens`.
+
+    Args:
+        run, agent: the run, and its trained agent.
+        path: of the corpus.
+        tokens: that are read; 0 for all.
+        window, stride: as for `corpus_perplexity`.
+        console: for the progress.
 
     Raises:
         ValueError: for a run without language models, or an agent without a student.
@@ -40,10 +38,10 @@ def corpus_perplexities(run: RunConfig, agent: Any, corpus: Corpus, console: Con
         raise ValueError(
             f"corpus: {run.name!r} is a run of --env {run.env}; expected --env lm, and an agent with a student"
         )
-    splits = read_corpus(corpus.path)
+    splits = read_corpus(path)
     text = splits.get("test") or next(iter(splits.values()))
     ids = load_tokenizer(teacher_tokenizer(run))(text, add_special_tokens=False, verbose=False)["input_ids"]
-    ids = ids[: corpus.tokens or None]
+    ids = ids[: tokens or None]
     models = {
         "before": lambda: build_model(
             run.student.model, **shared_ids(run), **student_arguments(run), dtype=run.student.dtype
@@ -59,14 +57,14 @@ def corpus_perplexities(run: RunConfig, agent: Any, corpus: Corpus, console: Con
         for name, load in models.items():
             bar = progress.add_task(f"perplexity, {name}", total=max(1, len(ids) - 1))
             advance = partial(progress.advance, bar)
-            metrics[name] = corpus_perplexity(load(), ids, corpus.window, corpus.stride, advance)
+            metrics[name] = corpus_perplexity(load(), ids, window, stride, advance)
     return metrics
 
 
-def corpus_table(title: object, corpus: Corpus, metrics: Metrics) -> Table:
+def corpus_table(title: object, path: str, metrics: Metrics) -> Table:
     """What `corpus_perplexities` returns, as a table."""
     table = Table(title=str(title), title_justify="left")
-    table.add_column(f"perplexity of {corpus.path}, {metrics['tokens']:,.0f} tokens")
+    table.add_column(f"perplexity of {path}, {metrics['tokens']:,.0f} tokens")
     table.add_column("", justify="right")
     for label in ("before", "after", "teacher"):
         table.add_row(label, f"{metrics[label]:.2f}")

@@ -5,25 +5,31 @@ from __future__ import annotations
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
 from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.markup import escape
 
 from agents.atomic_io import write_folder
+from agents.base import Agent
+from agents.checkpoint import checkpoints, delete_old_checkpoints, load_checkpoint, rename_damaged, save_checkpoint
 from agents.distributed import SINGLE_PROCESS, ProcessGroup, TrainingEnded, init_distributed
 from agents.methods import METHODS
+from agents.teacher_cache import TeacherCache
+from distill_env.env import DistillVectorEnv
+from distill_env.models.base import TrainableModel
+from distill_env.models.toy import toy_tokenizer
 from experiments.running import completions_file
 from experiments.running.build import agent_loader, make_agent, make_env, make_student, plugin
-from experiments.running.cli import exit_code
+from experiments.running.cli import print_warning
 from experiments.running.config import SMALL_TASKS, RunConfig
 from experiments.running.config_file import to_dict
 from experiments.running.curves import draw_curves
 from experiments.running.evaluating import evaluate_all, evaluate_before, show_samples
-from experiments.running.flags import parse
 from experiments.running.loop import TrainingLoop
 from experiments.running.model_card import model_card, push
 from experiments.running.preflight import checked_pair
@@ -31,43 +37,26 @@ from experiments.running.run_folder import finite, read_json, read_metrics, writ
 from experiments.running.signals import signals_raise
 from experiments.running.summary import report, summarise_training
 from experiments.running.tracking import check_track
-
-if TYPE_CHECKING:
-    from agents.base import Agent
-    from agents.teacher_cache import TeacherCache
-    from distill_env.env import DistillVectorEnv
-    from distill_env.models.base import TrainableModel
+from experiments.running.warm_start import warm_start
 
 FILES = ("metrics.csv", "curves.png", "evaluation.json", "samples.txt", completions_file.FILE, "student", "checkpoints")
 
 
-def main(args: Sequence[str] | None = None, description: str = "") -> int:
-    """Run what the command line says. Returns the exit code."""
-
-    def work() -> None:
-        config = parse(args, description)
-        if ":" in config.agent:
-            plugin(config.agent)  # before anything is made
-        processes = init_distributed()
-        if processes.rank:
-            follow(config, processes)
-        else:
-            with signals_raise():
-                run(config, Console(), processes)
-        processes.close()
-
-    try:
-        return exit_code(work)
-    except KeyboardInterrupt as stop:
-        return getattr(stop, "exit_code", 130)
+def launch(config: RunConfig) -> None:
+    """What each process of a run does."""
+    if ":" in config.agent:
+        plugin(config.agent)  # before anything is made
+    processes = init_distributed()
+    if processes.rank:
+        follow(config, processes)
+    else:
+        with signals_raise():
+            run(config, Console(), processes)
+    processes.close()
 
 
 def follow(config: RunConfig, processes: ProcessGroup) -> None:
     """What every process but the main one does: its part of each batch, and nothing on disk."""
-    import torch
-
-    from agents.checkpoint import load_checkpoint
-
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # the main process ends the training
     if config.training.threads:
@@ -94,13 +83,7 @@ def training_rows(config: RunConfig, processes: ProcessGroup) -> int:
 
 
 def teacher_cache(config: RunConfig, console: Console) -> TeacherCache | None:
-    from agents.teacher_cache import TeacherCache
-
-    if not config.teacher.cache:
-        return None
-    return TeacherCache(
-        config.teacher.cache, lambda text: console.print(f"[bold yellow]warning:[/] {escape(text)}", soft_wrap=True)
-    )
+    return TeacherCache(config.teacher.cache, partial(print_warning, console)) if config.teacher.cache else None
 
 
 def run(config: RunConfig, console: Console, processes: ProcessGroup = SINGLE_PROCESS) -> dict[str, Any]:
@@ -114,10 +97,6 @@ def run(config: RunConfig, console: Console, processes: ProcessGroup = SINGLE_PR
 
 def run_as_main_process(config: RunConfig, console: Console, processes: ProcessGroup) -> dict[str, Any]:
     """Check and build everything, then take the folder and run."""
-    import torch
-
-    from agents.checkpoint import checkpoints
-
     if config.training.threads:
         torch.set_num_threads(config.training.threads)
     folder = config.out / config.name
@@ -230,9 +209,6 @@ def start(
     config: RunConfig, student: TrainableModel, env: DistillVectorEnv, folder: Path, console: Console
 ) -> tuple[Any, dict[str, Any]]:
     """The agent before its first iteration, evaluated and saved, and the evaluation."""
-    from agents.checkpoint import save_checkpoint
-    from experiments.running.warm_start import warm_start
-
     warm_folder = None
     if config.training.warm_start and env.task.graded and not config.student.model:
         student, warm_folder = warm_start(config, console)
@@ -245,12 +221,10 @@ def start(
 
 def resume(config: RunConfig, folder: Path, console: Console, processes: ProcessGroup) -> tuple[Any, dict[str, Any]]:
     """The agent of the newest checkpoint that can be read, and the evaluation before training."""
-    from agents.checkpoint import delete_old_checkpoints, load_checkpoint, rename_damaged
-
     agent, path, damaged = load_checkpoint(folder / "checkpoints", agent_loader(config, processes))
     for bad, reason in damaged.items():
         rename_damaged(bad)
-        console.print(f"[bold yellow]warning:[/] {escape(reason)}; the one before it is used", soft_wrap=True)
+        print_warning(console, f"{reason}; the one before it is used")
     delete_old_checkpoints(folder / "checkpoints", config.training.keep_checkpoints)
     console.print(f"resuming {folder} after iteration {int(path.name)}", soft_wrap=True)
     return agent, read_json(folder / "evaluation.json", {"before": dict, "seconds": int | float})
@@ -268,8 +242,6 @@ def save_student(
         if config.env == "lm":
             env.task.tokenizer.save_pretrained(path)  # type: ignore[attr-defined]
         elif config.env in SMALL_TASKS:
-            from distill_env.models.toy import toy_tokenizer
-
             toy_tokenizer(config.env).save_pretrained(path)
         (path / "README.md").write_text(model_card(config, evaluation))
 

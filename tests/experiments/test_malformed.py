@@ -21,7 +21,7 @@ import torch
 from agents.checkpoint import checkpoints
 from distill_env.models.tabular import markov
 from experiments import ablate, compare, evaluate, report
-from experiments.running import lifecycle as run_module
+from experiments import run as run_module
 from experiments.running.config import flag_names
 from experiments.running.config_file import default_config
 from tests.helpers.damage import (

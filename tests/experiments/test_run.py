@@ -20,7 +20,8 @@ from safetensors.torch import load_file, save_file
 
 from agents.checkpoint import checkpoints
 from agents.distill import DistillAgent
-from experiments.running import lifecycle as run_module
+from experiments import run as run_module
+from experiments.running import lifecycle
 from experiments.running.build import make_agent, make_env, make_student
 from experiments.running.completions_file import read_lines
 from experiments.running.config_file import load_config
@@ -165,7 +166,7 @@ def test_a_signal_before_training_ends_with_its_code(tmp_path: Path, monkeypatch
         signal.raise_signal(signal.SIGTERM)
 
     with monkeypatch.context() as patch:
-        patch.setattr(run_module, "make_agent", interrupted)
+        patch.setattr(lifecycle, "make_agent", interrupted)
         assert run("--iterations", 2, "--out", tmp_path, "--name", "early") == 143
     assert run_module.main(["--resume", "--out", str(tmp_path), "--name", "early"]) == 0
     assert len(metrics(tmp_path / "early")) == 2

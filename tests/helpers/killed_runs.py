@@ -23,7 +23,8 @@ import torch.utils.tensorboard
 import agents.sb3  # noqa: F401
 import distill_env.models.causal_lm  # noqa: F401
 import experiments.running.warm_start  # noqa: F401
-from experiments.running import lifecycle as run
+from experiments import run
+from experiments.running import lifecycle
 
 CHANGES = {"os.rename", "os.mkdir", "os.remove", "os.rmdir"}
 WRITING = os.O_WRONLY | os.O_RDWR
@@ -64,7 +65,7 @@ def watched(folder: Path, arguments: list[str], die_at: int | None) -> int:
 
 def main(out: Path, points: int, flags: list[str]) -> None:
     torch.set_num_threads(1)
-    run.draw_curves = lambda *_: None  # it takes most of a short run's time, and no run resumes from it
+    lifecycle.draw_curves = lambda *_: None  # it takes most of a short run's time, and no run resumes from it
 
     def arguments(name: str) -> list[str]:
         return [*flags, "--out", str(out), "--name", name]

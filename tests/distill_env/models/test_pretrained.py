@@ -20,7 +20,7 @@ from agents.checkpoint import checkpoints
 from distill_env.models.causal_lm import CausalLM
 from distill_env.models.load import build_model
 from distill_env.models.pretrained import recompute_layers
-from experiments.running import lifecycle as run_module
+from experiments import run as run_module
 from experiments.running.build import make_env, make_student
 from experiments.running.flags import parse
 

@@ -28,7 +28,7 @@ from distill_env.models.served import KEY_VARIABLE, ServedModel, cheaper_from_ca
 from distill_env.models.toy import TEACHERS, toy_student, toy_tokenizer
 from distill_env.models.tabular import markov
 from distill_env.randomness import Purpose, episode_keys, inverse_cdf, uniform
-from experiments.running import lifecycle as run_module
+from experiments import run as run_module
 from experiments.running.flags import parse
 from experiments.running.run_folder import read_metrics
 

@@ -15,8 +15,8 @@ from distill_env.divergence import entropy, reverse_kl
 from distill_env.models.load import build_model, load_model
 from distill_env.rendering import END
 from distill_env.tasks.registry import make_task
+from experiments import run as run_module
 from experiments.reporting.viewer import see_run, token_text
-from experiments.running import lifecycle as run_module
 from experiments.running.build import CATEGORICAL_VOCABULARY
 from experiments.running.config_file import load_config
 

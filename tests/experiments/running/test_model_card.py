@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from agents.methods import METHODS
 from distill_env.models.tabular import TabularModel
-from experiments.running import lifecycle as run_module
+from experiments import run as run_module
+from experiments.running.build import agent_loader
 from experiments.running.config_file import load_config
 from experiments.running.flags import parse
 from experiments.running.metric_display import metric
@@ -81,7 +82,7 @@ def test_the_student_loads_with_plain_transformers(sums: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(sums / "student")
     ids = tokenizer("7+2+9=", return_tensors="pt").input_ids
     config = load_config(sums)
-    student = run_module.agent_loader(config)(sums / "checkpoints/000002/agent").student
+    student = agent_loader(config)(sums / "checkpoints/000002/agent").student
     with torch.no_grad():
         expected = model(ids).logits[:, -1].log_softmax(-1)
     torch.testing.assert_close(student.start(ids.tolist()), expected, atol=1e-5, rtol=0)

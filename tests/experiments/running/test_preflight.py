@@ -15,7 +15,7 @@ from distill_env.models.causal_lm import CausalLM
 from distill_env.models.toy import toy_tokenizer
 from distill_env.tasks.base import Prompt
 from experiments import preflight as preflight_command
-from experiments.running import lifecycle as run_module
+from experiments import run as run_module
 from experiments.running import memory_estimate as memory
 from experiments.running import preflight
 from experiments.running.flags import parse
