@@ -16,8 +16,7 @@ from distill_env.models.load import is_served
 from distill_env.tasks.base import Split
 from experiments.running.config import RunConfig
 from experiments.running.lm_arguments import (
-    adapter_arguments,
-    shared_ids,
+    new_student_arguments,
     student_arguments,
     teacher_arguments,
     teacher_tokenizer,
@@ -48,17 +47,12 @@ def errors_name_flags(flags: dict[str, str]) -> Iterator[None]:
         raise type(error)(flags[name] + colon + rest) from None
 
 
-def shipped_pair(config: RunConfig) -> dict[str, Any]:
-    """The task and the teacher of sums or coins."""
-    return {"task": config.env, "teacher": config.env, "teacher_kwargs": {"dtype": config.teacher.dtype}}
-
-
-def categorical_pair(config: RunConfig) -> dict[str, Any]:
-    return {"task": "categorical", "teacher": "markov", "teacher_kwargs": {"vocab_size": CATEGORICAL_VOCABULARY}}
-
-
-def language_pair(config: RunConfig) -> dict[str, Any]:
-    """The task and the teacher of --env lm."""
+def task_and_teacher(config: RunConfig) -> dict[str, Any]:
+    """The task and the teacher of a run, as arguments of `DistillVectorEnv`."""
+    if config.env == "categorical":
+        return {"task": "categorical", "teacher": "markov", "teacher_kwargs": {"vocab_size": CATEGORICAL_VOCABULARY}}
+    if config.env != "lm":  # a task with a teacher that ships with it
+        return {"task": config.env, "teacher": config.env, "teacher_kwargs": {"dtype": config.teacher.dtype}}
     require_models(config)
     return {
         "task": config.data.task,
@@ -66,15 +60,6 @@ def language_pair(config: RunConfig) -> dict[str, Any]:
         "task_kwargs": task_arguments(config),
         "teacher_kwargs": teacher_arguments(config),
     }
-
-
-# environment -> its task and teacher, as arguments of DistillVectorEnv
-PAIRS: dict[str, Callable[[RunConfig], dict[str, Any]]] = {
-    "sums": shipped_pair,
-    "coins": shipped_pair,
-    "categorical": categorical_pair,
-    "lm": language_pair,
-}
 
 
 def make_env(
@@ -100,20 +85,13 @@ def make_env(
     kind = type(config.agent_options) if purpose == "train" else None
     drafts = purpose == "decode" or kind is DistillConfig
     own = config.environment
-    arguments = PAIRS[config.env](config)
+    arguments = task_and_teacher(config) | vars(own) | {"rewrite_cost": min(own.rewrite_cost, -own.log_prob_floor)}
     if task is not None:
         arguments |= {"task": task, "task_kwargs": None}
     with errors_name_flags(SERVED_FLAGS if is_served(config.teacher.model) else LOADED_FLAGS):
         return DistillVectorEnv(
             rows,
             split=split,
-            max_new_tokens=own.max_new_tokens,
-            rewrite=own.rewrite,
-            rewrite_top_p=own.rewrite_top_p,
-            rewrite_span=own.rewrite_span,
-            rewrite_cost=min(own.rewrite_cost, -own.log_prob_floor),
-            log_prob_floor=own.log_prob_floor,
-            task_reward=own.task_reward,
             chunk=config.rollout.draft_limit if drafts else 1,
             reveal_teacher=not drafts,
             autoreset_mode="SameStep" if kind is SB3Config else "NextStep" if kind is PluginConfig else "Disabled",
@@ -158,11 +136,8 @@ def make_student(config: RunConfig, env: DistillVectorEnv) -> TrainableModel:
 
     own = config.student
     if own.model:
-        kwargs: dict[str, Any] = {} if config.env == "categorical" else {"dtype": own.dtype}
-        if config.env == "lm":
-            kwargs |= {**shared_ids(config), **student_arguments(config), **adapter_arguments(config)}
         with errors_name_flags({"name_or_path": "student", "model": "student"}):
-            student: TrainableModel = build_model(own.model, **kwargs)
+            student: TrainableModel = build_model(own.model, **new_student_arguments(config))
         if student.vocab_size != env.vocab_size:
             raise ValueError(f"student: {own.model!r} has {student.vocab_size} ids, the teacher {env.vocab_size}")
         return student

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
@@ -36,6 +37,25 @@ def flag_names(config_class: Any) -> dict[str, str]:
         renamed = (getattr(data, "name", None) for data in getattr(hint, "__metadata__", ()))
         names[name] = next((n.replace("-", "_") for n in renamed if n), name)
     return names
+
+
+@dataclass(frozen=True)
+class Flag:
+    """A flag, its value in a configuration, and its place there."""
+
+    name: str
+    value: Any
+    section: Any  # the dataclass that has the field
+    path: tuple[str, ...]  # names of the sections, and of the field
+
+
+def flags_of(config: Any, path: tuple[str, ...] = ()) -> Iterator[Flag]:
+    """The flags of a nested configuration."""
+    for name, value in vars(config).items():
+        if is_dataclass(value):
+            yield from flags_of(value, (*path, name))
+        else:
+            yield Flag(flag_names(type(config))[name], value, config, (*path, name))
 
 
 class Section:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import is_dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 
-from experiments.running.config import ENV_DEFAULTS, RunConfig, default_options, flag_names
+from experiments.running.config import ENV_DEFAULTS, RunConfig, default_options, flags_of
 
 C = TypeVar("C")
 
@@ -19,7 +19,7 @@ C = TypeVar("C")
 def to_dict(config: Any) -> Any:
     """A nested dataclass as strict JSON represents it: tuples as lists, paths and infinities as text."""
     if is_dataclass(config):
-        return {f.name: to_dict(getattr(config, f.name)) for f in fields(config)}
+        return {name: to_dict(value) for name, value in vars(config).items()}
     if isinstance(config, tuple):
         return [to_dict(value) for value in config]
     if isinstance(config, Path) or (isinstance(config, float) and not math.isfinite(config)):
@@ -29,11 +29,7 @@ def to_dict(config: Any) -> Any:
 
 def flag_values(config: Any) -> dict[str, Any]:
     """The value of every flag of a nested dataclass, as JSON represents it."""
-    values: dict[str, Any] = {}
-    for f in fields(config):
-        value = getattr(config, f.name)
-        values |= flag_values(value) if is_dataclass(value) else {flag_names(type(config))[f.name]: to_dict(value)}
-    return values
+    return {flag.name: to_dict(flag.value) for flag in flags_of(config)}
 
 
 def from_dict(default: C, values: Mapping[str, Any], where: str = "") -> C:
@@ -44,22 +40,14 @@ def from_dict(default: C, values: Mapping[str, Any], where: str = "") -> C:
     """
     if not isinstance(values, Mapping):
         raise ValueError(f"{where.rstrip('.')}: {values!r}; expected a mapping")
-    known = {f.name: getattr(default, f.name) for f in fields(default)}  # type: ignore[arg-type]
+    known = vars(default)
     changes = {}
     for key, value in values.items():
         if key not in known:
-            raise ValueError(f"{where}{key}: unknown key; expected {' or '.join(paths(default, key)) or list(known)}")
+            same = [".".join(flag.path) for flag in flags_of(default) if key in (flag.name, flag.path[-1])]
+            raise ValueError(f"{where}{key}: unknown key; expected {' or '.join(same) or [*known]}")
         changes[key] = _convert(known[key], value, f"{where}{key}")
     return replace(default, **changes)  # type: ignore[type-var]
-
-
-def paths(config: Any, key: str, where: str = "") -> Iterator[str]:
-    """The full paths of a field or a flag of that name."""
-    for f in fields(config):
-        if key in (f.name, flag_names(type(config))[f.name]):
-            yield where + f.name
-        if is_dataclass(value := getattr(config, f.name)):
-            yield from paths(value, key, f"{where}{f.name}.")
 
 
 def _convert(default: Any, value: Any, where: str) -> Any:
@@ -124,9 +112,4 @@ def load_config(folder: Path) -> RunConfig:
     path = folder / "config.json"
     if not path.is_file():
         raise ValueError(f"run: {str(folder)!r} holds no run (no config.json)")
-    try:
-        values = read_mapping(path)
-        config = from_dict(default_config(values["agent"], values["env"]), values)
-        return replace(config, out=folder.parent, name=folder.name)  # it may have been moved
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"run: {str(path)!r} is damaged: {type(error).__name__}: {error}") from None
+    return replace(read_config(path), out=folder.parent, name=folder.name)  # it may have been moved

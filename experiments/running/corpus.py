@@ -16,7 +16,7 @@ from distill_env.models.load import build_model, is_served, load_model
 from distill_env.tasks.text import read_corpus
 from experiments.running.cli import progress_bar
 from experiments.running.config import RunConfig
-from experiments.running.lm_arguments import shared_ids, student_arguments, teacher_arguments, teacher_tokenizer
+from experiments.running.lm_arguments import new_student_arguments, teacher_arguments, teacher_tokenizer
 
 
 def corpus_perplexities(
@@ -43,9 +43,7 @@ def corpus_perplexities(
     ids = load_tokenizer(teacher_tokenizer(run))(text, add_special_tokens=False, verbose=False)["input_ids"]
     ids = ids[: tokens or None]
     models = {
-        "before": lambda: build_model(
-            run.student.model, **shared_ids(run), **student_arguments(run), dtype=run.student.dtype
-        ),
+        "before": lambda: build_model(run.student.model, **new_student_arguments(run)),
         "after": lambda: agent.student,
         "teacher": lambda: load_model(run.teacher.model, **teacher_arguments(run)),
     }

@@ -8,14 +8,22 @@ import itertools
 import re
 import shutil
 import textwrap
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, is_dataclass
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from agents.config import DistillConfig
 from agents.methods import METHODS, Method
-from experiments.running.config import SB3_AGENTS, SMALL_TASKS, DataConfig, LoadingConfig, RunConfig, flag_names
+from experiments.running.config import (
+    SB3_AGENTS,
+    SMALL_TASKS,
+    DataConfig,
+    Flag,
+    LoadingConfig,
+    RunConfig,
+    flag_names,
+    flags_of,
+)
 
 FIRST = ("agent", "env", "tau", "iterations", "seed", "name", "out", "resume", "teacher", "student", "task_path")
 LM_ONLY = (
@@ -42,59 +50,40 @@ EFFECTIVE: dict[str, Callable[[Method], bool]] = {
 }
 
 
-@dataclass(frozen=True)
-class Flag:
-    """A flag, its value in a configuration, and its place there."""
+def concerns(flag: Flag, config: RunConfig) -> bool:
+    """Whether a flag has an effect with the environment and the agent of a configuration."""
+    is_method = isinstance(config.agent_options, DistillConfig)
+    return config.env in ENVIRONMENTS.get(flag.name, config.env) and (is_method or flag.name not in METHODS_ONLY)
 
-    name: str
-    value: Any
-    section: Any  # the dataclass that has the field
-    field: str
 
-    def concerns(self, config: RunConfig) -> bool:
-        """Whether it has an effect with the environment and the agent of a configuration."""
-        is_method = isinstance(config.agent_options, DistillConfig)
-        return config.env in ENVIRONMENTS.get(self.name, config.env) and (is_method or self.name not in METHODS_ONLY)
+def is_shown(flag: Flag, config: RunConfig) -> bool:
+    effective = EFFECTIVE.get(flag.name)
+    return concerns(flag, config) and (effective is None or config.method is None or effective(config.method))
 
-    def is_shown(self, config: RunConfig) -> bool:
-        effective = EFFECTIVE.get(self.name)
-        return self.concerns(config) and (effective is None or config.method is None or effective(config.method))
 
-    def line(self, width: int) -> str:
-        """The flag with its value, and what it is in short."""
-        text = short(docstrings(type(self.section)).get(self.field, ""))  # type: ignore[arg-type]
-        if self.choices:
-            text += f": {', '.join(self.choices)}"
-        shown = f"{self.value:.3g}" if isinstance(self.value, float) else str(self.value)
-        flag = (
-            "--"
-            + self.name.replace("_", "-")
-            + (f" {shown}" if self.value not in ("", (), None) and shown not in ("True", "False") else "")
-        )
-        return textwrap.fill(f"{text}.", width, initial_indent=f"  {flag:<27} ", subsequent_indent=" " * 30)
+def line(flag: Flag, width: int) -> str:
+    """The flag with its value, and what it is in short."""
+    text = short(docstrings(type(flag.section)).get(flag.path[-1], ""))  # type: ignore[arg-type]
+    if accepted := choices(flag):
+        text += f": {', '.join(accepted)}"
+    value = f" {flag.value:.3g}" if isinstance(flag.value, float) else f" {flag.value}"
+    if flag.value in ("", (), None) or isinstance(flag.value, bool):
+        value = ""
+    name = f"--{flag.name.replace('_', '-')}{value}"
+    return textwrap.fill(f"{text}.", width, initial_indent=f"  {name:<27} ", subsequent_indent=" " * 30)
 
-    @property
-    def choices(self) -> tuple[str, ...]:
-        """The values that are accepted, if they are few."""
-        if self.name == "agent":
-            return (*METHODS, *SB3_AGENTS, "package.module:Class")
-        hint = get_type_hints(type(self.section))[self.field]
-        return get_args(hint) if get_origin(hint) is Literal else ()
+
+def choices(flag: Flag) -> tuple[str, ...]:
+    """The values that are accepted, if they are few."""
+    if flag.name == "agent":
+        return (*METHODS, *SB3_AGENTS, "package.module:Class")
+    hint = get_type_hints(type(flag.section))[flag.path[-1]]
+    return get_args(hint) if get_origin(hint) is Literal else ()
 
 
 def short(text: str) -> str:
     """A docstring up to the first full stop, colon or semicolon."""
     return re.split(r"[.:;](?:\s|$)", text)[0]
-
-
-def flags_of(config: Any) -> Iterator[Flag]:
-    """The flags of a nested configuration."""
-    for f in fields(config):
-        value = getattr(config, f.name)
-        if is_dataclass(value):
-            yield from flags_of(value)
-        else:
-            yield Flag(flag_names(type(config))[f.name], value, config, f.name)
 
 
 @lru_cache
@@ -111,7 +100,7 @@ def docstrings(config_class: Any) -> dict[str, str]:
 def refuse_without_effect(config: RunConfig, default: RunConfig) -> None:
     """Raise ValueError for a flag that has no effect with the environment or the agent."""
     for flag, plain in zip(flags_of(config), flags_of(default), strict=True):
-        if flag.value != plain.value and not flag.concerns(config):
+        if flag.value != plain.value and not concerns(flag, config):
             raise ValueError(
                 f"{flag.name}: {flag.value!r} has no effect with --env {config.env} and --agent {config.agent}; "
                 f"expected {plain.value!r}"
@@ -122,7 +111,7 @@ def help_text(config: RunConfig, description: str) -> str:
     """The text of `--help`, with the values of a configuration as the defaults."""
     width = shutil.get_terminal_size((110, 24)).columns
     agents = [flag.name for flag in flags_of(config.agent_options)]
-    shown = [flag for flag in flags_of(config) if flag.is_shown(config)]
+    shown = [flag for flag in flags_of(config) if is_shown(flag, config)]
     shown.sort(key=lambda flag: flag.name not in agents)
     first = sorted((flag for flag in shown if flag.name in FIRST), key=lambda flag: FIRST.index(flag.name))
     groups: dict[str, list[Flag]] = {"The flags that matter most": first}
@@ -136,5 +125,5 @@ def help_text(config: RunConfig, description: str) -> str:
         "--help-all explains all flags. --config FILE reads flags from YAML or JSON, such as a run's config.json.",
     ]
     for title, flags in groups.items():
-        lines += ["", f"{title}:", *(flag.line(width) for flag in flags)]
+        lines += ["", f"{title}:", *(line(flag, width) for flag in flags)]
     return "\n".join(lines)

@@ -48,41 +48,34 @@ def differing_entries(a: Any, b: Any) -> int:
 
 def teacher_arguments(config: RunConfig) -> dict[str, Any]:
     """The arguments of the teacher of --env lm."""
-    if is_served(config.teacher.model):
-        served = {
-            "model": config.teacher.served_model,
-            "top_k": config.teacher.top_k,
-            "patience": config.teacher.timeout,
-        }
+    own = config.teacher
+    if is_served(own.model):
+        served = {"model": own.served_model, "top_k": own.top_k, "patience": own.timeout}
         return {**shared_ids(config), **served, "tokenizer": teacher_tokenizer(config)}
-    return {
-        **shared_ids(config),
-        "dtype": config.teacher.dtype,
-        "device_map": config.teacher.device_map,
-        "quantize": config.teacher.quantize,
-        "gguf_file": config.teacher.gguf_file,
-        **_of_both(config),
-    }
+    return {**shared_ids(config), **_of_both(config), **_values(own, "dtype", "device_map", "quantize", "gguf_file")}
 
 
 def student_arguments(config: RunConfig) -> dict[str, Any]:
-    """The arguments of a student of --env lm, also from a checkpoint, which has its ids and its adapter."""
-    if config.env != "lm":
-        return {}
-    return {"gradient_checkpointing": config.student.gradient_checkpointing, **_of_both(config)}
+    """The arguments of a student from a checkpoint, which has its ids and its adapter."""
+    return _of_both(config) | _values(config.student, "gradient_checkpointing") if config.env == "lm" else {}
 
 
-def adapter_arguments(config: RunConfig) -> dict[str, Any]:
-    """The adapter of a new student."""
-    if not config.student.lora_rank:
+def new_student_arguments(config: RunConfig) -> dict[str, Any]:
+    """The arguments of a student that a run begins with."""
+    if config.env == "categorical":
         return {}
-    return {
-        "lora_rank": config.student.lora_rank,
-        "lora_alpha": config.student.lora_alpha,
-        "lora_targets": config.student.lora_targets,
-        "lora_seed": config.agent_options.seed,
-    }
+    arguments = {"dtype": config.student.dtype, **student_arguments(config)}
+    if config.env == "lm":
+        arguments |= shared_ids(config)
+    if config.student.lora_rank:
+        arguments |= _values(config.student, "lora_rank", "lora_alpha", "lora_targets")
+        arguments["lora_seed"] = config.agent_options.seed
+    return arguments
 
 
 def _of_both(config: RunConfig) -> dict[str, Any]:
-    return {name: getattr(config.loading, name) for name in ("device", "attn_implementation", "trust_remote_code")}
+    return _values(config.loading, "device", "attn_implementation", "trust_remote_code")
+
+
+def _values(section: Any, *names: str) -> dict[str, Any]:
+    return {name: getattr(section, name) for name in names}

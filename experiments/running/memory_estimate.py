@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    import torch
+import torch
+
+from agents.config import DistillConfig
+from distill_env.env import DistillVectorEnv
+from experiments.running.config import RunConfig
 
 FLOAT = 4  # bytes; distributions over the vocabulary are float32
 LOSS_ARRAYS = 10  # [positions, V] that a chunk of the loss and its gradient hold at a time; counted, 7 to 11 by method
@@ -45,30 +48,36 @@ def activation_bytes(config: Any, rows: int, length: int, element: int, recomput
     return rows * length * floats * element
 
 
-def estimate(teacher: Any, student: Any, shape: dict[str, int], recomputed: bool) -> dict[str, int]:
+def estimate(config: RunConfig, env: DistillVectorEnv, student: Any, shards: int = 1) -> dict[str, int]:
     """Bytes by purpose, in the order of allocation.
 
     Args:
-        teacher, student: Transformers models.
-        shape: `rows` of the environment, `batch`, `micro` (completions per backward pass), `prompt` and `completion`
-            (tokens), `draft` (the longest), `chunk` (positions of the loss at a time), `ids` (V), `stored` (numbers of
-            the teacher per position), `shards` (processes that a student is split over; 1).
-        recomputed: whether gradient checkpointing is used.
+        config: of the run.
+        env: for the training, with a teacher on this machine.
+        student: a Transformers model.
+        shards: processes that the student is split over.
     """
-    length = shape["prompt"] + shape["completion"]
-    configs = [m.config.get_text_config(decoder=True) for m in (teacher, student)]
-    elements = [m.dtype.itemsize for m in (teacher, student)]
-    caches = sum(cache_bytes(c, shape["rows"], length, e) for c, e in zip(configs, elements, strict=True))
-    positions = min(shape["chunk"], shape["micro"] * shape["completion"])
-    drafts = DRAFT_ARRAYS * shape["rows"] * (shape["draft"] + 1) * shape["ids"] * FLOAT
-    backward = activation_bytes(configs[1], shape["micro"], length, elements[1], recomputed)
-    backward += LOSS_ARRAYS * positions * shape["ids"] * FLOAT
+    options: Any = config.agent_options
+    batch, top_k = options.batch_size, config.method.top_k if config.method else 0
+    micro = getattr(options, "micro_batch", 0) or batch
+    chunk = 1024
+    if isinstance(options, DistillConfig):
+        chunk = options.positions_at_a_time(env.vocab_size, config.loading.device != "cpu")
+    stored = 3 * top_k + 1 if top_k else env.vocab_size  # an id is as long as two numbers
+    models = (env.teacher.model, student)  # type: ignore[attr-defined]
+    configs = [m.config.get_text_config(decoder=True) for m in models]
+    elements = [m.dtype.itemsize for m in models]
+    length = env.max_prompt_length + env.max_new_tokens
+    caches = sum(cache_bytes(c, env.num_envs, length, e) for c, e in zip(configs, elements, strict=True))
+    drafts = DRAFT_ARRAYS * env.num_envs * (env.chunk + 1) * env.vocab_size * FLOAT
+    backward = activation_bytes(configs[1], micro, length, elements[1], config.student.gradient_checkpointing)
+    backward += LOSS_ARRAYS * min(chunk, micro * env.max_new_tokens) * env.vocab_size * FLOAT
     return {
-        "teacher": bytes_of(teacher),
+        "teacher": bytes_of(models[0]),
         "student": bytes_of(student),
-        **training_bytes(student, shape.get("shards", 1)),
+        **training_bytes(student, shards),
         "key/value caches": caches,
-        "teacher's distributions of a batch": shape["batch"] * shape["completion"] * shape["stored"] * FLOAT,
+        "teacher's distributions of a batch": batch * env.max_new_tokens * stored * FLOAT,
         # one after the other
         "drafts or backward pass": max(drafts, backward),
     }
@@ -77,8 +86,6 @@ def estimate(teacher: Any, student: Any, shape: dict[str, int], recomputed: bool
 def free_bytes(device: torch.device) -> int:
     """Free bytes of a device."""
     if device.type == "cuda":
-        import torch
-
         return int(torch.cuda.mem_get_info(device)[0])
     try:
         import psutil

@@ -5,26 +5,31 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
+import torch
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from torch import Tensor
+from transformers import AutoConfig, GenerationConfig
 
 from agents.methods import GATED
+from agents.metrics import HIGH_DIVERGENCE
+from agents.prompts import PromptStream
+from distill_env.divergence import entropy, reverse_kl
+from distill_env.env import DistillVectorEnv
+from distill_env.models.adapters import base_of
+from distill_env.models.base import TokenModel, TrainableModel
+from distill_env.models.hub import load_tokenizer
 from distill_env.models.load import is_served
+from distill_env.randomness import Purpose, episode_keys, inverse_cdf, uniform
+from distill_env.tasks.base import Prompt
 from experiments.running.build import make_env, make_student, require_models
 from experiments.running.config import RunConfig
 from experiments.running.lm_arguments import differing_entries, student_tokenizer, teacher_tokenizer
 from experiments.running.memory_estimate import estimate, free_bytes, in_words
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from distill_env.env import DistillVectorEnv
-    from distill_env.models.base import TokenModel, TrainableModel
-    from distill_env.tasks.base import Prompt
 
 Status = Literal["ok", "warning", "error", "accepted"]
 COLOURS: dict[Status, str] = {"ok": "green", "warning": "bold yellow", "error": "bold red", "accepted": "yellow"}
@@ -32,15 +37,8 @@ ACCEPTABLE = ("special_tokens", "end_of_turn", "chat_template", "memory")
 PROBED_PROMPTS, PROBED_TOKENS = 8, 16
 FAR = 0.9  # share of hard positions above which a student hardly learns from its own completions
 MARK = "answermark"
-CONVERSATIONS: tuple[list[dict[str, str]], ...] = (
-    [{"role": "user", "content": "question"}],
-    [{"role": "system", "content": "system"}, {"role": "user", "content": "question"}],
-    [
-        {"role": "user", "content": "question"},
-        {"role": "assistant", "content": MARK},
-        {"role": "user", "content": "question"},
-    ],
-)
+USER, ASSISTANT = {"role": "user", "content": "question"}, {"role": "assistant", "content": MARK}
+CONVERSATIONS = ([USER], [{"role": "system", "content": "system"}, USER], [USER, ASSISTANT, USER])
 
 
 @dataclass(frozen=True)
@@ -55,27 +53,25 @@ class Row:
 
 def tokenizer_row(teacher: Any, student: Any) -> Row:
     """Teacher and student map every text to the same id."""
-    differing = differing_entries(teacher, student)
-    if differing:
-        change = "take a student of the teacher's family"
-        return Row("tokenizer", "error", f"{differing:,} entries differ between teacher and student", change)
+    if differing := differing_entries(teacher, student):
+        result = f"{differing:,} entries differ between teacher and student"
+        return Row("tokenizer", "error", result, "take a student of the teacher's family")
     return Row("tokenizer", "ok", f"the same mapping, {len(teacher):,} ids; logits are cut to these")
 
 
 def special_tokens_row(teacher: Any, student: Any) -> Row:
     """Both have the same bos and eos, which are trained. A different pad or unk is a warning."""
-    result, differing = [], []
-    for name in ("bos", "eos", "pad", "unk"):
-        ids = [getattr(tokenizer, f"{name}_token_id") for tokenizer in (teacher, student)]
-        same = ids[0] == ids[1]
-        result.append(f"{name} {_id(ids[0])}" if same else f"{name} {_id(ids[0])} of teacher, {_id(ids[1])} of student")
-        differing += [] if same else [name]
+    ids = {name: [getattr(t, f"{name}_token_id") for t in (teacher, student)] for name in ("bos", "eos", "pad", "unk")}
+    differing = [name for name, (a, b) in ids.items() if a != b]
+    result = ", ".join(
+        f"{name} {_id(a)}" if a == b else f"{name} {_id(a)} of teacher, {_id(b)} of student"
+        for name, (a, b) in ids.items()
+    )
     if teacher.eos_token_id is None:
-        change = "name an eos_token in the teacher's tokenizer_config.json"
-        return Row("special_tokens", "error", ", ".join(result), change)
+        return Row("special_tokens", "error", result, "name an eos_token in the teacher's tokenizer_config.json")
     status: Status = "error" if {"bos", "eos"} & {*differing} else "warning" if differing else "ok"
     change = f"set the teacher's {', '.join(differing)} in the student's tokenizer_config.json" if differing else ""
-    return Row("special_tokens", status, ", ".join(result), change)
+    return Row("special_tokens", status, result, change)
 
 
 def end_of_turn_row(tokenizer: Any, ends: Mapping[str, frozenset[int]], turn_end: int | None) -> Row:
@@ -144,10 +140,6 @@ def turn_end_token(tokenizer: Any) -> int | None:
 
 def end_tokens(name: str, **options: Any) -> frozenset[int]:
     """Ids that end a completion of a model by its generation_config.json, or else by its config.json."""
-    from transformers import AutoConfig, GenerationConfig
-
-    from distill_env.models.adapters import base_of
-
     name = base_of(name)
     ids = None
     if "gguf_file" not in options:
@@ -177,8 +169,7 @@ def context_row(longest: int, allowed: int, lengths: Mapping[str, int | None]) -
     result = f"{longest:,} tokens; " + ", ".join(f"{who} {n:,}" if n else f"{who} any" for who, n in lengths.items())
     short = min((n for n in lengths.values() if n), default=allowed)
     if longest > short:
-        change = f"lower --max-prompt-tokens or --max-new-tokens by {longest - short}"
-        return Row("context", "error", result, change)
+        return Row("context", "error", result, f"lower --max-prompt-tokens or --max-new-tokens by {longest - short}")
     if allowed > short:
         result += f"; --max-prompt-tokens allows {allowed:,}"
         change = f"with longer prompts, lower --max-prompt-tokens by {allowed - short}"
@@ -226,10 +217,6 @@ def probe(teacher: TokenModel, student: TokenModel, prompts: Sequence[Prompt], l
     Returns:
         Log-probabilities of student and teacher, [n, T, V] each, and a mask of the positions, bool [n, T].
     """
-    import torch
-
-    from distill_env.randomness import Purpose, episode_keys, inverse_cdf, uniform
-
     ids = [prompt.ids for prompt in prompts]
     keys = episode_keys(seed, np.arange(len(ids)))
     own, first = [student.start(ids)], teacher.start(ids)
@@ -250,10 +237,7 @@ def probe(teacher: TokenModel, student: TokenModel, prompts: Sequence[Prompt], l
 
 def teacher_row(log_probs: Tensor) -> Row:
     """The teacher's log-probabilities [m, V] are finite or -inf."""
-    from distill_env.divergence import entropy
-
-    wrong = int((log_probs.isnan() | log_probs.isposinf()).any(-1).sum())
-    if wrong:
+    if wrong := int((log_probs.isnan() | log_probs.isposinf()).any(-1).sum()):
         result = f"its log-probabilities are NaN or inf at {wrong} of {len(log_probs)} positions"
         return Row("teacher", "error", result, "load it with --dtype float32, or --attn-implementation eager")
     mean_entropy = float(entropy(log_probs).mean())
@@ -262,8 +246,6 @@ def teacher_row(log_probs: Tensor) -> Row:
 
 def divergence_row(student: Tensor, teacher: Tensor, tau: float) -> Row:
     """D_t at positions [m, V] of the first batch."""
-    from distill_env.divergence import reverse_kl
-
     if bool(student.isnan().any()) or bool(teacher.isnan().any()):
         return Row("divergence", "error", "D_t of the first batch is NaN", "check the weights of both")
     divergence = reverse_kl(student, teacher).clamp(min=0)
@@ -277,8 +259,6 @@ def divergence_row(student: Tensor, teacher: Tensor, tau: float) -> Row:
 
 def file_rows(config: RunConfig) -> list[Row]:
     """Checks of tokenizers and configurations, before the weights are loaded."""
-    from distill_env.models.hub import load_tokenizer
-
     teacher, student = load_tokenizer(teacher_tokenizer(config)), load_tokenizer(student_tokenizer(config))
     used = config.data.task != "text" and config.data.chat != "no" and teacher.chat_template is not None
     remote = {"trust_remote_code": config.loading.trust_remote_code}
@@ -296,51 +276,25 @@ def file_rows(config: RunConfig) -> list[Row]:
 
 def model_rows(config: RunConfig, env: DistillVectorEnv, student: Any, shards: int = 1) -> list[Row]:
     """Checks of the loaded models and the task."""
-    from agents.metrics import HIGH_DIVERGENCE
-    from agents.prompts import PromptStream
-
     teacher: Any = env.teacher
     lengths = {"teacher": teacher.max_length, "student": student.max_length}
     longest = env.max_prompt_length + env.max_new_tokens
-    models = {"student": student.model}
-    if not is_served(config.teacher.model):
-        models["teacher"] = teacher.model
-    rows = [
-        weights_row(models),
-        context_row(longest, config.data.max_prompt_tokens + env.max_new_tokens, lengths),
-    ]
-    if "teacher" in models:  # the estimate is of both on this machine
-        shape = shape_of(config, env) | {"shards": shards}
-        needs = estimate(teacher.model, student.model, shape, config.student.gradient_checkpointing)
-        loaded = needs["teacher"] + needs["student"]
-        rows.append(memory_row(needs, loaded, free_bytes(student.model.device)))
-    if any(row.status == "error" for row in rows[:2]):
+    context = context_row(longest, config.data.max_prompt_tokens + env.max_new_tokens, lengths)
+    if is_served(config.teacher.model):
+        rows = [weights_row({"student": student.model}), context]
+    else:
+        needs = estimate(config, env, student.model, shards)
+        memory = memory_row(needs, needs["teacher"] + needs["student"], free_bytes(student.model.device))
+        rows = [weights_row({"student": student.model, "teacher": teacher.model}), context, memory]
+    if context.status == "error":
         return rows
     seed, size = config.agent_options.seed, min(PROBED_PROMPTS, config.agent_options.batch_size)
     prompts = PromptStream(env.prompts, seed).take(0, size)
+    gate = (config.method or GATED).gate
+    tau = gate.tau if gate.score == "divergence" else HIGH_DIVERGENCE
     length = min(PROBED_TOKENS, env.max_new_tokens)
-    method = getattr(config.agent_options, "method", GATED)
-    tau = method.gate.tau if method.gate.score == "divergence" else HIGH_DIVERGENCE
     own, theirs, exists = probe(teacher.fork(), student.fork(), prompts, length, seed)
     return [*rows, teacher_row(theirs[exists]), divergence_row(own[exists], theirs[exists], tau)]
-
-
-def shape_of(config: RunConfig, env: DistillVectorEnv) -> dict[str, int]:
-    """The numbers that memory depends on, see `memory_estimate.estimate`."""
-    options: Any = config.agent_options
-    top_k = getattr(getattr(options, "method", None), "top_k", 0)
-    chunk = getattr(options, "positions_at_a_time", None)  # of our agent
-    return {
-        "rows": env.num_envs,
-        "batch": options.batch_size,
-        "micro": getattr(options, "micro_batch", 0) or options.batch_size,
-        "prompt": env.max_prompt_length,
-        "completion": env.max_new_tokens,
-        "draft": env.chunk,
-        "chunk": chunk(env.vocab_size, config.loading.device != "cpu") if chunk else 1024,
-        "ids": env.vocab_size,
-        "stored": 3 * top_k + 1 if top_k else env.vocab_size,  # an id is as long as two numbers
-    }
 
 
 def mark_accepted(rows: Iterable[Row], accept: Sequence[str]) -> list[Row]:

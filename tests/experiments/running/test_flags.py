@@ -10,10 +10,10 @@ from typing import get_args
 import pytest
 import yaml
 
-from experiments.running.config import EnvName, RunConfig, flag_names
+from experiments.running.config import EnvName, RunConfig, flag_names, flags_of
 from experiments.running.config_file import default_config, flag_values, from_dict, read_config, to_dict
 from experiments.running.flags import parse
-from experiments.running.help import FIRST, docstrings, flags_of, help_text
+from experiments.running.help import FIRST, docstrings, help_text
 
 CHOICES = [(agent, env) for agent in ("gated", "minillm", "ppo", "a.module:Agent") for env in get_args(EnvName)]
 
@@ -29,7 +29,7 @@ def test_every_flag_has_one_name_and_an_explanation() -> None:
     for agent in ("gated", "ppo", "a.module:Agent"):
         flags = list(flags_of(default_config(agent, "sums")))
         assert len({flag.name for flag in flags}) == len(flags)
-        assert [f.name for f in flags if not docstrings(type(f.section)).get(f.field)] == []
+        assert [f.name for f in flags if not docstrings(type(f.section)).get(f.path[-1])] == []
 
 
 def test_help_is_short_and_shows_what_has_an_effect(monkeypatch: pytest.MonkeyPatch) -> None:
