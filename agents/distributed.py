@@ -19,10 +19,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
-if TYPE_CHECKING:
-    from torch import Tensor
+import torch
+from torch import Tensor, distributed
 
 T = TypeVar("T")
 TIMEOUT = timedelta(days=1)  # the other processes wait while the main process evaluates
@@ -92,16 +92,12 @@ class ProcessGroup:
     def close(self) -> None:
         """Leave the group, whose threads would otherwise be alive when the process exits, which aborts it at times."""
         if self.world_size > 1:
-            from torch import distributed
-
             distributed.destroy_process_group()
 
     def broadcast(self, value: T) -> T:
         """The value of the main process."""
         if self.world_size == 1:
             return value
-        from torch import distributed
-
         message = [value]
         distributed.broadcast_object_list(message, 0)
         return message[0]
@@ -110,9 +106,6 @@ class ProcessGroup:
         """Sums over all processes, which pass the same keys."""
         if self.world_size == 1:
             return values
-        import torch
-        from torch import distributed
-
         keys = sorted(values)
         sums = torch.tensor([values[key] for key in keys], dtype=torch.float64, device=self.device)
         distributed.all_reduce(sums)
@@ -122,8 +115,6 @@ class ProcessGroup:
         """Replace every gradient by its sum over the processes. FSDP has summed those of a sharded student already."""
         if self.world_size == 1 or self.mesh is not None:
             return
-        from torch import distributed
-
         for parameter in parameters:
             if parameter.grad is not None:
                 distributed.all_reduce(parameter.grad)
@@ -139,7 +130,6 @@ class ProcessGroup:
         """
         if self.mesh is None or _fsdp_modules(student):
             return False
-        import torch
         from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
         from torch.distributed.tensor import DTensor
 
@@ -209,7 +199,6 @@ class ProcessGroup:
 
     def clip_grad_norm(self, parameters: Iterable[Tensor], max_norm: float) -> float:
         """Scale the gradients down to a norm of at most `max_norm`. Returns their norm before, over all processes."""
-        import torch
 
         norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm)
         return float(getattr(norm, "full_tensor", lambda: norm)())
@@ -257,8 +246,6 @@ def init_distributed() -> ProcessGroup:
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return SINGLE_PROCESS
-    import torch
-
     try:
         from accelerate import PartialState
     except ImportError:
@@ -277,8 +264,3 @@ def init_distributed() -> ProcessGroup:
     from torch.distributed.device_mesh import init_device_mesh
 
     return replace(processes, mesh=init_device_mesh(state.device.type, (processes.world_size,)))
-
-
-def is_main_process() -> bool:
-    """Whether this is the main process; also before `init_distributed`."""
-    return os.environ.get("RANK", "0") == "0"

@@ -72,7 +72,7 @@ def evaluate_again(config: EvaluateConfig) -> None:
         console.print(corpus_table(config.folder, config.corpus, metrics))
     else:
         metrics = evaluate_all(run, agent, console, "again", config.completions)
-        console.print(evaluation_table(config.folder, settings.samples, metrics))
+        console.print(evaluation_table(config.folder, settings.samples, {"now": metrics}))
     if config.out:
         write_json(config.out, finite(metrics))
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from agents.config import DistillConfig, PluginConfig, SB3Config
-from agents.distributed import SINGLE_PROCESS, ProcessGroup
 from distill_env.models.load import is_served
 from distill_env.tasks.base import Split
 from experiments.running.config import RunConfig
@@ -176,11 +175,16 @@ def agent_class(config: RunConfig) -> Any:
     return plugin(config.agent)
 
 
-def agent_loader(config: RunConfig, processes: ProcessGroup = SINGLE_PROCESS) -> Callable[[Path], Any]:
-    """Reads an agent of the run from a checkpoint, its student loaded as the flags say."""
+def agent_loader(config: RunConfig, **options: Any) -> Callable[[Path], Any]:
+    """Reads an agent of the run from a checkpoint, its student loaded as the flags say.
+
+    Args:
+        config: of the run.
+        options: for `DistillAgent.load`.
+    """
     load = agent_class(config).load
     if isinstance(config.agent_options, DistillConfig):
-        load = partial(load, processes=processes)
+        load = partial(load, **options)
     return load if isinstance(config.agent_options, PluginConfig) else partial(load, **student_arguments(config))
 
 

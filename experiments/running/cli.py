@@ -13,7 +13,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from agents.distributed import is_main_process
 from distill_env.checks import check_fields
 
 C = TypeVar("C")
@@ -76,7 +75,8 @@ def exit_code(work: Callable[[], Any]) -> int:
             raise
         text = f"out of memory ({error}); take a smaller model, or lower batch_size, rows, draft_limit, max_new_tokens"
     line = " ".join(text.split("\n"))
-    console = Console(stderr=True, quiet=not is_main_process())
+    # of the processes of a run, the main one speaks
+    console = Console(stderr=True, quiet=os.environ.get("RANK", "0") != "0")
     console.print(f"[red]error:[/] {escape(line)}", soft_wrap=True, highlight=False)
     return 1
 

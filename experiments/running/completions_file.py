@@ -33,11 +33,9 @@ def completion_lines(
     seen: Counter[tuple[int, ...]] = Counter()
     for completion in completions:
         prompt = completion.prompt
+        line = _line(task, split, writer, prompt, completion.tokens, completion.ended)
         grade = None if completion.grade is None else dataclasses.asdict(completion.grade)
-        yield _line(task, split, writer, prompt, completion.tokens, completion.ended) | {
-            "sample": seen[prompt.ids],
-            "grade": grade,
-        }
+        yield line | {"sample": seen[prompt.ids], "grade": grade}
         seen[prompt.ids] += 1
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,8 +46,8 @@ def evaluate_before(config: RunConfig, agent: Agent, warm_folder: Path | None, c
     if warm_folder is None:
         return evaluate_all(config, agent, console, "before training")
     gate = hashlib.sha256(repr(gate_of(agent)).encode()).hexdigest()[:8]
-    settings = [config.evaluation.prompts, config.evaluation.samples, gate]
-    path = warm_folder.with_name("-".join(map(str, [f"{warm_folder.name}-evaluation", *settings])) + ".json")
+    settings = f"{config.evaluation.prompts}-{config.evaluation.samples}-{gate}"
+    path = warm_folder.with_name(f"{warm_folder.name}-evaluation-{settings}.json")
     if not path.exists():
         write_json(path, finite(evaluate_all(config, agent, console, "before training")))
     return read_json(path)
@@ -81,13 +82,8 @@ def evaluate_all(
             rows = min(LM_ROWS if config.env == "lm" else EVALUATION_ROWS, len(prompts) * samples)
             env = make_env(config, split, rows, purpose="evaluate")
             bar = progress.add_task(f"evaluation {when}, {split} split", total=len(prompts) * (samples + 1))
-
-            def advance(n: int, bar: Any = bar) -> None:
-                progress.advance(bar, n)
-
-            measured, own, teachers = evaluate(
-                agent, env, prompts, samples, EVALUATION_SEED, gate_of(agent), progress=advance
-            )
+            advance = partial(progress.advance, bar)
+            measured, own, teachers = evaluate(agent, env, prompts, samples, EVALUATION_SEED, gate_of(agent), advance)
             metrics |= {prefix + key: value for key, value in measured.items()}
             if completions is not None:
                 lines += completions_file.completion_lines(env.task, split, "student", own)

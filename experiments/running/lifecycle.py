@@ -64,7 +64,7 @@ def follow(config: RunConfig, processes: ProcessGroup) -> None:
     try:
         name = processes.broadcast("")  # the main process chooses an automatic name
         processes.continue_or_stop()  # it has saved a checkpoint
-        agent, _, _ = load_checkpoint(config.out / name / "checkpoints", agent_loader(config, processes))
+        agent, _, _ = load_checkpoint(config.out / name / "checkpoints", agent_loader(config, processes=processes))
         env = make_env(config, "train", training_rows(config, processes), purpose="train")
         agent.join_group(processes)
         agent.cache = teacher_cache(config, Console(quiet=True))
@@ -221,7 +221,7 @@ def start(
 
 def resume(config: RunConfig, folder: Path, console: Console, processes: ProcessGroup) -> tuple[Any, dict[str, Any]]:
     """The agent of the newest checkpoint that can be read, and the evaluation before training."""
-    agent, path, damaged = load_checkpoint(folder / "checkpoints", agent_loader(config, processes))
+    agent, path, damaged = load_checkpoint(folder / "checkpoints", agent_loader(config, processes=processes))
     for bad, reason in damaged.items():
         rename_damaged(bad)
         print_warning(console, f"{reason}; the one before it is used")

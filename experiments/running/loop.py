@@ -4,29 +4,29 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.markup import escape
 from rich.text import Text
 
+from agents.base import Agent, Metrics
+from agents.checkpoint import checkpoints, save_checkpoint
 from agents.config import DistillConfig
+from agents.evaluation import completion_metrics
+from agents.generation import generate
 from agents.prompts import evenly_spaced
+from distill_env.env import DistillVectorEnv
 from distill_env.models.base import ServerLostError
 from experiments.running.alarms import Alarm, AlarmLog
 from experiments.running.build import make_env
-from experiments.running.cli import progress_bar
+from experiments.running.cli import print_warning, progress_bar
 from experiments.running.config import RunConfig
 from experiments.running.config_file import to_dict
 from experiments.running.evaluating import EVALUATION_SEED, gate_of
 from experiments.running.metric_display import metric
 from experiments.running.signals import Request, signals_wait
 from experiments.running.tracking import Tracker
-
-if TYPE_CHECKING:
-    from agents.base import Agent, Metrics
-    from distill_env.env import DistillVectorEnv
 
 LIMITS = {
     "student_tokens": "rollout/student_tokens",
@@ -60,7 +60,8 @@ class TrainingLoop:
     """
 
     def __init__(self, config: RunConfig, agent: Agent, env: DistillVectorEnv, folder: Path, console: Console) -> None:
-        self.config, self.settings, self.agent, self.env, self.console = config, config.training, agent, env, console
+        self.config, self.settings, self.env, self.console = config, config.training, env, console
+        self.agent: Any = agent
         self.checkpoints = folder / "checkpoints"
         self.done: int = getattr(agent, "iteration", 0)
         self.tracker = Tracker(folder, self.done, config.logging.track, to_dict(config))
@@ -124,7 +125,7 @@ class TrainingLoop:
             metrics |= self.validate()
         self.tracker.log(iteration, metrics)
         for alarm in self.log.update(iteration, self.tracker.rows):
-            self.console.print(f"[bold yellow]warning:[/] iteration {iteration}: {escape(str(alarm))}", highlight=False)
+            print_warning(self.console, f"iteration {iteration}: {alarm}")
             if alarm.fatal:
                 raise FloatingPointError(f"iteration {iteration}: {alarm.seen}")
         self.show(iteration, metrics)
@@ -136,9 +137,6 @@ class TrainingLoop:
 
     def validate(self) -> Metrics:
         """Metrics of the student alone on the validation split."""
-        from agents.evaluation import completion_metrics
-        from agents.generation import generate
-
         env = self.validation
         prompts = evenly_spaced(env.prompts, min(env.num_envs, len(env.prompts)))
         measured = completion_metrics(generate(self.agent, env, prompts, EVALUATION_SEED, gate=gate_of(self.agent)))
@@ -154,23 +152,18 @@ class TrainingLoop:
 
     def save(self, iteration: int) -> None:
         """Save a checkpoint. Raises FloatingPointError, and saves none, if a weight of the student is not finite."""
-        from agents.checkpoint import save_checkpoint
-
-        agent: Any = self.agent
-        if hasattr(agent, "student") and not all(bool(p.isfinite().all()) for p in agent.student.parameters()):
+        student = getattr(self.agent, "student", None)
+        if student is not None and not all(bool(p.isfinite().all()) for p in student.parameters()):
             raise FloatingPointError(f"iteration {iteration}: the student has weights that are not finite")
-        save_checkpoint(self.checkpoints, iteration, agent.save, self.settings.keep_checkpoints)
+        save_checkpoint(self.checkpoints, iteration, self.agent.save, self.settings.keep_checkpoints)
 
     def save_whole_state(self) -> None:
         """Save the agent where it stopped in a rollout, unless other processes would have to help."""
-        agent: Any = self.agent
-        if isinstance(self.config.agent_options, DistillConfig) and agent.processes.mesh is None:
-            self.save(agent.iteration)
+        if isinstance(self.config.agent_options, DistillConfig) and self.agent.processes.mesh is None:
+            self.save(self.agent.iteration)
 
     def not_finite(self, error: FloatingPointError) -> FloatingPointError:
         """The error with the last good checkpoint, and an alarm if the agent itself raised it."""
-        from agents.checkpoint import checkpoints
-
         if not any(alarm.fatal for alarm in self.log.ringing):
             iteration = getattr(self.agent, "iteration", self.done) + 1
             self.log.add(iteration, Alarm("not finite", str(error), "", fatal=True))

@@ -72,6 +72,3 @@ def finite(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: finite(v) for key, v in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-Rows = tuple[tuple[str, str, str], ...]  # key, label, format

@@ -39,16 +39,15 @@ def summarise_training(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
     own = total("rollout/student_tokens")
     losses = [row["train/loss"] for row in rows if "train/loss" in row]
     jumps = [abs(b - a) for a, b in itertools.pairwise(losses)]
+    teacher = {key: total(f"cost/{key}") for key in ("teacher_tokens", "teacher_positions", "teacher_passes")}
     cached = {key: total(f"cost/{key}") for key in ("cached_teacher_tokens", "cached_teacher_positions")}
     return {
         "iterations": len(rows),
         "tokens": total("rollout/tokens"),
         "student_tokens": own,
-        "teacher_tokens": total("cost/teacher_tokens"),
-        "teacher_positions": total("cost/teacher_positions"),
-        "teacher_passes": total("cost/teacher_passes"),
+        **teacher,
         **rollout_cost(rows),
-        "teacher_tokens_per_student_token": total("cost/teacher_tokens") / own if own else float("inf"),
+        "teacher_tokens_per_student_token": teacher["teacher_tokens"] / own if own else float("inf"),
         "tokens_per_second": total("rollout/tokens") / total("time/seconds"),
         "rewritten_share_first": mean("rollout/rewritten_share", rows[:tenth]),
         "rewritten_share_last": mean("rollout/rewritten_share", rows[-tenth:]),
@@ -75,11 +74,8 @@ def rollout_cost(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
 def report(config: RunConfig, evaluation: dict[str, Any], console: Console) -> None:
     """Print the table and the verdict."""
     before, after, training = evaluation["before"], evaluation["after"], evaluation["training"]
-    table = Table(title=f"{config.agent} on {config.env}, seed {config.agent_options.seed}", title_justify="left")
-    table.add_column("the student alone, test split")
-    table.add_column("before", justify="right")
-    table.add_column("after", justify="right")
-    add_evaluations(table, config.evaluation.samples, [before, after])
+    title = f"{config.agent} on {config.env}, seed {config.agent_options.seed}"
+    table = evaluation_table(title, config.evaluation.samples, {"before": before, "after": after})
     for keys in COSTS:
         if keys[0] in training:
             metrics = [metric(key) for key in keys]
@@ -89,20 +85,16 @@ def report(config: RunConfig, evaluation: dict[str, Any], console: Console) -> N
     console.print(verdict(evaluation), highlight=False)
 
 
-def add_evaluations(table: Table, samples: int, columns: Sequence[Mapping[str, float | None]]) -> None:
-    """Fill a table with evaluations, a section a topic."""
-    for lines in evaluation_lines(samples, columns).values():
+def evaluation_table(title: object, samples: int, columns: Mapping[str, Mapping[str, float | None]]) -> Table:
+    """Evaluations of a student alone, a section a topic, a column each."""
+    table = Table(title=str(title), title_justify="left")
+    table.add_column("the student alone, test split")
+    for name in columns:
+        table.add_column(name, justify="right")
+    for lines in evaluation_lines(samples, [*columns.values()]).values():
         for line in lines:
             table.add_row(*line)
         table.add_section()
-
-
-def evaluation_table(title: object, samples: int, metrics: Mapping[str, float | None]) -> Table:
-    """One evaluation of a student alone."""
-    table = Table(title=str(title), title_justify="left")
-    table.add_column("the student alone, test split")
-    table.add_column("now", justify="right")
-    add_evaluations(table, samples, [metrics])
     return table
 
 
@@ -116,8 +108,6 @@ def verdict(evaluation: dict[str, Any]) -> str:
     elif first == last and first in (0, 1):
         gate = f"The teacher wrote {'all' if first else 'none'} of the tokens."
     else:
-        gate = (
-            f"The teacher wrote {first:.1%} of the tokens in the first tenth of the training, {last:.1%} in the last."
-        )
+        gate = f"The teacher wrote {first:.1%} of the tokens in the first tenth of training, {last:.1%} in the last."
     change = f"{m.label[0].upper()}{m.label[1:]}: {m.text(before[m.key])} before, {m.text(after[m.key])} after."
     return f"{gate} {change} This is one seed; comparing methods needs several."

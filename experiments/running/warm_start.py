@@ -23,6 +23,7 @@ from agents.methods import METHODS
 from agents.prompts import PromptStream
 from agents.rollout import Rollout
 from agents.teacher_cache import TeacherCache
+from distill_env.models.load import build_model
 from experiments.running.build import make_env, make_student
 from experiments.running.cli import progress_bar
 from experiments.running.config import LARGEST_RUN_SEED, EnvironmentConfig, RunConfig, TeacherConfig
@@ -79,26 +80,24 @@ def warm_start(config: RunConfig, console: Console) -> tuple[Any, Path]:
     Raises:
         ValueError: if that share is not reached.
     """
-    from distill_env.models.load import build_model
-
     options = DistillConfig(
         method=METHODS["sft"],
         optimizer=OptimizerConfig(1e-2, warmup_iterations=100),
         batch_size=64,
         seed=config.agent_options.seed,
     )
-    shape: list[Any] = [config.env, config.student.width, config.student.layers, config.student.mlp]
-    shape.append(config.environment.max_new_tokens)
+    own = config.student
+    shape: list[Any] = [config.env, own.width, own.layers, own.mlp, config.environment.max_new_tokens]
+    if own.dtype != "float32":
+        shape.append(own.dtype)
     how = [options.batch_size, options.optimizer.learning_rate, options.optimizer.warmup_iterations, options.seed]
-    if config.student.dtype != "float32":
-        shape.append(config.student.dtype)
     key = json.dumps([*shape, config.training.warm_start, DATA_SET, DATA_SEED, *how])
     folder = config.out / "warm_start" / hashlib.sha256(key.encode()).hexdigest()[:12]
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):  # runs that need the same one wait for the first
         if not (folder / "student").exists():
             _fine_tune(config, options, console).save(folder)
-    return build_model(folder / "student", dtype=config.student.dtype), folder
+    return build_model(folder / "student", dtype=own.dtype), folder
 
 
 def _fine_tune(config: RunConfig, options: DistillConfig, console: Console) -> DistillAgent:
