@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
+from collections import deque
+
 import numpy as np
 from numpy.typing import NDArray
 
+Points = deque[tuple[float, float]]  # amounts of work, and seconds
 
-class _Line:
-    """Seconds as a linear function of an amount of work, fitted to the latest 64 blocks."""
 
-    def __init__(self) -> None:
-        self._points: list[tuple[float, float]] = []
-
-    def add(self, amount: float, seconds: float) -> None:
-        self._points = [*self._points[-63:], (amount, seconds)]
-
-    def __len__(self) -> int:
-        return len(self._points)
-
-    def __call__(self, amount: NDArray[np.int64] | int) -> NDArray[np.float64]:
-        work, seconds = np.array(self._points).T
-        centred = work - work.mean()
-        slope = centred @ seconds / max(centred @ centred, 1e-12)  # 0 if all amounts are equal
-        base = seconds.mean() - slope * work.mean()
-        if slope < 0:  # noise
-            slope, base = 0.0, seconds.mean()
-        return max(base, 1e-9) + slope * np.asarray(amount, np.float64)
+def fitted(points: Points, amount: NDArray[np.int64] | int) -> NDArray[np.float64]:
+    """Seconds of an amount of work, as a linear function fitted to points."""
+    work, seconds = np.array(points).T
+    centred = work - work.mean()
+    slope = centred @ seconds / max(centred @ centred, 1e-12)  # 0 if all amounts are equal
+    slope = max(slope, 0.0)  # below 0 is noise
+    base = seconds.mean() - slope * work.mean()
+    return max(base, 1e-9) + slope * np.asarray(amount, np.float64)
 
 
 class DraftLength:
@@ -44,7 +36,8 @@ class DraftLength:
     def __init__(self, longest: int) -> None:
         self.longest = longest
         self.cut_rate = 0.1
-        self._student, self._rest = _Line(), _Line()  # of a student step by rows; of all else by positions
+        self._student: Points = deque(maxlen=64)  # a student step by rows, of the latest blocks
+        self._rest: Points = deque(maxlen=64)  # all else by positions
 
     def choose(self, rows: int) -> int:
         """The draft length for `rows` active rows."""
@@ -53,7 +46,9 @@ class DraftLength:
         lengths = np.arange(1, self.longest + 1)
         h = min(max(self.cut_rate, 1e-6), 1.0)
         committed = (1 - (1 - h) ** lengths) / h
-        return int(lengths[np.argmax(committed / (lengths * self._student(rows) + self._rest(rows * lengths)))])
+        return int(
+            lengths[np.argmax(committed / (lengths * fitted(self._student, rows) + fitted(self._rest, rows * lengths)))]
+        )
 
     def observe(self, rows: int, cut: int, looked_at: int, student_step: float, width: int, rest: float) -> None:
         """Add the measurements of a block.
@@ -69,5 +64,5 @@ class DraftLength:
         if looked_at:
             self.cut_rate += 0.1 * (cut / looked_at - self.cut_rate)
         if student_step > 0:
-            self._student.add(rows, student_step)
-        self._rest.add(rows * width, rest)
+            self._student.append((rows, student_step))
+        self._rest.append((rows * width, rest))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from agents import metrics as measures
 from distill_env.models.base import TrainableModel
@@ -58,17 +58,13 @@ def token_log_probs(
     model: TrainableModel, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]
 ) -> list[list[float]]:
     """log p of every token of given completions, nats: one list per completion."""
-    width = max(map(len, completions))
-    tokens = torch.full((len(completions), width), PAD)  # [n, T]
-    for row, completion in zip(tokens, completions, strict=True):
-        row[: len(completion)] = torch.tensor(completion)
+    tokens = pad_sequence([torch.tensor(c) for c in completions], batch_first=True, padding_value=PAD)  # [n, T]
     features = model.features(prompts, tokens, tokens != PAD)
-    flat: list[float] = []
+    read = []
     for part, ids in zip(features.split(HEAD_POSITIONS), tokens[tokens != PAD].split(HEAD_POSITIONS), strict=True):
         log_probs = model.head(part)  # [m, V]
-        flat += log_probs.gather(1, ids.to(part.device)[:, None])[:, 0].double().tolist()
-    ends = np.cumsum([len(c) for c in completions])
-    return [flat[end - len(c) : end] for c, end in zip(completions, ends, strict=True)]
+        read.append(log_probs.gather(1, ids.to(part.device)[:, None])[:, 0].double())
+    return [row.tolist() for row in torch.cat(read).split([len(c) for c in completions])]
 
 
 def reference_log_probs(model: TrainableModel, prompts: Sequence[Prompt], rows: int) -> list[list[float]]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from agents.collector import check_top_k
 from agents.rollout import Rollout, RolloutCost
@@ -34,12 +35,8 @@ def read_references(
     if missing:
         raise ValueError(f"prompts: {missing} of {len(prompts)} have no reference completion")
     n = len(prompts)
-    references = [
-        np.array(p.reference_completion)[: core.max_new_tokens] for p in prompts if p.reference_completion is not None
-    ]
-    tokens = np.full((n, max(map(len, references))), PAD, np.int64)
-    for row, reference in enumerate(references):
-        tokens[row, : len(reference)] = reference
+    references = [torch.tensor((p.reference_completion or ())[: core.max_new_tokens]) for p in prompts]
+    tokens = pad_sequence(references, batch_first=True, padding_value=PAD)
     mask = tokens >= 0
     cost = RolloutCost()
     buffer = TeacherBuffer(int(mask.sum()))
@@ -49,7 +46,7 @@ def read_references(
                 # the last batch repeats its last prompt
                 rows = np.minimum(np.arange(begin, begin + core.num_envs), n - 1)
                 env.reset(options={"prompts": [prompts[r] for r in rows]})
-                log_probs = core.lookahead(torch.from_numpy(tokens[rows, :-1]))
+                log_probs = core.lookahead(tokens[rows, :-1])
                 for row in range(begin, min(begin + core.num_envs, n)):
                     positions = np.arange(len(references[row]))
                     states = log_probs[row - begin, : len(positions)]
@@ -61,8 +58,8 @@ def read_references(
     zeros = torch.zeros(tokens.shape, dtype=torch.float64)
     return Rollout(
         prompts=list(prompts),
-        tokens=torch.from_numpy(tokens),
-        rewritten=torch.from_numpy(mask.copy()),
+        tokens=tokens,
+        rewritten=mask,
         rewards=zeros,
         token_log_prob=zeros,
         score=torch.full_like(zeros, torch.nan),

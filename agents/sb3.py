@@ -238,8 +238,8 @@ class Heads(nn.Module):
     def __init__(self, student: Any) -> None:
         super().__init__()
         probe = state_features(student, torch.tensor([[0]]))  # [1, d], or [1]
-        self.rewrite: nn.Linear | nn.Embedding
-        self.value: nn.Linear | nn.Embedding
+        self.rewrite: nn.Module
+        self.value: nn.Module
         if probe.is_floating_point():
             self.rewrite, self.value = nn.Linear(probe.shape[-1], 1), nn.Linear(probe.shape[-1], 1)
         else:

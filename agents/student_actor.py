@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from distill_env.models.base import TrainableModel
 from distill_env.ragged import PAD
@@ -50,12 +51,8 @@ class StudentActor:
         if restarted:
             started = self._model.start([rows[i] for i in restarted], restarted)
             self._last = self._last.index_copy(0, torch.tensor(restarted, device=started.device), started)
-        width = max((len(tokens) for tokens in new if tokens), default=0)
-        if width:
-            block = torch.full((len(rows), width), PAD)
-            for i, tokens in enumerate(new):
-                if tokens:
-                    block[i, : len(tokens)] = torch.tensor(tokens)
+        block = pad_sequence([torch.tensor(t or (), dtype=torch.long) for t in new], True, PAD)
+        if block.shape[1]:
             counts = (block >= 0).sum(1)
             after = self._model.extend(block)
             counts = counts.to(after.device)
