@@ -46,9 +46,8 @@ class DraftLength:
         lengths = np.arange(1, self.longest + 1)
         h = min(max(self.cut_rate, 1e-6), 1.0)
         committed = (1 - (1 - h) ** lengths) / h
-        return int(
-            lengths[np.argmax(committed / (lengths * fitted(self._student, rows) + fitted(self._rest, rows * lengths)))]
-        )
+        seconds = lengths * fitted(self._student, rows) + fitted(self._rest, rows * lengths)
+        return int(lengths[np.argmax(committed / seconds)])
 
     def observe(self, rows: int, cut: int, looked_at: int, student_step: float, width: int, rest: float) -> None:
         """Add the measurements of a block.

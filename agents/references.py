@@ -35,7 +35,7 @@ def read_references(
     if missing:
         raise ValueError(f"prompts: {missing} of {len(prompts)} have no reference completion")
     n = len(prompts)
-    references = [torch.tensor((p.reference_completion or ())[: core.max_new_tokens]) for p in prompts]
+    references = [torch.tensor(p.reference_completion, dtype=torch.long)[: core.max_new_tokens] for p in prompts]
     tokens = pad_sequence(references, batch_first=True, padding_value=PAD)
     mask = tokens >= 0
     cost = RolloutCost()
