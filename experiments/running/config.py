@@ -291,6 +291,11 @@ class RunConfig(Section):
             )
 
     @property
+    def folder(self) -> Path:
+        """Of the run."""
+        return self.out / self.name
+
+    @property
     def method(self) -> Method | None:
         """The method of an agent that is one."""
         return self.agent_options.method if isinstance(self.agent_options, DistillConfig) else None
@@ -307,12 +312,8 @@ ENV_DEFAULTS: dict[str, dict[str, Any]] = {
         "evaluation": {"prompts": 32, "samples": 2},
     },
 }
-OPTION_DEFAULTS: dict[str, dict[str, Any]] = {
-    "sums": {"batch_size": 64, "learning_rate": 2e-3},
-    "coins": {"batch_size": 64, "learning_rate": 2e-3},
-    "categorical": {"batch_size": 32, "learning_rate": 0.05},
-    "lm": {"batch_size": 8, "learning_rate": 1e-4},
-}
+BATCH_SIZE = {"sums": 64, "coins": 64, "categorical": 32, "lm": 8}
+LEARNING_RATE = {"sums": 2e-3, "coins": 2e-3, "categorical": 0.05, "lm": 1e-4}
 # 0 adapts it. Fixed on the small tasks, so that a run repeats itself: an adapted length follows a clock, and blocks of
 # another length round otherwise.
 DRAFT_LENGTH = {"sums": 6, "coins": 6, "categorical": 6, "lm": 0}
@@ -326,13 +327,12 @@ def default_options(agent: str, env: str) -> AgentOptions:
     """
     if env not in ENV_DEFAULTS:
         raise ValueError(f"env: {env!r} is unknown; expected one of {', '.join(ENV_DEFAULTS)}")
+    size, rate = BATCH_SIZE[env], LEARNING_RATE[env]
     if agent in METHODS:
-        defaults = OPTION_DEFAULTS[env]
-        optimizer = OptimizerConfig(defaults["learning_rate"])
-        return DistillConfig(METHODS[agent], optimizer, defaults["batch_size"], draft_length=DRAFT_LENGTH[env])
+        return DistillConfig(METHODS[agent], OptimizerConfig(rate), size, draft_length=DRAFT_LENGTH[env])
     if agent in SB3_AGENTS:
-        return SB3Config(algorithm=SB3_AGENTS[agent], **OPTION_DEFAULTS[env])
+        return SB3Config(SB3_AGENTS[agent], size, rate)
     if ":" in agent:
-        return PluginConfig(batch_size=OPTION_DEFAULTS[env]["batch_size"])
+        return PluginConfig(size)
     expected = ", ".join([*METHODS, *SB3_AGENTS])
     raise ValueError(f"agent: {agent!r} is unknown; expected one of {expected}, or package.module:Class")

@@ -94,7 +94,7 @@ def evaluate_all(
     return metrics
 
 
-def show_samples(config: RunConfig, agent: Any, folder: Path, console: Console) -> None:
+def show_samples(config: RunConfig, agent: Any, console: Console) -> None:
     """Print completions of test prompts in which the teacher writes the hard tokens, and write `samples.txt`."""
     import numpy as np
 
@@ -113,4 +113,4 @@ def show_samples(config: RunConfig, agent: Any, folder: Path, console: Console) 
         coloured = render_ansi(env.task, prompt, tokens[mask].tolist(), rewritten[mask].tolist())
         console.print("  ", Text.from_ansi(coloured))
         lines.append(coloured)
-    write_text(folder / "samples.txt", "\n".join(lines) + "\n")
+    write_text(config.folder / "samples.txt", "\n".join(lines) + "\n")

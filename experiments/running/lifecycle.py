@@ -99,9 +99,9 @@ def run_as_main_process(config: RunConfig, console: Console, processes: ProcessG
     """Check and build everything, then take the folder and run."""
     if config.training.threads:
         torch.set_num_threads(config.training.threads)
-    folder = config.out / config.name
+    folder = config.folder
     check_track(config.logging.track)
-    check_name(config, folder)
+    check_name(config)
     check_processes(config, processes)
     cache = teacher_cache(config, console)
     started = bool(checkpoints(folder / "checkpoints"))
@@ -119,8 +119,8 @@ def run_as_main_process(config: RunConfig, console: Console, processes: ProcessG
         raise ValueError(f"out: {str(folder)!r} cannot be created ({error.strerror})") from None
     try:
         with FileLock(folder / ".lock", blocking=False):
-            check_name(config, folder)
-            return run_locked(config, student, env, folder, console, processes, cache)
+            check_name(config)
+            return run_locked(config, student, env, console, processes, cache)
     except Timeout:
         raise ValueError(
             f"name: {str(folder)!r} is in use by another process; wait for it to end, or choose another --name"
@@ -134,10 +134,10 @@ def run_as_main_process(config: RunConfig, console: Console, processes: ProcessG
         raise
 
 
-def check_name(config: RunConfig, folder: Path) -> None:
+def check_name(config: RunConfig) -> None:
     """Raise ValueError if the folder holds another run."""
-    if not config.resume and (folder / "config.json").exists():
-        raise ValueError(f"name: {str(folder)!r} exists; --resume continues it, another --name starts another run")
+    if not config.resume and (config.folder / "config.json").exists():
+        raise ValueError(f"name: {str(config.folder)!r} exists; --resume continues it, another --name starts another")
 
 
 def check_processes(config: RunConfig, processes: ProcessGroup) -> None:
@@ -156,7 +156,6 @@ def run_locked(
     config: RunConfig,
     student: TrainableModel | None,
     env: DistillVectorEnv,
-    folder: Path,
     console: Console,
     processes: ProcessGroup,
     cache: TeacherCache | None,
@@ -167,34 +166,33 @@ def run_locked(
         config: of the run.
         student: to begin with; None to resume from a checkpoint.
         env: for the training.
-        folder: of the run.
         console: for progress and results.
         processes: that take part in the training.
         cache: of the teacher's completions.
     """
-    began = time.perf_counter()
+    began, folder = time.perf_counter(), config.folder
     write_json(folder / "config.json", to_dict(config))
     if student is None:
-        agent, evaluation = resume(config, folder, console, processes)
+        agent, evaluation = resume(config, console, processes)
     else:
         if config.resume:
             console.print(f"{folder} has no checkpoint yet; the run starts again", soft_wrap=True)
-        agent, evaluation = start(config, student, env, folder, console)
+        agent, evaluation = start(config, student, env, console)
     if config.method is not None:
         agent.cache = cache
         processes.continue_or_stop()
         agent.join_group(processes)
-    alarms = TrainingLoop(config, agent, env, folder, console).run()
+    alarms = TrainingLoop(config, agent, env, console).run()
     # sums and coins have many short completions, which evaluate.py --completions writes again
     completions = folder / completions_file.FILE if config.env == "lm" else None
     evaluation["after"] = evaluate_all(config, agent, console, "after training", completions)
     evaluation["training"] = summarise_training(read_metrics(folder))
     evaluation["seconds"] += time.perf_counter() - began
-    save_student(config, agent, env, evaluation, folder)
+    save_student(config, agent, env, evaluation)
     draw_curves(folder, f"{config.agent} on {config.env}, seed {config.agent_options.seed}")
     report(config, evaluation, console)
     if config.method is not None:
-        show_samples(config, agent, folder, console)
+        show_samples(config, agent, console)
     write_json(folder / "evaluation.json", finite(evaluation))
     for line in alarms:
         console.print(f"[bold yellow]alarm:[/] {escape(line)}", highlight=False)
@@ -206,7 +204,7 @@ def run_locked(
 
 
 def start(
-    config: RunConfig, student: TrainableModel, env: DistillVectorEnv, folder: Path, console: Console
+    config: RunConfig, student: TrainableModel, env: DistillVectorEnv, console: Console
 ) -> tuple[Any, dict[str, Any]]:
     """The agent before its first iteration, evaluated and saved, and the evaluation."""
     warm_folder = None
@@ -214,13 +212,14 @@ def start(
         student, warm_folder = warm_start(config, console)
     agent: Agent = make_agent(config, student, env)
     evaluation = {"before": evaluate_before(config, agent, warm_folder, console), "seconds": 0.0}
-    write_json(folder / "evaluation.json", finite(evaluation))
-    save_checkpoint(folder / "checkpoints", 0, agent.save, config.training.keep_checkpoints)
+    write_json(config.folder / "evaluation.json", finite(evaluation))
+    save_checkpoint(config.folder / "checkpoints", 0, agent.save, config.training.keep_checkpoints)
     return agent, evaluation
 
 
-def resume(config: RunConfig, folder: Path, console: Console, processes: ProcessGroup) -> tuple[Any, dict[str, Any]]:
+def resume(config: RunConfig, console: Console, processes: ProcessGroup) -> tuple[Any, dict[str, Any]]:
     """The agent of the newest checkpoint that can be read, and the evaluation before training."""
+    folder = config.folder
     agent, path, damaged = load_checkpoint(folder / "checkpoints", agent_loader(config, processes=processes))
     for bad, reason in damaged.items():
         rename_damaged(bad)
@@ -230,9 +229,7 @@ def resume(config: RunConfig, folder: Path, console: Console, processes: Process
     return agent, read_json(folder / "evaluation.json", {"before": dict, "seconds": int | float})
 
 
-def save_student(
-    config: RunConfig, agent: Any, env: DistillVectorEnv, evaluation: dict[str, Any], folder: Path
-) -> None:
+def save_student(config: RunConfig, agent: Any, env: DistillVectorEnv, evaluation: dict[str, Any]) -> None:
     """Write `student/`: weights and tokenizer for `from_pretrained`, and the model card."""
     if not hasattr(agent, "student"):
         return
@@ -245,4 +242,4 @@ def save_student(
             toy_tokenizer(config.env).save_pretrained(path)
         (path / "README.md").write_text(model_card(config, evaluation))
 
-    write_folder(folder / "student", write)
+    write_folder(config.folder / "student", write)

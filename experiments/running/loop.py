@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console, Group
@@ -55,13 +54,13 @@ class TrainingLoop:
         config: of the run.
         agent: to train, at the iteration of its checkpoint.
         env: for the training.
-        folder: of the run.
         console: for progress and warnings.
     """
 
-    def __init__(self, config: RunConfig, agent: Agent, env: DistillVectorEnv, folder: Path, console: Console) -> None:
+    def __init__(self, config: RunConfig, agent: Agent, env: DistillVectorEnv, console: Console) -> None:
         self.config, self.settings, self.env, self.console = config, config.training, env, console
         self.agent: Any = agent
+        folder = config.folder
         self.checkpoints = folder / "checkpoints"
         self.done: int = getattr(agent, "iteration", 0)
         self.tracker = Tracker(folder, self.done, config.logging.track, to_dict(config))

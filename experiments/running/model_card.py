@@ -43,7 +43,7 @@ def model_card(config: RunConfig, evaluation: dict[str, Any]) -> str:
     return environment.get_template("model_card.md.j2").render(
         config=config,
         front_matter=front_matter(config),
-        path=config.logging.push_to_hub or config.out / config.name / "student",
+        path=config.logging.push_to_hub or config.folder / "student",
         changed={name: value for name, value in changed_flags(config).items() if name in options},
         command=" ".join(command_of(config)),
         numbers=markdown_table([["", "before", "after"], *numbers]),
