@@ -32,13 +32,7 @@ from torch.nn.functional import logsigmoid
 
 from agents.atomic_io import write_folder
 from agents.base import Callback, Metrics
-from agents.checkpoint import (
-    damage_as_value_error,
-    load_state,
-    optimizer_tensors,
-    restore_optimizer,
-    save_state,
-)
+from agents.checkpoint import damage_as_value_error, load_state, optimizer_tensors, restore_optimizer, save_state
 from agents.config import SB3Config
 from agents.rollout_metrics import count_usage, token_metrics
 from agents.student_actor import StudentActor

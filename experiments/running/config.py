@@ -17,6 +17,7 @@ from distill_env.tasks.registry import LANGUAGE_TASKS
 
 LanguageTaskName = Literal[*LANGUAGE_TASKS]  # type: ignore[valid-type]
 EnvName = Literal["sums", "coins", "categorical", "lm"]
+Acceptable = Literal["special_tokens", "end_of_turn", "chat_template", "memory"]  # rows of the preflight
 Dtype = Literal["float32", "bfloat16"]
 AgentOptions = DistillConfig | SB3Config | PluginConfig
 LARGEST_RUN_SEED = 2**32 - 1  # evaluations and the data of warm starts have larger ones, so streams of their own
@@ -169,7 +170,7 @@ class LoadingConfig(Section):
     rollout's cache."""
     trust_remote_code: bool = False
     """Run Python code that comes with a model or a tokenizer."""
-    accept: tuple[Literal["special_tokens", "end_of_turn", "chat_template", "memory"], ...] = ()
+    accept: tuple[Acceptable, ...] = ()
     """Rows of the preflight whose errors are accepted. See preflight.py."""
 
 

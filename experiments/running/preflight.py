@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from rich.console import Console
+from rich.filesize import decimal
 from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
@@ -24,16 +25,17 @@ from distill_env.models.adapters import base_of
 from distill_env.models.base import TokenModel, TrainableModel
 from distill_env.models.hub import load_tokenizer
 from distill_env.models.load import is_served
+from distill_env.ragged import PAD
 from distill_env.randomness import Purpose, episode_keys, inverse_cdf, uniform
 from distill_env.tasks.base import Prompt
 from experiments.running.build import make_env, make_student, require_models
-from experiments.running.config import RunConfig
+from experiments.running.config import Acceptable, RunConfig
 from experiments.running.lm_arguments import differing_entries, student_tokenizer, teacher_tokenizer
-from experiments.running.memory_estimate import estimate, free_bytes, in_words
+from experiments.running.memory_estimate import estimate, free_bytes
 
 Status = Literal["ok", "warning", "error", "accepted"]
 COLOURS: dict[Status, str] = {"ok": "green", "warning": "bold yellow", "error": "bold red", "accepted": "yellow"}
-ACCEPTABLE = ("special_tokens", "end_of_turn", "chat_template", "memory")
+ACCEPTABLE = get_args(Acceptable)
 PROBED_PROMPTS, PROBED_TOKENS = 8, 16
 FAR = 0.9  # share of hard positions above which a student hardly learns from its own completions
 MARK = "answermark"
@@ -186,8 +188,8 @@ def memory_row(needs: Mapping[str, int], loaded: int, free: int) -> Row:
         free: bytes.
     """
     total, missing = sum(needs.values()), sum(needs.values()) - loaded
-    parts = ", ".join(f"{name} {in_words(size)}" for name, size in needs.items())
-    result = f"about {in_words(total)}, {in_words(missing)} of it not yet in use, {in_words(free)} free; {parts}"
+    parts = ", ".join(f"{name} {decimal(size)}" for name, size in needs.items())
+    result = f"about {decimal(total)}, {decimal(missing)} of it not yet in use, {decimal(free)} free; {parts}"
     if missing <= 0.8 * free:
         return Row("memory", "ok", result)
     remedies = {
@@ -219,19 +221,19 @@ def probe(teacher: TokenModel, student: TokenModel, prompts: Sequence[Prompt], l
     """
     ids = [prompt.ids for prompt in prompts]
     keys = episode_keys(seed, np.arange(len(ids)))
-    own, first = [student.start(ids)], teacher.start(ids)
-    tokens: list[Tensor] = []
+    own, theirs = [student.start(ids)], teacher.start(ids)[:, None]
+    tokens = torch.empty(len(ids), 0, dtype=torch.long)
     alive = torch.ones(len(ids), dtype=torch.bool)
     for t in range(length - 1):
         drawn = inverse_cdf(own[-1], uniform(keys, t, Purpose.STUDENT)).cpu()
         alive = alive & (drawn != student.eos_token_id)
         if not bool(alive.any()) or bool(own[-1].isnan().any()):
             break
-        tokens.append(torch.where(alive, drawn, -1))
-        own.append(student.extend(tokens[-1][:, None])[:, 0])
-    drawn_tokens = torch.stack(tokens, 1) if tokens else torch.zeros(len(ids), 0, dtype=torch.long)
-    theirs = torch.cat([first[:, None], teacher.extend(drawn_tokens)], 1) if tokens else first[:, None]
-    exists = torch.cat([torch.ones(len(ids), 1, dtype=torch.bool), drawn_tokens >= 0], 1)
+        tokens = torch.cat([tokens, torch.where(alive, drawn, PAD)[:, None]], 1)
+        own.append(student.extend(tokens[:, -1:])[:, 0])
+    if tokens.shape[1]:
+        theirs = torch.cat([theirs, teacher.extend(tokens)], 1)
+    exists = torch.cat([torch.ones(len(ids), 1, dtype=torch.bool), tokens != PAD], 1)
     return torch.stack(own, 1).cpu(), theirs.cpu(), exists
 
 
@@ -299,7 +301,7 @@ def model_rows(config: RunConfig, env: DistillVectorEnv, student: Any, shards: i
 
 def mark_accepted(rows: Iterable[Row], accept: Sequence[str]) -> list[Row]:
     """The rows, errors that are accepted by name marked."""
-    accepted = {name for name in accept if name in ACCEPTABLE}
+    accepted = {*accept} & {*ACCEPTABLE}
     return [replace(r, status="accepted") if r.status == "error" and r.name in accepted else r for r in rows]
 
 
