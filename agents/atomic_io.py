@@ -1,7 +1,5 @@
 """Files and folders that are written aside, then renamed: a process that is killed leaves no half-written one."""
 
-from __future__ import annotations
-
 import os
 import shutil
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Checkpoints of a run, one folder an iteration: tensors as safetensors, all else as JSON, no pickles."""
 
-from __future__ import annotations
-
 import json
 import os
 import random

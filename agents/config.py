@@ -1,7 +1,5 @@
 """Configurations of the agents. Light to import. The sentence under a field is the help text of its flag."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field, is_dataclass
 from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 

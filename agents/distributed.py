@@ -9,8 +9,6 @@ decode in step, so that all weights are gathered before a rollout. During an upd
 computes.
 """
 
-from __future__ import annotations
-
 import math
 import os
 import warnings

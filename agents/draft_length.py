@@ -1,7 +1,5 @@
 """The adaptive draft length: how many tokens the student drafts before the teacher scores them."""
 
-from __future__ import annotations
-
 from collections import deque
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Evaluation: an agent writes without its teacher, and its completions become metrics."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 

@@ -1,7 +1,5 @@
 """Completions that an agent writes without its teacher, and measurements at each of their positions."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field

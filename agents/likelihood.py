@@ -1,7 +1,5 @@
 """Log-probabilities and perplexity of given texts."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import torch

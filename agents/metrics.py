@@ -3,8 +3,6 @@
 The end token is part of a completion, and counts in its length.
 """
 
-from __future__ import annotations
-
 import math
 from collections import Counter, defaultdict
 from collections.abc import Collection, Hashable, Iterable, Sequence

@@ -1,7 +1,5 @@
 """The optimiser: AdamW with a learning-rate schedule, whose steps are in float32 also for a bfloat16 student."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable
 from typing import Any

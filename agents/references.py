@@ -1,7 +1,5 @@
 """Reference completions as a rollout, as if the teacher had written them."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Sequence
 from dataclasses import astuple

@@ -1,7 +1,5 @@
 """A student that writes without its teacher: `act` and `log_probs` of an agent."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from numpy.typing import NDArray

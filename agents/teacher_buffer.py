@@ -1,7 +1,5 @@
 """The teacher's distributions at the states of a rollout, stored for the update in little extra memory."""
 
-from __future__ import annotations
-
 from itertools import pairwise
 
 import numpy as np

@@ -1,7 +1,5 @@
 """A cache on disk for rollouts that do not depend on the student, such as completions of the teacher."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import warnings

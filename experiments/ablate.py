@@ -5,8 +5,6 @@
 Runs are stored and resumed as by `compare.py`. Flags of `run.py` for all runs follow `--`.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass

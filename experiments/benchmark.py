@@ -7,8 +7,6 @@ Without a pair of models it takes that of Sums, with an untrained student. Write
 a picture of the rollouts' speed-up over token-by-token gating beside that of the cost model (.png).
 """
 
-from __future__ import annotations
-
 import json
 import platform
 import sys

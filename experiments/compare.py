@@ -8,8 +8,6 @@ resumed. Runs with the same seed share their warm start, prompts and evaluation.
 `-- --limit 50000 --limit-of teacher_positions` all runs end at equal cost instead of equal updates.
 """
 
-from __future__ import annotations
-
 import re
 import sys
 from collections.abc import Sequence

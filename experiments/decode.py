@@ -9,8 +9,6 @@ Prints the completions with the teacher's tokens marked, and a table of their qu
 runs.
 """
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

@@ -4,8 +4,6 @@ python experiments/device_check.py
 python experiments/device_check.py --device cuda --shape qwen2.5-0.5b --out device.json
 """
 
-from __future__ import annotations
-
 import sys
 from dataclasses import dataclass
 from pathlib import Path

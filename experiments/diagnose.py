@@ -9,8 +9,6 @@ temperatures. A token counts as wrong if the teacher gives it less than one per 
 three tokens long and the teacher is nearly always right.
 """
 
-from __future__ import annotations
-
 import sys
 from collections import defaultdict
 from dataclasses import dataclass

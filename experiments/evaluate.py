@@ -5,8 +5,6 @@ python experiments/evaluate.py runs/gated-lm-s0 --corpus wikitext2/test.txt
 python experiments/evaluate.py runs/gated-sums-s0 --completions runs/gated-sums-s0/completions.jsonl
 """
 
-from __future__ import annotations
-
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path

@@ -14,8 +14,6 @@ judge read. The same command continues where it was interrupted, and asks again 
 A pair is won by the completion that is preferred in both orders, and a tie otherwise (arXiv 2306.05685, section 3.4).
 """
 
-from __future__ import annotations
-
 import sys
 from dataclasses import dataclass
 from pathlib import Path

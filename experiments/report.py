@@ -5,8 +5,6 @@
 Reads results.csv and the runs of a folder of compare.py or ablate.py.
 """
 
-from __future__ import annotations
-
 import sys
 from dataclasses import dataclass
 from pathlib import Path

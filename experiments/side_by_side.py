@@ -5,8 +5,6 @@
 The runs must start from the same student: the column "before" is the first run's.
 """
 
-from __future__ import annotations
-
 import sys
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Signs in the metrics that a training goes wrong, and what to try against each."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

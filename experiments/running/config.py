@@ -1,7 +1,5 @@
 """The configuration of a run: nested frozen dataclasses, whose fields are the flags of run.py. Light to import."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, is_dataclass

@@ -1,7 +1,5 @@
 """Configurations as nested dictionaries: the `config.json` of a run, and YAML or JSON files for `--config`."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from contextlib import suppress

@@ -1,7 +1,5 @@
 """The perplexity of a corpus under the models of a run."""
 
-from __future__ import annotations
-
 import math
 from functools import partial
 from typing import Any

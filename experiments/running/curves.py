@@ -1,7 +1,5 @@
 """`curves.png` of a run."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from agents.atomic_io import write_file

@@ -1,7 +1,5 @@
 """The command line of a run as a configuration. Light to import."""
 
-from __future__ import annotations
-
 import argparse
 import itertools
 import re

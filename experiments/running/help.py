@@ -1,7 +1,5 @@
 """`--help` of a run: a line a flag, in groups, without the flags that have no effect in the environment."""
 
-from __future__ import annotations
-
 import ast
 import inspect
 import itertools

@@ -1,7 +1,5 @@
 """A run from its command line to its last file: started or resumed, trained, evaluated, saved."""
 
-from __future__ import annotations
-
 import signal
 import sys
 import time

@@ -1,7 +1,5 @@
 """The training of a run: validations, checkpoints, alarms, and what the terminal shows meanwhile."""
 
-from __future__ import annotations
-
 import time
 from typing import Any
 

@@ -1,7 +1,5 @@
 """An estimate of the memory that a run of language models needs."""
 
-from __future__ import annotations
-
 import os
 from typing import Any
 

@@ -1,7 +1,5 @@
 """How metrics are shown: label, format, and which direction is better. Every table and figure reads it from here."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Mapping, Sequence

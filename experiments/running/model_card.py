@@ -1,7 +1,5 @@
 """The model card of a student, and its upload to the hub."""
 
-from __future__ import annotations
-
 import itertools
 import platform
 from contextlib import suppress

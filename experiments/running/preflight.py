@@ -1,7 +1,5 @@
 """Whether teacher, student and task of --env lm fit together, as a table before the first token."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace

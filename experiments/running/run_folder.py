@@ -1,7 +1,5 @@
 """The files of a run's folder: `metrics.csv` and JSON."""
 
-from __future__ import annotations
-
 import csv
 import json
 import math

@@ -1,7 +1,5 @@
 """Ctrl-C and SIGTERM as exceptions, at once or after the current iteration."""
 
-from __future__ import annotations
-
 import os
 import signal
 import threading

@@ -1,7 +1,5 @@
 """What a run prints at its end: a table of its student before and after, what the training cost, and a verdict."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Mapping, Sequence

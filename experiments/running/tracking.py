@@ -1,7 +1,5 @@
 """The metrics of a training: `metrics.csv`, and TensorBoard, W&B or trackio."""
 
-from __future__ import annotations
-
 import csv
 import importlib
 import importlib.util

@@ -1,7 +1,5 @@
 """Supervised learning on a data set that the teacher wrote, and the warm start of a student of sums or coins by it."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json
