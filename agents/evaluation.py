@@ -64,18 +64,15 @@ def _right(completions: Sequence[Completion], groups: Sequence[Sequence[Completi
     def is_right(grade: Grade | None) -> bool:
         return grade is not None and bool(grade.chain_correct if chains else grade.correct)
 
-    right = [sum(is_right(c.grade) for c in g) for g in groups]
+    right = [[is_right(c.grade) for c in g] for g in groups]
     for k in measures.sizes_up_to(samples):
-        metrics[f"pass@{k}"] = measures.mean(
-            measures.pass_at_k(len(g), c, k) for g, c in zip(groups, right, strict=True)
-        )
+        metrics[f"pass@{k}"] = measures.mean(measures.pass_at_k(len(g), sum(g), k) for g in right)
     if not any(g.correct and g.final_value is None for g in grades):  # else the task names no values
         votes = [[c.grade.final_value if c.grade else None for c in g] for g in groups]
         correct = [[c.grade is not None and c.grade.correct for c in g] for g in groups]
         for k in measures.sizes_up_to(samples):
-            metrics[f"majority@{k}"] = measures.mean(
-                measures.majority_at_k(v, c, k) for v, c in zip(votes, correct, strict=True)
-            )
+            majority = map(measures.majority_at_k, votes, correct, [k] * len(groups))
+            metrics[f"majority@{k}"] = measures.mean(majority)
     for difficulty in sorted({c.prompt.difficulty for c in completions}):
         chosen = [is_right(c.grade) for c in completions if c.prompt.difficulty == difficulty]
         metrics[f"{'correct_chains' if chains else 'accuracy'}/{difficulty}"] = measures.accuracy(chosen)

@@ -28,7 +28,7 @@ from rich.console import Console
 from experiments.answering.judges import LocalJudge, LocalJudgeConfig, ServedJudge, ServedJudgeConfig
 from experiments.answering.judging import JudgingConfig, PairsConfig, judge_pairs, make_pairs
 from experiments.running.cli import command
-from experiments.running.signals import signals_raise
+from experiments.running.signals import signals, stop
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +56,7 @@ def judge(config: PairsConfig | ServedConfig | LocalConfig) -> None:
     """Make pairs, or judge them."""
     console = Console()
     try:
-        with signals_raise():
+        with signals(stop):
             if isinstance(config, PairsConfig):
                 console.print(make_pairs(config), highlight=False, soft_wrap=True)
             elif isinstance(config, ServedConfig):

@@ -16,6 +16,7 @@ from distill_env.tasks.registry import LANGUAGE_TASKS
 LanguageTaskName = Literal[*LANGUAGE_TASKS]  # type: ignore[valid-type]
 EnvName = Literal["sums", "coins", "categorical", "lm"]
 Acceptable = Literal["special_tokens", "end_of_turn", "chat_template", "memory"]  # rows of the preflight
+Track = Literal["tensorboard", "wandb", "trackio", "none"]
 Dtype = Literal["float32", "bfloat16"]
 AgentOptions = DistillConfig | SB3Config | PluginConfig
 LARGEST_RUN_SEED = 2**32 - 1  # evaluations and the data of warm starts have larger ones, so streams of their own
@@ -236,7 +237,7 @@ class EvaluationConfig(Section):
 class LoggingConfig(Section):
     """Where metrics and the student go, besides the run's folder."""
 
-    track: Literal["tensorboard", "wandb", "trackio", "none"] = "tensorboard"
+    track: Track = "tensorboard"
     """Tracker that also receives the metrics; wandb and trackio are extras to be installed."""
     push_to_hub: str = ""
     """Hub repository for the student, user/name; the token is $HF_TOKEN or the stored one."""

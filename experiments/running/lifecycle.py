@@ -32,7 +32,7 @@ from experiments.running.loop import TrainingLoop
 from experiments.running.model_card import model_card, push
 from experiments.running.preflight import checked_pair
 from experiments.running.run_folder import finite, read_json, read_metrics, write_json
-from experiments.running.signals import signals_raise
+from experiments.running.signals import signals, stop
 from experiments.running.summary import report, summarise_training
 from experiments.running.tracking import check_track
 from experiments.running.warm_start import warm_start
@@ -48,7 +48,7 @@ def launch(config: RunConfig) -> None:
     if processes.rank:
         follow(config, processes)
     else:
-        with signals_raise():
+        with signals(stop):
             run(config, Console(), processes)
     processes.close()
 

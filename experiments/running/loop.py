@@ -22,7 +22,7 @@ from experiments.running.config import RunConfig
 from experiments.running.config_file import to_dict
 from experiments.running.evaluating import EVALUATION_SEED, gate_of
 from experiments.running.metric_display import metric
-from experiments.running.signals import Request, signals_wait
+from experiments.running.signals import Request, signals
 from experiments.running.tracking import Tracker
 
 LIMITS = {
@@ -84,7 +84,7 @@ class TrainingLoop:
         """
         total = self.settings.iterations
         live = Live(self.progress, console=self.console, refresh_per_second=4)
-        with signals_wait() as self.request, live as self.view:
+        with signals(self.request.note), live as self.view:
             try:
                 while self.done < total and not self.limit_reached:
                     stop = (self.done // self.settings.checkpoint_every + 1) * self.settings.checkpoint_every

@@ -16,10 +16,22 @@ class Stopped(KeyboardInterrupt):
         self.exit_code = 128 + number
 
 
-class Request:
-    """The signal that asked a training to end; 0 for none."""
+def stop(number: int, _: Any) -> None:
+    """Raise `Stopped` at once."""
+    raise Stopped(number)
 
-    number = 0
+
+class Request:
+    """Notes the first signal, for a training to `obey` where its state is complete. The second raises `Stopped`."""
+
+    number = 0  # of the signal; 0 for none
+
+    def note(self, number: int, _: Any) -> None:
+        if self.number:
+            raise Stopped(number)
+        self.number = number
+        # not print, which the signal may have interrupted
+        os.write(2, b"\nstopping after this iteration; a second signal stops at once, at the last checkpoint\n")
 
     def obey(self) -> None:
         """Raise `Stopped` if a signal has arrived."""
@@ -28,37 +40,9 @@ class Request:
 
 
 @contextmanager
-def signals_raise() -> Iterator[None]:
-    """Ctrl-C and SIGTERM raise `Stopped` at once."""
-
-    def handle(number: int, _: Any) -> None:
-        raise Stopped(number)
-
-    with _handler(handle):
-        yield
-
-
-@contextmanager
-def signals_wait() -> Iterator[Request]:
-    """The first Ctrl-C or SIGTERM is noted, for the caller to `obey` where its state is complete. The second raises
-    `Stopped` at once."""
-    request = Request()
-
-    def handle(number: int, _: Any) -> None:
-        if request.number:
-            raise Stopped(number)
-        request.number = number
-        # not print, which the signal may have interrupted
-        os.write(2, b"\nstopping after this iteration; a second signal stops at once, at the last checkpoint\n")
-
-    with _handler(handle):
-        yield request
-
-
-@contextmanager
-def _handler(handle: Callable[[int, Any], None]) -> Iterator[None]:
-    """Handle signals in a main thread, which alone receives them. Ignored signals, as in a shell's background jobs,
-    stay ignored."""
+def signals(handle: Callable[[int, Any], None]) -> Iterator[None]:
+    """Handle Ctrl-C and SIGTERM inside the block, in a main thread, which alone receives them. Ignored signals, as in
+    a shell's background jobs, stay ignored."""
     before = {}
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGINT, signal.SIGTERM):

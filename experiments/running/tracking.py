@@ -7,13 +7,13 @@ import io
 import os
 import secrets
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from agents.atomic_io import write_text
 from agents.base import Metrics
+from experiments.running.config import Track
 from experiments.running.run_folder import read_metrics
 
-Track = Literal["tensorboard", "wandb", "trackio", "none"]
 PROJECT = "distill_env"  # of W&B and trackio
 
 
