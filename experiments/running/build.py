@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from distill_env.tasks.base import Task
 
 CATEGORICAL_VOCABULARY = 6
+OWN_AGENTS: dict[type, str] = {DistillConfig: "agents.distill:DistillAgent", SB3Config: "agents.sb3:SB3Agent"}
 # arguments of a served teacher, and of a task and a teacher that are loaded, and their flags
 SERVED_FLAGS = {"path": "task_path", "url": "teacher", "model": "teacher_model", "tokenizer": "teacher_tokenizer"}
 SERVED_FLAGS |= {"top_k": "teacher_top_k", "patience": "teacher_timeout"}
@@ -164,15 +165,7 @@ def make_agent(config: RunConfig, student: TrainableModel, env: DistillVectorEnv
 
 def agent_class(config: RunConfig) -> Any:
     """The agent's class, whose `load` reads the run's checkpoints."""
-    if isinstance(config.agent_options, DistillConfig):
-        from agents.distill import DistillAgent
-
-        return DistillAgent
-    if isinstance(config.agent_options, SB3Config):
-        from agents.sb3 import SB3Agent
-
-        return SB3Agent
-    return plugin(config.agent)
+    return plugin(OWN_AGENTS.get(type(config.agent_options), config.agent))
 
 
 def agent_loader(config: RunConfig, **options: Any) -> Callable[[Path], Any]:
