@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -193,32 +194,27 @@ class SB3Agent:
 
     def _write(self, folder: Path) -> None:
         self.student.save_pretrained(folder / "student")
-        optimizer, groups = optimizer_tensors(self.optimizer)
-        tensors = {f"heads/{k}": v for k, v in self.heads.state_dict().items()}
-        tensors |= {f"optimizer/{k}": v for k, v in optimizer.items()}
+        tensors, groups = optimizer_tensors(self.optimizer)
+        save_state(folder, "optimizer", tensors, {"param_groups": groups})
         state = {
             "config": dataclasses.asdict(self.config),
             "vocab_size": self.student.vocab_size,
             "eos_token_id": self.student.eos_token_id,
             "iteration": self.iteration,
-            "param_groups": groups,
         }
-        save_state(folder, "agent", tensors, state)
+        save_state(folder, "agent", self.heads.state_dict(), state)
 
     @classmethod
     def load(cls, path: str | Path, **options: Any) -> SB3Agent:
         """Load what `save` wrote; `options` are passed to `build_model`, which loads the student."""
         folder = Path(path)
-        tensors, state = load_state(folder, "agent")
+        heads, state = load_state(folder, "agent")
+        optimizer, saved = load_state(folder, "optimizer")
         with damage_as_value_error(folder):
             ids = {key: state[key] for key in ("vocab_size", "eos_token_id")}  # the saved head may have more rows
             agent = cls(build_model(folder / "student", **ids, **options), SB3Config(**state["config"]))
-            parts: dict[str, dict[str, Tensor]] = {"heads": {}, "optimizer": {}}
-            for name, tensor in tensors.items():
-                part, key = name.split("/", 1)
-                parts[part][key] = tensor
-            agent.heads.load_state_dict(parts["heads"])
-            restore_optimizer(agent.optimizer, parts["optimizer"], state["param_groups"])
+            agent.heads.load_state_dict(heads)
+            restore_optimizer(agent.optimizer, optimizer, saved["param_groups"])
             agent.iteration = state["iteration"]
         return agent
 
@@ -232,13 +228,9 @@ class Heads(nn.Module):
     def __init__(self, student: Any) -> None:
         super().__init__()
         probe = state_features(student, torch.tensor([[0]]))  # [1, d], or [1]
-        self.rewrite: nn.Module
-        self.value: nn.Module
-        if probe.is_floating_point():
-            self.rewrite, self.value = nn.Linear(probe.shape[-1], 1), nn.Linear(probe.shape[-1], 1)
-        else:
-            states = len(student.next_state)
-            self.rewrite, self.value = nn.Embedding(states, 1), nn.Embedding(states, 1)
+        table = not probe.is_floating_point()
+        make: Any = partial(nn.Embedding, len(student.next_state)) if table else partial(nn.Linear, probe.shape[-1])
+        self.rewrite, self.value = make(1), make(1)
         for parameter in self.parameters():
             nn.init.zeros_(parameter)
         self.to(probe.device)
