@@ -58,8 +58,10 @@ def checked(plain: Any) -> Any:
 def exit_code(work: Callable[[], Any]) -> int:
     """0 after `work`; 1 and one line on stderr for an error that a user can correct."""
     try:
-        work()
-        sys.stdout.flush()  # a reader that is gone is noticed here, not at the exit
+        try:
+            work()
+        finally:
+            sys.stdout.flush()  # a reader that is gone is noticed here, not at the exit
         return 0
     except KeyboardInterrupt as stop:
         return getattr(stop, "exit_code", 130)

@@ -33,11 +33,11 @@ VALIDATE_EVERY = 50  # updates
 GIVE_UP_AFTER = 20_000  # updates
 
 
-def teacher_completions(agent: DistillAgent, env: Any, batches: int, console: Console | None = None) -> list[Rollout]:
+def teacher_completions(agent: DistillAgent, env: Any, batches: int) -> list[Rollout]:
     """Batches of `agent.config.batch_size` completions that the teacher writes to the training prompts."""
     stream = PromptStream(env.unwrapped.prompts, agent.config.seed)
     data = []
-    for i in track(range(batches), "the teacher writes a data set", console=console, transient=True):
+    for i in track(range(batches), "the teacher writes a data set", transient=True):
         agent.iteration = i
         data.append(agent.rollout(env, stream))
     agent.iteration = 0

@@ -13,7 +13,7 @@ import yaml
 from experiments.running.config import EnvName, RunConfig, flag_names, flags_of
 from experiments.running.config_file import default_config, flag_values, from_dict, read_config, to_dict
 from experiments.running.flags import parse
-from experiments.running.help import FIRST, docstrings, help_text
+from experiments.running.help import FIRST, choices, docstrings, help_text
 
 CHOICES = [(agent, env) for agent in ("gated", "minillm", "ppo", "a.module:Agent") for env in get_args(EnvName)]
 
@@ -126,3 +126,10 @@ def test_errors_of_a_section_name_the_flag() -> None:
         for field in numbers:
             with pytest.raises(ValueError, match=f"^{names[field]}: "):
                 replace(section, **{field: -1})  # type: ignore[type-var]
+
+
+def test_every_score_that_is_offered_is_accepted() -> None:
+    (score,) = (flag for flag in flags_of(default_config("gated", "sums")) if flag.name == "score")
+    assert len(choices(score)) > 1
+    for name in choices(score):
+        assert parse(["--score", name]).method.gate.score == name  # type: ignore[union-attr]
