@@ -8,6 +8,7 @@ python experiments/evaluate.py runs/gated-sums-s0 --completions runs/gated-sums-
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated
 
 if not __package__:  # run as a script: import from the checkout, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -15,7 +16,7 @@ if not __package__:  # run as a script: import from the checkout, not from this 
 import tyro
 from rich.console import Console
 
-from distill_env.checks import Count, Natural
+from distill_env.checks import Natural, Range
 from experiments.running.build import agent_loader
 from experiments.running.cli import command, print_warning
 from experiments.running.config import EvaluationConfig
@@ -31,9 +32,9 @@ class EvaluateConfig:
 
     folder: tyro.conf.Positional[Path]
     """Folder of the run."""
-    eval_prompts: Count | None = None
+    eval_prompts: Annotated[int | None, Range(least=1)] = None
     """Prompts per split; as in the run if not given."""
-    eval_samples: Count | None = None
+    eval_samples: Annotated[int | None, Range(least=1)] = None
     """Completions of each prompt; as in the run if not given."""
     corpus: str = ""
     """Measure instead the perplexity of this text, a file or the test split of a folder or hub id. It is measured under

@@ -73,19 +73,21 @@ def default_config(agent: str, env: str) -> RunConfig:
     return from_dict(RunConfig(agent, env, agent_options=default_options(agent, env)), ENV_DEFAULTS[env])  # type: ignore[arg-type]
 
 
-def read_config(path: Path, agent: str = "", env: str = "") -> RunConfig:
+def read_config(path: Path, agent: str = "", env: str = "", usual: tuple[str, str] = ("gated", "sums")) -> RunConfig:
     """The configuration in a YAML or JSON file; what it leaves out has the defaults of its agent and environment.
 
     Args:
         path: of the file.
         agent, env: in place of those in the file.
+        usual: agent and environment of a file that names none.
 
     Raises:
         ValueError: in one line that names the file and the key.
     """
     try:
-        values = read_mapping(path) | {key: value for key, value in (("agent", agent), ("env", env)) if value}
-        return from_dict(default_config(values.get("agent", "gated"), values.get("env", "sums")), values)
+        values = {"agent": usual[0], "env": usual[1]} | read_mapping(path)
+        values |= {key: value for key, value in (("agent", agent), ("env", env)) if value}
+        return from_dict(default_config(values["agent"], values["env"]), values)
     except (OSError, ValueError, TypeError) as error:
         raise ValueError(f"config: {str(path)!r}: {error}") from None
 
@@ -110,4 +112,5 @@ def load_config(folder: Path) -> RunConfig:
     path = folder / "config.json"
     if not path.is_file():
         raise ValueError(f"run: {str(folder)!r} holds no run (no config.json)")
-    return replace(read_config(path), out=folder.parent, name=folder.name)  # it may have been moved
+    config = read_config(path, usual=("", ""))
+    return replace(config, out=folder.parent, name=folder.name)  # it may have been moved

@@ -12,7 +12,6 @@ from rich.filesize import decimal
 from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
-from transformers import AutoConfig, GenerationConfig
 
 from agents.methods import GATED
 from agents.metrics import HIGH_DIVERGENCE
@@ -140,6 +139,8 @@ def turn_end_token(tokenizer: Any) -> int | None:
 
 def end_tokens(name: str, **options: Any) -> frozenset[int]:
     """Ids that end a completion of a model by its generation_config.json, or else by its config.json."""
+    from transformers import AutoConfig, GenerationConfig  # slow, and other environments do without
+
     name = base_of(name)
     ids = None
     if "gguf_file" not in options:
