@@ -10,7 +10,7 @@ import tyro
 
 from agents.config import DistillConfig, OptimizerConfig, PluginConfig, PositiveFinite, SB3Config
 from agents.methods import METHODS, Method, check_cacheable
-from distill_env.checks import Count, Finite, Natural, Range, Share, check_fields
+from distill_env.checks import Count, Finite, Natural, Range, Share, check_fields, check_range
 from distill_env.tasks.registry import LANGUAGE_TASKS
 
 LanguageTaskName = Literal[*LANGUAGE_TASKS]  # type: ignore[valid-type]
