@@ -62,14 +62,12 @@ def student_arguments(config: RunConfig) -> dict[str, Any]:
 
 def new_student_arguments(config: RunConfig) -> dict[str, Any]:
     """The arguments of a student that a run begins with."""
-    if config.env == "categorical":
-        return {}
-    arguments = {"dtype": config.student.dtype, **student_arguments(config)}
-    if config.env == "lm":
-        arguments |= shared_ids(config)
-    if config.student.lora_rank:
-        arguments |= _values(config.student, "lora_rank", "lora_alpha", "lora_targets")
-        arguments["lora_seed"] = config.agent_options.seed
+    own = config.student
+    if config.env != "lm":
+        return {} if config.env == "categorical" else {"dtype": own.dtype}
+    arguments = {"dtype": own.dtype, **shared_ids(config), **student_arguments(config)}
+    if own.lora_rank:
+        arguments |= _values(own, "lora_rank", "lora_alpha", "lora_targets") | {"lora_seed": config.agent_options.seed}
     return arguments
 
 
