@@ -138,10 +138,8 @@ class ProcessGroup:
         model: Any = getattr(student, "model", None)
         layers = decoder_layers(model) if model is not None else []
         if not layers or not all(p.requires_grad for p in model.parameters()):
-            raise ValueError(
-                f"use_fsdp: cannot shard {type(model or student).__name__}; expected a student that is a language "
-                "model with known layers, all of it trained"
-            )
+            expected = "expected a language model with known layers, all of it trained"
+            raise ValueError(f"use_fsdp: cannot shard {type(model or student).__name__}; {expected}")
         decoder, head = model.base_model, model.get_output_embeddings()
         policy = MixedPrecisionPolicy(reduce_dtype=torch.promote_types(model.dtype, torch.float32))
         for layer in reversed(layers):  # inner layers first

@@ -102,13 +102,10 @@ class SB3Agent:
             raise ValueError(f"env: a {type(core).__name__}; expected a DistillVectorEnv, wrapped or not")
         if core.autoreset_mode is not AutoresetMode.SAME_STEP or core.chunk != 1:
             raise ValueError(
-                f"env: autoreset_mode is {core.autoreset_mode.value} and chunk is {core.chunk}; "
-                f"expected {AutoresetMode.SAME_STEP.value} and 1"
+                f"env: {core.autoreset_mode} and chunk {core.chunk}; expected {AutoresetMode.SAME_STEP} and 1"
             )
         if core.vocab_size != self.student.vocab_size:
-            raise ValueError(
-                f"student: {self.student.vocab_size} token ids; expected the environment's {core.vocab_size}"
-            )
+            raise ValueError(f"student: {self.student.vocab_size} ids; expected the environment's {core.vocab_size}")
         return core
 
     def _make_algorithm(self, env: VecEnv, horizon: int) -> PPO | A2C:
@@ -146,10 +143,8 @@ class SB3Agent:
                 + algorithm.ent_coef * metrics["train/entropy_loss"]
                 + algorithm.vf_coef * metrics["train/value_loss"]
             )
-        if not math.isfinite(metrics["train/loss"]):
-            raise FloatingPointError(
-                f"iteration {self.iteration}: the loss is {metrics['train/loss']}; lower the learning_rate"
-            )
+        if not math.isfinite(loss := metrics["train/loss"]):
+            raise FloatingPointError(f"iteration {self.iteration}: the loss is {loss}; lower the learning_rate")
         return metrics
 
     def reseed(self, seed: int) -> None:
@@ -180,9 +175,7 @@ class SB3Agent:
         rewrite, value = self.heads(features)  # [n, 1] each
         log_pi = torch.cat([log_q + logsigmoid(-rewrite), logsigmoid(rewrite)], -1)
         if bool(log_pi.isnan().any()):
-            raise FloatingPointError(
-                f"iteration {self.iteration + 1}: the student's log-probabilities are NaN; lower the learning_rate"
-            )
+            raise FloatingPointError(f"iteration {self.iteration + 1}: the student is NaN; lower the learning_rate")
         return log_pi, value
 
     def save(self, path: str | Path) -> None:

@@ -111,10 +111,8 @@ def fingerprint(model: Any) -> str:
     """
     state = model.state_dict() if hasattr(model, "state_dict") else {}
     if not state or any(isinstance(t, Tensor) and t.is_meta for t in state.values()):
-        raise ValueError(
-            f"teacher_cache: the weights of the teacher, a {type(model).__name__}, are not in memory; expected a local "
-            "model that is not offloaded to disk"
-        )
+        expected = "expected a local model that is not offloaded to disk"
+        raise ValueError(f"teacher_cache: the weights of the {type(model).__name__} are not in memory; {expected}")
     config = getattr(getattr(model, "model", None), "config", None)
     settings = {} if config is None else config.to_dict()
     for origin in ("_name_or_path", "transformers_version"):

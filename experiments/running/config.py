@@ -285,10 +285,9 @@ class RunConfig(Section):
             check_cacheable(method)
         if self.environment.task_reward and method.gamma == 0:
             raise ValueError(f"task_reward: {self.environment.task_reward} has no effect with gamma = 0; set --gamma 1")
-        if self.rollout.rows > self.agent_options.batch_size:
-            raise ValueError(
-                f"rows: {self.rollout.rows}; expected at most the batch size, {self.agent_options.batch_size}"
-            )
+        rows, size = self.rollout.rows, self.agent_options.batch_size
+        if rows > size:
+            raise ValueError(f"rows: {rows}; expected at most the batch size, {size}")
 
     @property
     def folder(self) -> Path:

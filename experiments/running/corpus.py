@@ -33,9 +33,7 @@ def corpus_perplexities(
         ValueError: for a run without language models, or an agent without a student.
     """
     if run.env != "lm" or not hasattr(agent, "student"):
-        raise ValueError(
-            f"corpus: {run.name!r} is a run of --env {run.env}; expected --env lm, and an agent with a student"
-        )
+        raise ValueError(f"corpus: a run of --env {run.env}; expected --env lm, and an agent with a student")
     splits = read_corpus(path)
     text = splits.get("test") or next(iter(splits.values()))
     ids = load_tokenizer(teacher_tokenizer(run))(text, add_special_tokens=False, verbose=False)["input_ids"]

@@ -120,15 +120,12 @@ def run_as_main_process(config: RunConfig, console: Console, processes: ProcessG
             check_name(config)
             return run_locked(config, student, env, console, processes, cache)
     except Timeout:
-        raise ValueError(
-            f"name: {str(folder)!r} is in use by another process; wait for it to end, or choose another --name"
-        ) from None
+        raise ValueError(f"name: {str(folder)!r} is in use by another process; wait, or change --name") from None
     except KeyboardInterrupt:
         saved = checkpoints(folder / "checkpoints")
         at = f"at the checkpoint of iteration {int(saved[0].name)}" if saved else "before the first checkpoint"
-        console.print(
-            f"stopped {at}; --resume --name {config.name} {'continues' if saved else 'starts again'}", soft_wrap=True
-        )
+        what = "continues" if saved else "starts again"
+        console.print(f"stopped {at}; --resume --name {config.name} {what}", soft_wrap=True)
         raise
 
 
@@ -145,9 +142,7 @@ def check_processes(config: RunConfig, processes: ProcessGroup) -> None:
         raise ValueError(f"agent: {config.agent!r} with {processes.world_size} processes; expected one of {methods}")
     if processes.mesh is not None and (config.env == "categorical" or config.student.lora_rank):
         name = f"env: {config.env}" if config.env == "categorical" else f"lora_rank: {config.student.lora_rank}"
-        raise ValueError(
-            f"{name} with --use_fsdp; expected a language model as the student, all of whose weights train"
-        )
+        raise ValueError(f"{name} with --use_fsdp; expected a language model as the student, all of it trained")
 
 
 def run_locked(

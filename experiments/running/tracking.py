@@ -101,9 +101,8 @@ class Service:
             self._module.init(project=project, name=folder.name, config=config, **options)
         except Exception as error:  # each has a family of errors of its own
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise ValueError(
-                f"track: {track} did not start ({reason}); log in, set WANDB_MODE=offline, or take another --track"
-            ) from None
+            remedy = "log in, set WANDB_MODE=offline, or take another --track"
+            raise ValueError(f"track: {track} did not start ({reason}); {remedy}") from None
 
     def log(self, iteration: int, metrics: Metrics) -> None:
         self._module.log(dict(metrics), step=iteration)
@@ -115,7 +114,5 @@ class Service:
 def check_track(track: Track) -> None:
     """Raise ValueError if the package of a tracker is not installed."""
     if track in ("wandb", "trackio") and importlib.util.find_spec(track) is None:
-        raise ValueError(
-            f"track: {track!r} is not installed (pip install 'distill-env[{track}]'); expected tensorboard, none, "
-            "or an installed one"
-        )
+        remedy = f"pip install 'distill-env[{track}]', or take tensorboard or none"
+        raise ValueError(f"track: {track!r} is not installed; {remedy}")
