@@ -100,10 +100,9 @@ class SB3Agent:
         core = env.unwrapped
         if not isinstance(core, DistillVectorEnv):
             raise ValueError(f"env: a {type(core).__name__}; expected a DistillVectorEnv, wrapped or not")
-        if core.autoreset_mode is not AutoresetMode.SAME_STEP or core.chunk != 1:
-            raise ValueError(
-                f"env: {core.autoreset_mode} and chunk {core.chunk}; expected {AutoresetMode.SAME_STEP} and 1"
-            )
+        mode, expected = core.autoreset_mode.value, AutoresetMode.SAME_STEP.value
+        if mode != expected or core.chunk != 1:
+            raise ValueError(f"env: autoreset_mode is {mode} and chunk is {core.chunk}; expected {expected} and 1")
         if core.vocab_size != self.student.vocab_size:
             raise ValueError(f"student: {self.student.vocab_size} ids; expected the environment's {core.vocab_size}")
         return core
