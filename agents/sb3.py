@@ -133,9 +133,10 @@ class SB3Agent:
         return algorithm
 
     def _train_metrics(self, algorithm: PPO | A2C) -> Metrics:
-        """The algorithm's own `train/` metrics, and `train/loss`."""
+        """The algorithm's own `train/` metrics, and `train/loss` and `train/entropy`."""
         logged = algorithm.logger.name_to_value
         metrics = {key: float(value) for key, value in logged.items() if key.startswith("train/")}
+        metrics["train/entropy"] = -metrics["train/entropy_loss"]
         if "train/loss" not in metrics:  # A2C logs its terms only
             metrics["train/loss"] = (
                 metrics["train/policy_loss"]

@@ -59,7 +59,7 @@ def alarms(history: Sequence[Metrics], horizon: int, *, gated: bool = True) -> l
         seen = f"{now:.0%} of the completions are loops, at first {first:.0%}"
         advice = "a lower --learning-rate, a lower --tau (the teacher breaks a loop), or a forward KL"
         raised.append(Alarm("repetition", seen, advice))
-    first, now = _first_and_recent([_with_entropy(row) for row in history], "train/entropy")
+    first, now = _first_and_recent(history, "train/entropy")
     if now < max(ENTROPY_SHARE * first, ENTROPY_FLOOR):
         seen = f"{now:.3g} nats per token, at first {first:.3g}"
         advice = "a forward KL at more positions (a lower --tau, --agent soft or gkd), or a lower --learning-rate"
@@ -83,13 +83,6 @@ def _first_and_recent(history: Sequence[Metrics], key: str) -> tuple[float, floa
     parts = [[row.get(key, math.nan) for row in part] for part in (history[:tenth], history[-RECENT:])]
     first, recent = (sum(part) / len(part) for part in parts)
     return first, recent
-
-
-def _with_entropy(row: Metrics) -> Metrics:
-    """Stable-Baselines3 logs the loss of its entropy bonus."""
-    if "train/entropy" in row or "train/entropy_loss" not in row:
-        return row
-    return {**row, "train/entropy": -row["train/entropy_loss"]}
 
 
 class AlarmLog:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -221,6 +222,7 @@ def test_it_trains_through_a_wrapper() -> None:
     env = RewriteImplausible(table_env(one_state(SKEWED), rows=8), top_k=2)
     agent.learn(env, 1, lambda _, metrics: logged.append(metrics))
     assert logged[0]["rollout/rewritten_share"] > 0.6  # two likeliest tokens of five
+    assert 0 < logged[0]["train/entropy"] <= math.log(6)
 
 
 @pytest.mark.parametrize(

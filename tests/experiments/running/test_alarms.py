@@ -46,10 +46,6 @@ RINGS = {
     "entropy of nothing from the start": (history(entropy=0.005), "entropy collapse"),
     "all steps hard": (history(20, hard_share=1.0, rewritten_share=0.0), "teacher rejects everything"),
     "all steps rewritten": (history(20, hard_share=0.5, rewritten_share=0.99), "teacher rejects everything"),
-    "the entropy that Stable-Baselines3 logs": (
-        [{"train/entropy_loss": -2.0 + i / 30} for i in range(60)],
-        "entropy collapse",
-    ),
 }
 SILENT = {
     "nothing yet": [],
