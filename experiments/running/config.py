@@ -1,17 +1,17 @@
 """The configuration of a run: nested frozen dataclasses, whose fields are the flags of run.py. Light to import."""
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, field, is_dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal
 
 import tyro
 
 from agents.config import DistillConfig, OptimizerConfig, PluginConfig, PositiveFinite, SB3Config
 from agents.methods import METHODS, Method, check_cacheable
-from distill_env.checks import Count, Finite, Natural, Range, Share, check_fields, check_range
+from distill_env.checks import Count, Finite, Natural, Range, Share, check_range
 from distill_env.tasks.registry import LANGUAGE_TASKS
+from experiments.running.section import Section, flag
 
 LanguageTaskName = Literal[*LANGUAGE_TASKS]  # type: ignore[valid-type]
 EnvName = Literal["sums", "coins", "categorical", "lm"]
@@ -23,54 +23,6 @@ LARGEST_RUN_SEED = 2**32 - 1  # evaluations and the data of warm starts have lar
 SMALL_TASKS = ("sums", "coins")  # with a trained teacher that ships with the project
 SB3_AGENTS: dict[str, Literal["ppo", "a2c"]] = {"ppo": "ppo", "a2c": "a2c"}
 AGENT_HELP = f"A method ({', '.join(METHODS)}), ppo or a2c from Stable-Baselines3, or package.module:Class."
-
-
-def flag(name: str) -> Any:
-    """Annotation of a field whose flag has another name than the field."""
-    return tyro.conf.arg(name=name)
-
-
-def flag_names(config_class: Any) -> dict[str, str]:
-    """The flag of every field of a dataclass, with underscores."""
-    names = {}
-    for name, hint in get_type_hints(config_class, include_extras=True).items():
-        renamed = (getattr(data, "name", None) for data in getattr(hint, "__metadata__", ()))
-        names[name] = next((n.replace("-", "_") for n in renamed if n), name)
-    return names
-
-
-@dataclass(frozen=True)
-class Flag:
-    """A flag, its value in a configuration, and its place there."""
-
-    name: str
-    value: Any
-    section: Any  # the dataclass that has the field
-    path: tuple[str, ...]  # names of the sections, and of the field
-
-
-def flags_of(config: Any, path: tuple[str, ...] = ()) -> Iterator[Flag]:
-    """The flags of a nested configuration."""
-    for name, value in vars(config).items():
-        if is_dataclass(value):
-            yield from flags_of(value, (*path, name))
-        else:
-            yield Flag(flag_names(type(config))[name], value, config, (*path, name))
-
-
-class Section:
-    """A part of the configuration. Its errors name the flag."""
-
-    def __post_init__(self) -> None:
-        try:
-            check_fields(self)
-            self.check()
-        except ValueError as error:
-            name, colon, rest = str(error).partition(":")
-            raise ValueError(flag_names(type(self)).get(name, name) + colon + rest) from None
-
-    def check(self) -> None:
-        """Raise ValueError for a value out of range."""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 
 import yaml
 
-from experiments.running.config import ENV_DEFAULTS, RunConfig, default_options, flags_of
+from experiments.running.config import ENV_DEFAULTS, RunConfig, default_options
+from experiments.running.section import flags_of
 
 C = TypeVar("C")
 

@@ -12,24 +12,12 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from agents.config import DistillConfig
 from agents.methods import METHODS, Method
-from experiments.running.config import (
-    SB3_AGENTS,
-    SMALL_TASKS,
-    DataConfig,
-    Flag,
-    LoadingConfig,
-    RunConfig,
-    flag_names,
-    flags_of,
-)
+from experiments.running.config import SB3_AGENTS, SMALL_TASKS, DataConfig, LoadingConfig, RunConfig, TeacherConfig
+from experiments.running.section import Flag, flag_names, flags_of
 
 FIRST = ("agent", "env", "tau", "iterations", "seed", "name", "out", "resume", "teacher", "student", "task_path")
-LM_ONLY = (
-    *flag_names(DataConfig).values(),
-    *flag_names(LoadingConfig).values(),
-    *("teacher", "teacher_model", "teacher_tokenizer", "teacher_top_k", "teacher_timeout", "device_map", "quantize"),
-    *("gguf_file", "lora_rank", "lora_alpha", "lora_targets", "gradient_checkpointing"),
-)
+LM_ONLY = {name for section in (TeacherConfig, LoadingConfig, DataConfig) for name in flag_names(section).values()}
+LM_ONLY = LM_ONLY - {"teacher_cache"} | {"lora_rank", "lora_alpha", "lora_targets", "gradient_checkpointing"}
 # the environments in which a flag has an effect, if not in all
 ENVIRONMENTS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(LM_ONLY, ("lm",)),

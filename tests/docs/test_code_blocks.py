@@ -30,8 +30,8 @@ import pytest
 import tyro
 
 from agents.methods import METHODS
-from experiments.running.config import flag_names
 from experiments.running.config_file import default_config
+from experiments.running.section import flag_names
 from tests.helpers.paths import REPOSITORY
 from tests.helpers.tiny_models import write_model, write_prompts
 

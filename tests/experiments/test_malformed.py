@@ -22,8 +22,8 @@ from agents.checkpoint import checkpoints
 from distill_env.models.tabular import markov
 from experiments import ablate, compare, evaluate, report
 from experiments import run as run_module
-from experiments.running.config import flag_names
 from experiments.running.config_file import default_config
+from experiments.running.section import flag_names
 from tests.helpers.damage import (
     CONFIG,
     TOKENIZER,

@@ -10,10 +10,11 @@ from typing import get_args
 import pytest
 import yaml
 
-from experiments.running.config import EnvName, RunConfig, flag_names, flags_of
+from experiments.running.config import EnvName, RunConfig
 from experiments.running.config_file import default_config, flag_values, from_dict, read_config, to_dict
 from experiments.running.flags import parse
 from experiments.running.help import FIRST, choices, docstrings, help_text
+from experiments.running.section import flag_names, flags_of
 
 CHOICES = [(agent, env) for agent in ("gated", "minillm", "ppo", "a.module:Agent") for env in get_args(EnvName)]
 
