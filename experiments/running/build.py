@@ -14,12 +14,7 @@ from agents.config import DistillConfig, PluginConfig, SB3Config
 from distill_env.models.load import is_served
 from distill_env.tasks.base import Split
 from experiments.running.config import RunConfig
-from experiments.running.lm_arguments import (
-    new_student_arguments,
-    student_arguments,
-    teacher_arguments,
-    teacher_tokenizer,
-)
+from experiments.running.lm_arguments import new_student_arguments, student_arguments, task_arguments, teacher_arguments
 
 if TYPE_CHECKING:
     from agents.base import Agent
@@ -53,7 +48,6 @@ def task_and_teacher(config: RunConfig) -> dict[str, Any]:
         return {"task": "categorical", "teacher": "markov", "teacher_kwargs": {"vocab_size": CATEGORICAL_VOCABULARY}}
     if config.env != "lm":  # a task with a teacher that ships with it
         return {"task": config.env, "teacher": config.env, "teacher_kwargs": {"dtype": config.teacher.dtype}}
-    require_models(config)
     return {
         "task": config.data.task,
         "teacher": config.teacher.model,
@@ -97,31 +91,6 @@ def make_env(
             autoreset_mode="SameStep" if kind is SB3Config else "NextStep" if kind is PluginConfig else "Disabled",
             **arguments,
         )
-
-
-def task_arguments(config: RunConfig) -> dict[str, Any]:
-    """The arguments of the task of --env lm. Raises ValueError for a flag that the task does not have."""
-    data = config.data
-    arguments: dict[str, Any] = {
-        "path": data.path,
-        "tokenizer": teacher_tokenizer(config),
-        "max_prompt_tokens": data.max_prompt_tokens,
-        "step_pattern": data.step_pattern,
-    }
-    if data.task != "text":
-        chat = {"auto": None, "yes": True, "no": False}[data.chat]
-        return arguments | {"chat": chat, "few_shot": data.few_shot}
-    if data.few_shot or data.chat == "yes":
-        raise ValueError("few_shot, chat: not with --task text, which has no questions; expected 0, auto or no")
-    horizon = config.environment.max_new_tokens
-    return arguments | ({"max_new_tokens": horizon} if horizon else {})
-
-
-def require_models(config: RunConfig) -> None:
-    """Raise ValueError if --env lm has no teacher or no student."""
-    for name, model in (("teacher", config.teacher.model), ("student", config.student.model)):
-        if not model:
-            raise ValueError(f"{name}: --env lm needs --{name}")
 
 
 def make_student(config: RunConfig, env: DistillVectorEnv) -> TrainableModel:

@@ -1,4 +1,4 @@
-"""The arguments with which teacher, student and their tokenizers are loaded for --env lm. Light to import."""
+"""The arguments with which task, teacher, student and tokenizers are loaded for --env lm. Light to import."""
 
 from __future__ import annotations
 
@@ -23,12 +23,38 @@ def student_tokenizer(config: RunConfig) -> TokenizerSource:
     return TokenizerSource(config.student.model, trust_remote_code=config.loading.trust_remote_code)
 
 
+def task_arguments(config: RunConfig) -> dict[str, Any]:
+    """The arguments of the task. Raises ValueError for a flag that the task does not have."""
+    data = config.data
+    arguments: dict[str, Any] = {
+        "path": data.path,
+        "tokenizer": teacher_tokenizer(config),
+        "max_prompt_tokens": data.max_prompt_tokens,
+        "step_pattern": data.step_pattern,
+    }
+    if data.task != "text":
+        chat = {"auto": None, "yes": True, "no": False}[data.chat]
+        return arguments | {"chat": chat, "few_shot": data.few_shot}
+    if data.few_shot or data.chat == "yes":
+        raise ValueError("few_shot, chat: not with --task text, which has no questions; expected 0, auto or no")
+    horizon = config.environment.max_new_tokens
+    return arguments | ({"max_new_tokens": horizon} if horizon else {})
+
+
+def require_models(config: RunConfig) -> None:
+    """Raise ValueError if --env lm has no teacher or no student."""
+    for name, model in (("teacher", config.teacher.model), ("student", config.student.model)):
+        if not model:
+            raise ValueError(f"{name}: --env lm needs --{name}")
+
+
 def shared_ids(config: RunConfig) -> dict[str, int]:
     """The number of ids that teacher and student share, and their end token.
 
     Raises:
-        ValueError: if the tokenizers map text to ids differently.
+        ValueError: without a teacher or a student, or if their tokenizers map text to ids differently.
     """
+    require_models(config)
     teacher, student = load_tokenizer(teacher_tokenizer(config)), load_tokenizer(student_tokenizer(config))
     differing = differing_entries(teacher, student)
     if differing:

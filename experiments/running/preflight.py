@@ -25,9 +25,9 @@ from distill_env.models.load import is_served
 from distill_env.ragged import PAD
 from distill_env.randomness import Purpose, episode_keys, inverse_cdf, uniform
 from distill_env.tasks.base import Prompt
-from experiments.running.build import make_env, make_student, require_models
+from experiments.running.build import make_env, make_student
 from experiments.running.config import Acceptable, RunConfig
-from experiments.running.lm_arguments import differing_entries, student_tokenizer, teacher_tokenizer
+from experiments.running.lm_arguments import differing_entries, require_models, student_tokenizer, teacher_tokenizer
 from experiments.running.memory_estimate import estimate, free_bytes
 
 Status = Literal["ok", "warning", "error", "accepted"]
