@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,6 +14,7 @@ from distill_env.models.load import is_served
 from distill_env.tasks.base import Split
 from experiments.running.config import RunConfig
 from experiments.running.lm_arguments import new_student_arguments, student_arguments, task_arguments, teacher_arguments
+from experiments.running.section import errors_name_flags
 
 if TYPE_CHECKING:
     from agents.base import Agent
@@ -28,18 +28,6 @@ OWN_AGENTS: dict[type, str] = {DistillConfig: "agents.distill:DistillAgent", SB3
 SERVED_FLAGS = {"path": "task_path", "url": "teacher", "model": "teacher_model", "tokenizer": "teacher_tokenizer"}
 SERVED_FLAGS |= {"top_k": "teacher_top_k", "patience": "teacher_timeout"}
 LOADED_FLAGS = {"path": "task_path", "name_or_path": "teacher", "model": "teacher"}
-
-
-@contextmanager
-def errors_name_flags(flags: dict[str, str]) -> Iterator[None]:
-    """Errors that begin with one of these arguments begin with its flag."""
-    try:
-        yield
-    except (ValueError, OSError) as error:
-        name, colon, rest = str(error).partition(":")
-        if not colon or name not in flags:
-            raise
-        raise type(error)(flags[name] + colon + rest) from None
 
 
 def task_and_teacher(config: RunConfig) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Sections of a configuration, and the flags that their fields are. Light to import."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, is_dataclass
 from typing import Any, get_type_hints
 
@@ -42,16 +43,25 @@ def flags_of(config: Any, path: tuple[str, ...] = ()) -> Iterator[Flag]:
             yield Flag(flag_names(type(config))[name], value, config, (*path, name))
 
 
+@contextmanager
+def errors_name_flags(flags: dict[str, str]) -> Iterator[None]:
+    """Errors that begin with one of these arguments begin with its flag."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        name, colon, rest = str(error).partition(":")
+        if not colon or name not in flags:
+            raise
+        raise type(error)(flags[name] + colon + rest) from None
+
+
 class Section:
     """A part of the configuration. Its errors name the flag."""
 
     def __post_init__(self) -> None:
-        try:
+        with errors_name_flags(flag_names(type(self))):
             check_fields(self)
             self.check()
-        except ValueError as error:
-            name, colon, rest = str(error).partition(":")
-            raise ValueError(flag_names(type(self)).get(name, name) + colon + rest) from None
 
     def check(self) -> None:
         """Raise ValueError for a value out of range."""
