@@ -1,16 +1,15 @@
 """What a run measures of its student: evaluations before and after the training, and sample completions."""
 
-from __future__ import annotations
-
 import hashlib
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 from rich.text import Text
 
 from agents.atomic_io import write_text
+from agents.base import Agent
 from agents.prompts import evenly_spaced
 from distill_env.gate_settings import Gate
 from distill_env.tasks.base import Split
@@ -19,9 +18,6 @@ from experiments.running.build import make_env
 from experiments.running.cli import progress_bar
 from experiments.running.config import LARGEST_RUN_SEED, RunConfig
 from experiments.running.run_folder import finite, read_json, write_json
-
-if TYPE_CHECKING:
-    from agents.base import Agent
 
 EVALUATION_SEED = LARGEST_RUN_SEED + 1
 EVALUATION_ROWS, LM_ROWS = 512, 16  # completions at a time

@@ -1,14 +1,10 @@
 """The arguments with which task, teacher, student and tokenizers are loaded for --env lm. Light to import."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from distill_env.models.hub import TokenizerSource, load_tokenizer
 from distill_env.models.load import is_served
-
-if TYPE_CHECKING:
-    from experiments.running.config import RunConfig
+from experiments.running.config import RunConfig
 
 
 def teacher_tokenizer(config: RunConfig) -> TokenizerSource:

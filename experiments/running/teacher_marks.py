@@ -1,16 +1,11 @@
 """Completions as text: the teacher's tokens stand between ⟦ and ⟧, and a terminal with colours also shows them red."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from rich.text import Text
 
 from distill_env.rendering import split_by_writer
-
-if TYPE_CHECKING:
-    from distill_env.tasks.base import Prompt, Task
+from distill_env.tasks.base import Prompt, Task
 
 
 def mark_teacher(task: Task, prompt: Prompt, tokens: Sequence[int], rewritten: Sequence[bool]) -> Text:
