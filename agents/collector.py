@@ -107,8 +107,8 @@ class Collector:
             raise ValueError(f"prompts: {len(prompts)} for {env.num_envs} rows; expected at least one per row")
         if student.vocab_size != core.vocab_size:
             raise ValueError(f"student: {student.vocab_size} token ids, the environment has {core.vocab_size}")
-        if gate.score == "rank" and (top_k or top_p < 1):
-            raise ValueError("score: 'rank' with top_k or top_p; a rank needs the teacher's whole distribution")
+        if gate.reads_tokens and (top_k or top_p < 1):
+            raise ValueError(f"score: {gate.score!r} with top_k or top_p; it needs the teacher's whole distribution")
         check_top_k(core, top_k, gate.needs_scores or keep_teacher)
         self.env, self.core, self.student, self.prompts, self.keys = env, core, student, list(prompts), keys
         self.gate, self.draft_length = gate, draft_length

@@ -85,8 +85,8 @@ class Method:
             raise ValueError(f"score: {self.gate.score!r}; expected a score of the models")
         if self.forward_kl_anneal and self.loss != "weighted":
             raise ValueError(f"forward_kl_anneal: {self.forward_kl_anneal} with loss {self.loss!r}; expected weighted")
-        if self.gate.score == "rank" and self.truncates:
-            raise ValueError("score: 'rank' with top_k or top_p; a rank needs the teacher's whole distribution")
+        if self.gate.reads_tokens and self.truncates:
+            raise ValueError(f"score: {self.gate.score!r} with top_k or top_p; it needs the whole distribution")
         if self.loss in TOKEN_BY_TOKEN and self.truncates:
             raise ValueError(f"loss: {self.loss!r} with top_k or top_p; it needs the teacher's whole distribution")
         if self.loss == "negative" and self.teacher_writes != "never":
@@ -102,10 +102,10 @@ class Method:
             self._check_sampled()
         if self.importance_weights:
             self._check_importance_weights()
-        if self.policy_gradient and self.gate_writes and self.gate.score == "rank":
+        if self.policy_gradient and self.gate_writes and self.gate.reads_tokens:
             raise ValueError(
-                f"score: 'rank' with gamma {self.gamma} and estimator {self.estimator!r}; a rank depends on the drawn "
-                "token, which biases a policy gradient; expected gamma 0 and exact, or a score of the state"
+                f"score: {self.gate.score!r} with gamma {self.gamma} and estimator {self.estimator!r}; it depends on "
+                "the drawn token, which biases a policy gradient; expected gamma 0 and exact, or a score of the state"
             )
 
     @property

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from distill_env.divergence import entropy, forward_kl, reverse_kl
-from distill_env.gate_settings import Gate
+from distill_env.gate_settings import Gate, ScoreFunction, find_score
 
 SMALLEST_AVERAGE = 1e-12  # a relative score is read against at least this, so that 0 after zeros is not hard
 
@@ -63,6 +63,24 @@ class GateDecision(NamedTuple):
     reverse_weight: Tensor  # float64 in [0, 1]
 
 
+def divergence(student: Tensor, teacher: Tensor) -> Tensor:
+    """D_t = KL(student || teacher), [n, K, V] -> [n, K], nats."""
+    return reverse_kl(student, teacher).clamp(min=0)  # rounding makes it negative for near-equal models
+
+
+def rank(student: Tensor, teacher: Tensor, tokens: Tensor) -> Tensor:
+    """The number of tokens that the teacher finds likelier than the drafted one, [n, K, V] and [n, K] -> [n, K]."""
+    return (teacher > teacher.gather(-1, tokens.clamp(min=0)[..., None])).sum(-1)
+
+
+SCORES: dict[str, ScoreFunction] = {
+    "divergence": divergence,
+    "forward_kl": lambda student, teacher: forward_kl(student, teacher).clamp(min=0),
+    "teacher_entropy": lambda student, teacher: entropy(teacher),
+    "rank": rank,
+}
+
+
 def raw_score(gate: Gate, student: Tensor | None, teacher: Tensor | None, draft: DraftBlock) -> Tensor:
     """The gate's score at every position, before it is clipped or smoothed.
 
@@ -83,16 +101,13 @@ def raw_score(gate: Gate, student: Tensor | None, teacher: Tensor | None, draft:
         return (1 - draft.episode_uniforms)[:, None].expand_as(draft.uniforms)
     assert student is not None
     assert teacher is not None
-    student, teacher = student.detach(), teacher.detach()
-    if gate.score == "divergence":
-        score = reverse_kl(student, teacher).clamp(min=0)  # rounding makes it negative for near-equal models
-    elif gate.score == "forward_kl":
-        score = forward_kl(student, teacher).clamp(min=0)
-    elif gate.score == "teacher_entropy":
-        score = entropy(teacher)
-    else:
-        own = teacher.gather(-1, draft.tokens.clamp(min=0)[..., None].to(teacher.device))
-        score = (teacher > own).sum(-1)
+    inputs = [student.detach(), teacher.detach()]
+    if gate.reads_tokens:
+        inputs.append(draft.tokens.to(teacher.device))
+    score: Tensor = (SCORES.get(gate.score) or find_score(gate.score))(*inputs)
+    if score.shape != draft.tokens.shape:
+        expected = list(draft.tokens.shape)
+        raise ValueError(f"score: {gate.score!r} returned {list(score.shape)}; expected {expected}, one per position")
     return score.double().to(draft.uniforms.device)
 
 

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from pkgutil import resolve_name
+from typing import Annotated, Any, Literal
 
 from distill_env.checks import Positive, Range, check_fields
 
-ScoreName = Literal["divergence", "forward_kl", "teacher_entropy", "rank"]
+SCORE_NAMES = ("divergence", "forward_kl", "teacher_entropy", "rank")
+ScoreFunction = Callable[..., Any]
+"""(student, teacher) or (student, teacher, tokens) -> scores: log-probabilities [n, K, V] twice, perhaps the drafted
+tokens [n, K], to numbers [n, K]."""
 StepReduction = Literal["none", "mean", "max", "sum"]
 
 
@@ -23,9 +29,9 @@ class Gate:
         ValueError: for settings out of range or that exclude each other.
     """
 
-    score: ScoreName = "divergence"
-    """What the gate reads: divergence (D_t), forward_kl, teacher_entropy (nats), or rank of the drafted token under the
-    teacher (0 is the likeliest)."""
+    score: str = "divergence"
+    """What the gate reads: divergence (D_t), forward_kl or teacher_entropy, in nats; rank of the drafted token under
+    the teacher (0 is the likeliest); or package.module:function."""
     tau: float = math.inf
     """Threshold, in the unit of the score: nats, ranks, or with relative multiples of the average."""
     alpha: Positive = math.inf
@@ -45,6 +51,8 @@ class Gate:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if self.reads_a_model and self.score not in SCORE_NAMES:
+            find_score(self.score)
         if self.reads_a_model and self.tau < 0:
             raise ValueError(f"tau: {self.tau} is negative; expected at least 0 with score {self.score!r}")
         if self.cumulative and self.step_reduction != "none":
@@ -56,6 +64,13 @@ class Gate:
     def reads_a_model(self) -> bool:
         """Whether the score is a function of the models; otherwise it is a uniform random number."""
         return not isinstance(self, RandomGate)
+
+    @property
+    def reads_tokens(self) -> bool:
+        """Whether the score depends on the drafted token, not only on the two distributions."""
+        if not self.reads_a_model or self.score in SCORE_NAMES:
+            return self.score == "rank"
+        return takes_tokens(find_score(self.score))
 
     @property
     def needs_scores(self) -> bool:
@@ -85,7 +100,47 @@ class Gate:
 class RandomGate(Gate):
     """A gate that reads a uniform random number, of each position or (episode_uniform) of each whole completion."""
 
-    score: Literal["uniform", "episode_uniform"] = "uniform"  # type: ignore[assignment]
+    score: Literal["uniform", "episode_uniform"] = "uniform"
+
+
+_custom_scores: dict[str, ScoreFunction] = {}
+
+
+def custom_score(function: ScoreFunction) -> str:
+    """The name of a score of your own, for `Gate(score=...)`.
+
+    Args:
+        function: pure; takes `student` and `teacher`, log-probabilities [n, K, V], and perhaps `tokens` [n, K], and
+            returns numbers [n, K]. A position may depend on itself and on those before it.
+    """
+    name = f"{function.__module__}:{function.__qualname__}"
+    _custom_scores[name] = function
+    return name
+
+
+def find_score(name: str) -> ScoreFunction:
+    """The function of that name, `package.module:function`, or one that `custom_score` has named.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    if name not in _custom_scores:
+        accepted = f"expected {', '.join(SCORE_NAMES)} or package.module:function"
+        if ":" not in name:
+            raise ValueError(f"score: {name!r} is unknown; {accepted}")
+        try:
+            function = resolve_name(name)
+        except Exception as error:  # a module may raise anything
+            reason = f"{type(error).__name__}: {error}"
+            raise ValueError(f"score: {name!r} cannot be imported ({reason}); {accepted}") from None
+        if not callable(function):
+            raise ValueError(f"score: {name!r} is a {type(function).__name__}; {accepted}")
+        _custom_scores[name] = function
+    return _custom_scores[name]
+
+
+def takes_tokens(function: ScoreFunction) -> bool:
+    return len(inspect.signature(function).parameters) > 2
 
 
 NEVER = RandomGate(tau=math.inf)

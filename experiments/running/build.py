@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -145,14 +144,11 @@ def plugin(name: str) -> Any:
         ValueError: if it cannot be imported, or is no agent.
     """
     module, _, attribute = name.partition(":")
-    sys.path.insert(0, str(Path.cwd()))  # a user's file beside the command
     try:
         loaded = getattr(importlib.import_module(module), attribute)
     except Exception as error:  # a module may raise anything
         reason = f"{type(error).__name__}: {error}"
         raise ValueError(f"agent: {name!r} cannot be imported ({reason}); expected package.module:Class") from None
-    finally:
-        sys.path.pop(0)
     missing = [verb for verb in ("learn", "act", "save", "load") if not callable(getattr(loaded, verb, None))]
     if missing or not isinstance(loaded, type):
         lacks = f"has no {', '.join(missing)}" if missing else "is no class"

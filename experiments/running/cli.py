@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import field, fields, is_dataclass, make_dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import tyro
@@ -56,7 +57,12 @@ def checked(plain: Any) -> Any:
 
 
 def exit_code(work: Callable[[], Any]) -> int:
-    """0 after `work`; 1 and one line on stderr for an error that a user can correct."""
+    """0 after `work`; 1 and one line on stderr for an error that a user can correct.
+
+    Modules in the current folder can be imported, after all others: agents and scores of the user's own.
+    """
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))
     try:
         try:
             work()

@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from agents.config import DistillConfig
 from agents.methods import METHODS, Method
+from distill_env.gate_settings import SCORE_NAMES
 from experiments.running.config import SB3_AGENTS, SMALL_TASKS, DataConfig, LoadingConfig, RunConfig, TeacherConfig
 from experiments.running.section import Flag, flag_names, flags_of
 
@@ -63,6 +64,8 @@ def choices(flag: Flag) -> tuple[str, ...]:
     """The values that are accepted, if they are few."""
     if flag.name == "agent":
         return (*METHODS, *SB3_AGENTS, "package.module:Class")
+    if flag.name == "score":
+        return (*SCORE_NAMES, "package.module:function")
     hint = get_type_hints(type(flag.section))[flag.path[-1]]
     return get_args(hint) if get_origin(hint) is Literal else ()
 

@@ -805,6 +805,8 @@ def test_what_is_not_a_number_stops_the_run_and_changes_nothing(name: str, whose
         ({"top_p": 0.0}, "top_p"),
         ({"score": "rank", "top_k": 4}, "score"),
         ({"score": "rank", "gamma": 1.0}, "score"),
+        ({"score": "tests.distill_env.test_gate:surprise", "gamma": 1.0}, "score"),
+        ({"score": "tests.distill_env.test_gate:surprise", "top_k": 4}, "score"),
         ({"score": "rank", "estimator": "sampled"}, "score"),
         ({"score": "rank", "teacher_writes": "soft", "gamma": 0.5}, "score"),
         ({"loss": "todi", "top_k": 4}, "loss"),

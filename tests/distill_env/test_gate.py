@@ -25,11 +25,10 @@ from distill_env.gate import (
     read_and_decide,
     read_score,
 )
-from distill_env.gate_settings import ALWAYS, NEVER, Gate, random_gate
+from distill_env.gate_settings import ALWAYS, NEVER, SCORE_NAMES, Gate, custom_score, random_gate
 from tests.helpers.tables import naive_read, naive_score
 
 N, K, V = 4, 9, 5
-SCORES = ("divergence", "forward_kl", "teacher_entropy", "rank")
 
 
 def models(seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -48,11 +47,54 @@ def block(seed: int = 0) -> DraftBlock:
     )
 
 
-@pytest.mark.parametrize("score", SCORES)
+def forward_kl_of_mine(student: Tensor, teacher: Tensor) -> Tensor:
+    return (teacher.exp() * (teacher - student)).sum(-1)
+
+
+def surprise(student: Tensor, teacher: Tensor, tokens: Tensor) -> Tensor:
+    return -teacher.gather(-1, tokens[..., None])[..., 0]
+
+
+@pytest.mark.parametrize("memory", [{}, {"smoothing": 0.5}, {"step_reduction": "sum"}, {"cumulative": True}])
+def test_a_score_of_ones_own_is_read_as_a_built_in_one(memory: dict[str, Any]) -> None:
+    """By its name as by the function itself, whatever the gate remembers."""
+    own = custom_score(forward_kl_of_mine)
+    gates = [Gate(score, 0.7, **memory) for score in ("forward_kl", own, f"{__name__}:forward_kl_of_mine")]
+    decisions = [apply_gate(gate, *models(), block(), GateState.start(N))[0] for gate in gates]
+    for decision in decisions[1:]:
+        torch.testing.assert_close(decision.score, decisions[0].score)
+        assert decision.rewrite.equal(decisions[0].rewrite)
+    assert set(decisions[0].rewrite.flatten().tolist()) == {True, False}
+
+
+def test_a_score_may_read_the_drafted_tokens() -> None:
+    student, teacher = models()
+    gate, draft = Gate(custom_score(surprise), 1.0), block()
+    expected = -teacher.gather(-1, draft.tokens[..., None])[..., 0]
+    torch.testing.assert_close(raw_score(gate, student, teacher, draft), expected)
+    assert gate.reads_tokens
+    assert not Gate(custom_score(forward_kl_of_mine)).reads_tokens
+    assert [Gate(name).reads_tokens for name in SCORE_NAMES] == [False, False, False, True]
+
+
+@pytest.mark.parametrize("name", ["entropy", "no.such:score", f"{__name__}:no_score", f"{__name__}:N"])
+def test_an_unknown_score_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=r"^score: ") as error:
+        Gate(name)
+    assert "\n" not in str(error.value)
+
+
+def test_a_score_returns_a_number_for_each_position() -> None:
+    gate = Gate(custom_score(lambda student, teacher: teacher), 1.0)
+    with pytest.raises(ValueError, match=r"^score: "):
+        raw_score(gate, *models(), block())
+
+
+@pytest.mark.parametrize("score", SCORE_NAMES)
 def test_scores(score: str) -> None:
     """Each is its definition, state by state."""
     student, teacher = models()
-    draft, config = block(), Gate(score, 0.5)  # type: ignore[arg-type]
+    draft, config = block(), Gate(score, 0.5)
     actual = raw_score(config, student, teacher, draft)
     expected = [
         [naive_score(config, student[i, k], teacher[i, k], int(draft.tokens[i, k])) for k in range(K)] for i in range(N)
@@ -73,7 +115,7 @@ def test_divergence_is_never_negative() -> None:
     almost = (student + 1e-9).log_softmax(-1)
     assert bool((reverse_kl(student, almost) < 0).any())
     for score in ("divergence", "forward_kl"):
-        decision, _ = apply_gate(Gate(score, 0.0), student, almost, block(), GateState.start(N))  # type: ignore[arg-type]
+        decision, _ = apply_gate(Gate(score, 0.0), student, almost, block(), GateState.start(N))
         assert bool((decision.score >= 0).all())
         assert bool(decision.rewrite.all())
 
@@ -182,7 +224,7 @@ def test_the_threshold_follows_the_quantile(start: float, budget: float) -> None
 gates = st.one_of(
     st.builds(
         Gate,
-        score=st.sampled_from(SCORES),
+        score=st.sampled_from(SCORE_NAMES),
         tau=st.floats(0, 2),
         alpha=st.just(math.inf) | st.floats(0.1, 50),
         step_reduction=st.sampled_from(["none", "mean", "max", "sum"]),
@@ -193,7 +235,7 @@ gates = st.one_of(
     ),
     st.builds(
         Gate,
-        score=st.sampled_from(SCORES),
+        score=st.sampled_from(SCORE_NAMES),
         tau=st.floats(0, 4),
         alpha=st.just(math.inf) | st.floats(0.1, 50),
         smoothing=st.just(0.0) | st.floats(0.01, 0.99),
