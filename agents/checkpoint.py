@@ -133,7 +133,9 @@ def damage_as_value_error(path: Path) -> Iterator[None]:
         if str(error).startswith("checkpoint: "):
             raise  # from a block inside this one
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise ValueError(f"checkpoint: {str(path)!r} is damaged ({reason}); expected it as it was saved") from None
+        raise ValueError(
+            f"checkpoint: {str(path)!r} is damaged ({reason}); expected the files as they were saved"
+        ) from None
 
 
 def save_state(path: Path, name: str, tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> None:

@@ -128,7 +128,7 @@ def read_completions(config: PairsConfig, argument: str, path: Path, writer: Wri
     if not texts:
         raise ValueError(
             f"writer_{argument}: {str(file)!r} has no completions of the {writer} in split {config.split}; expected "
-            "a writer and a split that it has"
+            "a writer and a split of that file"
         )
     return texts
 

@@ -51,17 +51,17 @@ def alarms(history: Sequence[Metrics], horizon: int, *, gated: bool = True) -> l
             break
     first, now = _first_and_recent(history, "rollout/length")
     if now >= NEAR_HORIZON * horizon and now > LONGER * first:
-        seen = f"completions have {now:.1f} of at most {horizon} tokens, at first {first:.1f}"
-        advice = "a lower --learning-rate, a longer warm start, or --agent sft first: the end token has been unlearned"
+        seen = f"completions have {now:.1f} of at most {horizon} tokens; at first they had {first:.1f}"
+        advice = "a lower --learning-rate, a longer warm start, or --agent sft first, to learn the end token again"
         raised.append(Alarm("exploding length", seen, advice))
     first, now = _first_and_recent(history, "rollout/loops")
     if now > first + LOOPS:
-        seen = f"{now:.0%} of the completions are loops, at first {first:.0%}"
+        seen = f"{now:.0%} of the completions loop; at first {first:.0%} did"
         advice = "a lower --learning-rate, a lower --tau (the teacher breaks a loop), or a forward KL"
         raised.append(Alarm("repetition", seen, advice))
     first, now = _first_and_recent(history, "train/entropy")
     if now < max(ENTROPY_SHARE * first, ENTROPY_FLOOR):
-        seen = f"{now:.3g} nats per token, at first {first:.3g}"
+        seen = f"{now:.3g} nats per token; at first {first:.3g}"
         advice = "a forward KL at more positions (a lower --tau, --agent soft or gkd), or a lower --learning-rate"
         raised.append(Alarm("entropy collapse", seen, advice))
     if gated and len(history) >= MANY:

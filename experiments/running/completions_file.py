@@ -81,7 +81,7 @@ def read_lines(path: Path, flag: str, needed: Sequence[str]) -> list[dict[str, A
         texts = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise ValueError(f"{flag}: {str(path)!r} cannot be read ({reason}); accepted: a JSONL file") from None
+        raise ValueError(f"{flag}: {str(path)!r} cannot be read ({reason}); expected a JSONL file") from None
     lines = []
     for i, text in enumerate(texts, 1):
         if not text.strip():
@@ -89,9 +89,9 @@ def read_lines(path: Path, flag: str, needed: Sequence[str]) -> list[dict[str, A
         try:
             line = json.loads(text)
         except (ValueError, RecursionError):
-            raise ValueError(f"{flag}: {path}, line {i} is not JSON; accepted: an object a line") from None
+            raise ValueError(f"{flag}: {path}, line {i} is not JSON; expected one object per line") from None
         missing = [k for k in needed if not isinstance(line, dict) or not isinstance(line.get(k), str)]
         if missing:
-            raise ValueError(f"{flag}: {path}, line {i} has no text {missing[0]!r}; needed: {', '.join(needed)}")
+            raise ValueError(f"{flag}: {path}, line {i} has no text {missing[0]!r}; expected {', '.join(needed)}")
         lines.append(line)
     return lines

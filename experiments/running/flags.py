@@ -86,7 +86,9 @@ def check_resumed(config: RunConfig, saved: RunConfig) -> None:
     before = flag_values(saved)
     for name, value in flag_values(config).items():
         if value != before[name] and name not in RESUMABLE | moved | {"name", "out", "resume"}:
-            raise ValueError(f"resume: {name} differs from the resumed run; accepted: {', '.join(sorted(RESUMABLE))}")
+            raise ValueError(
+                f"resume: {name} differs from the resumed run; only these may differ: {', '.join(sorted(RESUMABLE))}"
+            )
 
 
 def truncated(config: RunConfig) -> RunConfig:
@@ -105,8 +107,8 @@ def truncated(config: RunConfig) -> RunConfig:
         method = replace(options.method, top_k=top_k)
     except ValueError as error:
         raise ValueError(
-            f"teacher: {config.teacher.model!r} returns its {returned} likeliest ids, and so cannot be: {error}, with "
-            "--teacher-top-k 0"
+            f"{error}; {config.teacher.model!r} returns only the {returned} most likely ids of a position; expected "
+            "--teacher-top-k 0, which returns all"
         ) from None
     return replace(config, agent_options=replace(options, method=method))
 

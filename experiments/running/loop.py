@@ -100,7 +100,7 @@ class TrainingLoop:
                 raise self.not_finite(error) from None
             except ServerLostError as error:
                 self.save_whole_state()
-                raise ServerLostError(f"{error}; start it again, then the run with --resume") from None
+                raise ServerLostError(f"{error}; restart the server, then continue the run with --resume") from None
             finally:
                 self.tracker.close()
         if not self.console.is_terminal:
