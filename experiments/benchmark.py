@@ -3,8 +3,8 @@
     python experiments/benchmark.py
     python experiments/benchmark.py --teacher PATH_OR_ID --student PATH_OR_ID --task-path FILE --parts rollout peers
 
-Without a pair of models it takes that of Sums, with an untrained student. Writes tables (.md), all numbers (.json), and
-a picture of the rollouts' speed-up over token-by-token gating beside that of the cost model (.png).
+Without a pair of models it uses the teacher of Sums and an untrained student. It writes tables (.md), all numbers
+(.json), and a figure of the rollouts' speed-up over token-by-token gating beside that of the cost model (.png).
 """
 
 import json

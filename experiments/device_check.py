@@ -1,7 +1,9 @@
 """Check a device against the CPU, and measure what an iteration costs there. Nothing is downloaded.
 
-python experiments/device_check.py
-python experiments/device_check.py --device cuda --shape qwen2.5-0.5b --out device.json
+    python experiments/device_check.py
+    python experiments/device_check.py --device cuda --shape qwen2.5-0.5b --out device.json
+
+A failed check is an error.
 """
 
 import sys

@@ -1,8 +1,10 @@
 """Repeat the evaluation of a finished run, or measure the perplexity of a corpus.
 
-python experiments/evaluate.py runs/gated-sums-s0
-python experiments/evaluate.py runs/gated-lm-s0 --corpus wikitext2/test.txt
-python experiments/evaluate.py runs/gated-sums-s0 --completions runs/gated-sums-s0/completions.jsonl
+    python experiments/evaluate.py runs/gated-sums-s0
+    python experiments/evaluate.py runs/gated-lm-s0 --corpus wikitext2/test.txt
+    python experiments/evaluate.py runs/gated-sums-s0 --completions runs/gated-sums-s0/completions.jsonl
+
+The student is that of the newest checkpoint.
 """
 
 import sys

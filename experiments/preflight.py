@@ -1,8 +1,8 @@
-"""Check that teacher, student and task of --env lm fit together. It takes the flags of run.py.
+"""Check that the teacher, the student and the task of --env lm fit together. Takes the flags of run.py.
 
     python experiments/preflight.py --teacher T --student S --task-path instructions.jsonl
 
-An error of a row can be accepted by its name, for example --accept chat_template.
+The error of a check can be accepted by its name, for example --accept chat_template.
 """
 
 import sys

@@ -2,7 +2,7 @@
 
     python experiments/run.py --agent gated
 
-Everything of a run lands in runs/<name>/. An interrupted run continues with --resume.
+All output of a run goes to runs/<name>/. An interrupted run continues with --resume.
 """
 
 import sys
