@@ -4,9 +4,9 @@
 
 For each run in results.csv, the student's distribution is read along completions that the teacher writes to test
 prompts; the states are the same for all students. The student also writes completions of its own at several
-temperatures. A token counts as wrong if the teacher gives it less than one per cent. The table of means over seeds, with
-their t intervals (95 %), is written to diagnose-<env>-<warm>.md in that folder. The environment is sums or coins: there
-a reasoning step has three tokens, and the teacher is nearly always right.
+temperatures. A token counts as wrong if the teacher gives it less than one per cent. The table of means over seeds,
+with their t intervals (95 %), is written to diagnose-<env>-<warm>.md in that folder. The environment is sums or coins:
+there a reasoning step has three tokens, and the teacher is nearly always right.
 """
 
 import sys

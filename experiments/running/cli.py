@@ -1,5 +1,6 @@
 """What all commands share: how flags are read, and how an error becomes one line and an exit code."""
 
+import inspect
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 
 from distill_env.checks import check_fields
+from experiments.running.help import docstrings
 
 C = TypeVar("C")
 
@@ -36,8 +38,15 @@ def override(default: C, args: Sequence[str], description: str | None = None) ->
 
 
 def _unchecked_class(config: type[C], nested: Sequence[tuple[str, Any, Any]] = ()) -> Any:
-    names = {"__post_init__": lambda _: None, "__doc__": config.__doc__}
+    names = {"__post_init__": lambda _: None, "__doc__": _docstring(config)}
     return make_dataclass(config.__name__, nested, bases=(config,), frozen=True, namespace=names)
+
+
+def _docstring(config: type) -> str:
+    """That of a configuration and of its fields: tyro would keep the line breaks of those under the fields."""
+    texts = [docstrings(kind) for kind in reversed(config.__mro__) if is_dataclass(kind)]
+    lines = [f"    {name}: {text}" for fields in texts for name, text in fields.items()]
+    return "\n".join([inspect.cleandoc(config.__doc__ or ""), "", "Attributes:", *lines])
 
 
 def unchecked(config: Any) -> Any:

@@ -10,7 +10,8 @@ from typing import get_args
 import pytest
 import yaml
 
-from experiments.running.config import EnvName, RunConfig
+from distill_env.gate_settings import Gate
+from experiments.running.config import DataConfig, EnvName, RunConfig, StudentConfig, TeacherConfig
 from experiments.running.config_file import default_config, flag_values, from_dict, read_config, to_dict
 from experiments.running.flags import parse
 from experiments.running.help import FIRST, choices, docstrings, help_text
@@ -52,6 +53,18 @@ def test_help_all_shows_everything(capsys: pytest.CaptureFixture[str]) -> None:
     assert not stop.value.code
     text = capsys.readouterr().out
     assert all(f"--{name.replace('_', '-')}" in text for name in flag_values(default_config("gated", "sums")))
+
+
+@pytest.mark.parametrize("section", [TeacherConfig, StudentConfig, DataConfig, Gate])
+def test_help_all_wraps_at_the_terminals_width_only(
+    section: type, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Docstrings of several lines are one line on a wide terminal."""
+    monkeypatch.setenv("COLUMNS", "3000")
+    with pytest.raises(SystemExit):
+        parse(["--help-all"])
+    text = capsys.readouterr().out
+    assert [name for name, line in docstrings(section).items() if line not in text] == []
 
 
 @pytest.mark.parametrize(
