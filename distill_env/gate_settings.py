@@ -20,34 +20,36 @@ StepReduction = Literal["none", "mean", "max", "sum"]
 
 @dataclass(frozen=True)
 class Gate:
-    """The gate: a score, a threshold and a sharpness. A position is hard where `score >= tau`.
+    """The gate: a score, a threshold and a sharpness. A position is hard if `score >= tau`.
 
-    hard gate (alpha = inf)   rewrite where hard;                   reverse weight 1 where easy, 0 where hard
-    soft gate (alpha < inf)   rewrite with probability 1 - lambda;  reverse weight lambda = sigmoid(alpha (tau - score))
+    A hard gate (alpha = inf) rewrites hard positions. The reverse KL has weight 1 at easy positions and 0 at hard ones.
+
+    A soft gate (alpha < inf) rewrites with probability 1 - lambda, where lambda = sigmoid(alpha (tau - score)). The
+    reverse KL has weight lambda.
 
     Raises:
-        ValueError: for settings out of range or that exclude each other.
+        ValueError: if a setting is out of range, or if two settings exclude each other.
     """
 
     score: str = "divergence"
-    """What the gate reads: divergence (D_t), forward_kl or teacher_entropy, in nats; rank of the drafted token under
-    the teacher (0 is the likeliest); or package.module:function."""
+    """What the gate reads: divergence (D_t), forward_kl or teacher_entropy, all in nats; rank, the drafted token's rank
+    under the teacher (0 is the most likely); or your own package.module:function."""
     tau: float = math.inf
-    """Threshold, in the unit of the score: nats, ranks, or with relative multiples of the average."""
+    """Threshold, in the unit of the score: nats, ranks, or (with relative) multiples of the average."""
     alpha: Positive = math.inf
     """Sharpness of a soft gate, per unit of the score."""
     step_reduction: StepReduction = "none"
-    """Reduction of the score over the reasoning step so far; it includes the current position."""
+    """Reduction of the score over the reasoning step so far, including the current position."""
     smoothing: Annotated[float, Range(least=0, below=1)] = 0.0
     """Weight of the past in an exponential moving average of the score, in [0, 1)."""
     score_clip: Positive = math.inf
-    """Larger scores are clipped to this."""
+    """Upper limit of the score; larger scores are clipped to it."""
     relative: bool = False
-    """Read the score as a multiple of the average of those before it in the completion; the first reads 0."""
+    """Divide the score by the average of the scores before it in the completion; the first one reads 0."""
     cumulative: bool = False
-    """Read the score as its sum since the last rewrite; tau is then a budget for each stretch between rewrites."""
+    """Sum the score since the last rewrite; tau is then a budget for each stretch between rewrites."""
     hand_over_rest: bool = False
-    """The first hard position hands the rest of the completion to the teacher."""
+    """From the first hard position on, the teacher writes the rest of the completion."""
 
     def __post_init__(self) -> None:
         check_fields(self)
