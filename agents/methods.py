@@ -41,43 +41,45 @@ class Method:
 
     teacher_writes: TeacherWrites = "hard"
     """Which tokens the teacher writes: never; always; where the gate is hard or soft; with probability teacher_rate per
-    token (random) or per completion (mixture); at random, as large a share as the hard gate rewrites in a trial rollout
-    on the same prompts (matched); or reference completions in its place (reference)."""
+    token (random) or per completion (mixture); at random, but as often as the hard gate rewrites in a trial rollout on
+    the same prompts (matched); or reference completions instead (reference)."""
     loss: Loss = "weighted"
     """Loss at each position: negative log-likelihood (nll), a divergence, reverse and forward KL weighted by the gate
-    (weighted), reverse KL plus the gate's part of the forward KL (reverse_plus_forward), or the log-likelihood of the
+    (weighted), reverse KL plus the gate's share of the forward KL (reverse_plus_forward), or the log-likelihood of the
     student's tokens at hard positions (negative)."""
     weighting: Weighting = "by_writer"
     """Weight of the reverse KL in a gated loss: 1 on the student's tokens and 0 on the teacher's (by_writer), by the
-    hard gate, or lambda = sigmoid(alpha (tau - score)) (soft)."""
+    hard gate (hard), or lambda = sigmoid(alpha (tau - score)) (soft)."""
     gate: Gate = field(default_factory=lambda: Gate(tau=0.5, alpha=8.0))
     budget: float = 0.0
-    """Share of hard positions to reach, in [0, 1): tau adapts after every iteration; 0 keeps tau."""
+    """Target share of hard positions, in [0, 1): tau is adapted after every iteration; 0 keeps tau."""
     teacher_rate: Share = 0.5
     """Probability that the teacher writes, for random and mixture."""
     teacher_rate_anneal: Natural = 0
     """Iterations over which teacher_rate falls linearly to 0; 0 keeps it."""
     forward_kl_anneal: Natural = 0
-    """Iterations over which the forward KL of a weighted loss fades into the reverse KL, linearly; 0 keeps it."""
+    """Iterations over which the forward KL of a weighted loss fades linearly into the reverse KL; 0 keeps it."""
     beta: Mix = 0.5
     """Weight of the teacher in the mixture of the Jensen-Shannon divergence, in (0, 1)."""
     skew: Mix = 0.1
-    """Weight that a skew KL mixes in, in (0, 1)."""
+    """Mixing weight of a skew KL, in (0, 1)."""
     loss_clip: Positive = math.inf
-    """Larger losses of a position are scaled down to this, in nats."""
+    """Upper limit of the loss at a position, in nats; larger losses are scaled down to it."""
     top_k: Natural = 0
-    """Truncate divergences to the teacher's k likeliest tokens and a tail bucket; 0 takes all."""
+    """Truncate divergences to the teacher's k most likely tokens and a tail bucket; 0 uses all tokens."""
     top_p: Annotated[float, Range(above=0, most=1)] = 1.0
-    """Truncate divergences to the fewest tokens with this mass and a tail bucket; 1 takes all."""
+    """Truncate divergences to the smallest set of tokens with this probability mass and a tail bucket; 1 uses all
+    tokens."""
     estimator: Estimator = "exact"
-    """Gradient at each position: in closed form over the vocabulary, or by the score function from the rewards."""
+    """Gradient at each position: in closed form over the vocabulary (exact), or by the score function from the rewards
+    (sampled)."""
     gamma: Share = 0.0
-    """Discount of later costs, in [0, 1]; 0 is the per-token objective, 1 the sequence's."""
+    """Discount of later costs, in [0, 1]; 0 gives the per-token objective, 1 the sequence-level one."""
     length_normalize: bool = False
-    """Divide later costs by the number of later tokens; long completions then weigh no more."""
+    """Divide later costs by the number of later tokens, so that long completions do not weigh more."""
     importance_weights: bool = False
-    """Weigh every token by q / mixture, as drawn from the random mixture, so that the teacher's tokens carry a policy
-    gradient, too."""
+    """Weight every token by q divided by its probability under the random mixture, so that the teacher's tokens also carry
+    a policy gradient."""
 
     def __post_init__(self) -> None:
         check_fields(self)
