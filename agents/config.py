@@ -24,15 +24,15 @@ class OptimizerConfig:
     """The optimiser, AdamW."""
 
     learning_rate: PositiveFinite = 1e-3
-    """Step size."""
+    """Learning rate after the warm-up."""
     warmup_iterations: Natural = 10
-    """Iterations over which the step size rises linearly from 0."""
+    """Iterations over which the learning rate rises linearly from 0."""
     schedule: Literal["constant", "linear", "cosine"] = "linear"
-    """How the step size falls over decay_iterations."""
+    """How the learning rate falls over decay_iterations."""
     decay_iterations: Natural = 0
-    """Iterations over which the step size falls to a hundredth; 0 keeps it constant."""
+    """Iterations over which the learning rate falls to a hundredth; 0 keeps it constant."""
     weight_decay: NotNegative = 0.0
-    """Weight decay of matrices, embeddings included, not of biases and norms."""
+    """Weight decay of matrices, including embeddings, but not of biases and norms."""
     adam_beta1: Decay = 0.9
     """Decay rate of the gradient's moving average, in [0, 1)."""
     adam_beta2: Decay = 0.999
@@ -59,12 +59,13 @@ class DistillConfig:
     micro_batch: Natural = 0
     """Completions per forward and backward pass; gradients are accumulated over the batch. 0 takes the whole batch."""
     chunk_positions: Natural = 0
-    """Positions per chunk of the loss, whose distributions are in memory at a time; 0 chooses by vocabulary size."""
+    """Positions per chunk of the loss; only one chunk's distributions are in memory at a time. 0 chooses by vocabulary
+    size."""
     draft_length: Natural = 0
-    """Tokens that the student drafts before the teacher scores them; 0 adapts, 1 is token by token. It changes no
-    result."""
+    """Tokens that the student drafts before the teacher scores them; 0 adapts the length, 1 is token by token. The
+    result does not depend on it."""
     seed: Seed = 0
-    """Seed of prompts and of all draws."""
+    """Seed of the prompts and of all random draws."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -77,12 +78,12 @@ class DistillConfig:
 
 @dataclass(frozen=True)
 class PluginConfig:
-    """Options of somebody else's agent: it is made as `Class(env, seed=seed)`."""
+    """Options of your own agent, which is constructed as `Class(env, seed=seed)`."""
 
     batch_size: Count = 64
-    """Rows of its vector environment."""
+    """Number of rows of the vector environment."""
     seed: Seed = 0
-    """Seed that it is given."""
+    """Seed that is passed to the agent."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -90,28 +91,29 @@ class PluginConfig:
 
 @dataclass(frozen=True)
 class SB3Config:
-    """PPO or A2C of Stable-Baselines3 on the student, with REWRITE as an action that it may learn to use."""
+    """PPO or A2C from Stable-Baselines3, trained on the student, with REWRITE as an action that it may learn to use."""
 
     algorithm: Literal["ppo", "a2c"] = "ppo"
-    """Whose update it is."""
+    """Algorithm of Stable-Baselines3."""
     batch_size: Count = 64
-    """Answers an iteration, were all as long as the horizon; shorter ones make room for more."""
+    """Completions per iteration if all have the maximum length; if they are shorter, there are more."""
     learning_rate: PositiveFinite = 1e-3
-    """Step size of Adam (ppo) or RMSprop (a2c)."""
+    """Learning rate of Adam (ppo) or RMSprop (a2c)."""
     gamma: Share = 0.0
-    """Discount of what follows, in [0, 1]; only 0 makes the entropy bonus a reverse KL."""
+    """Discount factor, in [0, 1]; the entropy bonus gives a reverse KL only with 0."""
     ent_coef: NotNegative = 1.0
-    """Weight of the entropy bonus; 1 makes the per-step objective a reverse KL, 0 learns to end at once."""
+    """Weight of the entropy bonus; with 1 the per-token objective is a reverse KL, with 0 the agent learns to end at
+    once."""
     normalize_advantage: bool = False
-    """Normalise advantages in a minibatch, which moves the optimum."""
+    """Normalise advantages per minibatch; this changes the optimum."""
     n_epochs: Count = 4
-    """Passes over a batch (ppo)."""
+    """Number of passes over a batch (ppo)."""
     minibatches: Count = 4
-    """Parts of a batch, one step of the optimiser each (ppo); fewer if the batch does not divide so."""
+    """Number of minibatches per batch, one optimiser step each (ppo); fewer if the batch cannot be divided evenly."""
     max_grad_norm: Positive = 0.5
-    """Gradients are scaled down to this norm."""
+    """Gradients are clipped to this norm."""
     seed: Seed = 0
-    """Seed of prompts and of all draws."""
+    """Seed of the prompts and of all random draws."""
 
     def __post_init__(self) -> None:
         check_fields(self)
