@@ -30,21 +30,22 @@ class TrainingConfig(Section):
     """Length of the training, validations and checkpoints."""
 
     iterations: Count = 400
-    """Number of batches, one update each."""
+    """Number of iterations, each with one batch and one update."""
     limit: Annotated[float, Range(least=0, finite=True)] = 0.0
-    """Amount of --limit-of after which the training ends early; 0 sets no limit."""
+    """End the training after this amount of --limit-of; 0 sets no limit."""
     limit_of: Literal["student_tokens", "teacher_positions", "teacher_tokens"] = "student_tokens"
-    """What is limited: tokens that the student writes, positions that the teacher scores, or tokens that it writes."""
+    """What --limit counts: tokens that the student writes, positions that the teacher scores, or tokens that the
+    teacher writes."""
     warm_start: Share = 1 / 3
-    """Share of the teacher's accuracy that sft reaches before training; 0 starts from a fresh student."""
+    """Share of the teacher's accuracy to reach by sft before training; 0 skips the warm start."""
     validate_every: Count = 10
     """Iterations between validations."""
     checkpoint_every: Count = 50
     """Iterations between checkpoints."""
     keep_checkpoints: Count = 2
-    """Number of the latest checkpoints that stay on disk."""
+    """Number of recent checkpoints to keep."""
     threads: Annotated[int, Range(least=0, most=4096)] = 0  # most: above any machine, below what overflows
-    """Threads of torch; 0 leaves the default."""
+    """Number of torch threads; 0 keeps torch's default."""
 
 
 @dataclass(frozen=True)
@@ -52,26 +53,26 @@ class TeacherConfig(Section):
     """The teacher."""
 
     model: Annotated[str, flag("teacher")] = ""
-    """Folder or hub id of the teacher, or the address of its completions server such as vLLM's, http://host:port/v1."""
+    """Folder or hub id of the teacher, or the URL of a completions server such as vLLM's, http://host:port/v1."""
     served_model: Annotated[str, flag("teacher-model")] = ""
-    """Name of the teacher on its server, if there are several. The server's key is $DISTILL_TEACHER_KEY."""
+    """Name of the teacher on its server, if the server has several models. The server's key is read from
+    $DISTILL_TEACHER_KEY."""
     tokenizer: Annotated[str, flag("teacher-tokenizer")] = ""
-    """Tokenizer of a served teacher: a folder or hub id; the student's if not given."""
+    """Folder or hub id of the tokenizer of a served teacher; by default the student's tokenizer."""
     top_k: Annotated[Natural, flag("teacher-top-k")] = 20
-    """Number of log-probabilities that a served teacher returns; at most vLLM's --max-logprobs, and 0 for all. The
-    method's --top-k is at most this."""
+    """Number of log-probabilities per position that a served teacher returns; 0 for all. At most vLLM's --max-logprobs,
+    and at least the method's --top-k."""
     timeout: Annotated[PositiveFinite, flag("teacher-timeout")] = 600.0
-    """Seconds that a served teacher may be unreachable before the run ends."""
+    """Seconds to wait for an unreachable server before the run ends."""
     cache: Annotated[str, flag("teacher-cache")] = ""
-    """Folder for the teacher's completions, which later runs reuse. It serves methods whose completions do not depend
-    on the student. The files hold the teacher's distributions and are large without --top-k."""
+    """Folder in which the teacher's completions are cached for later runs. Only for methods whose completions do not
+    depend on the student. The files hold the teacher's distributions, and are large without --top-k."""
     dtype: Dtype = "float32"
-    """Weights of the teacher."""
+    """Data type of the teacher's weights."""
     device_map: str = ""
-    """Transformers' placement of the teacher over devices, for example auto, instead of --device. Needs accelerate.
-    Untested."""
+    """Transformers' device map for the teacher, such as auto, instead of --device. Needs accelerate. Untested."""
     quantize: Literal["none", "8bit", "4bit"] = "none"
-    """Bits of the teacher's weights, by bitsandbytes (pip install 'distill-env[quantize]'). Untested."""
+    """Quantise the teacher's weights with bitsandbytes (pip install 'distill-env[quantize]'). Untested."""
     gguf_file: str = ""
     """GGUF file in the teacher's folder or repository, converted to --dtype (pip install 'distill-env[gguf]')."""
 
@@ -85,25 +86,25 @@ class StudentConfig(Section):
     """The student."""
 
     model: Annotated[str, flag("student")] = ""
-    """Folder or hub id of the student to begin with. Without it sums, coins and categorical begin with a fresh one."""
+    """Folder or hub id of the initial student. By default, sums, coins and categorical start from a new one."""
     width: Annotated[int, flag("student-width")] = 16
-    """Hidden width of a fresh student, a multiple of 4."""
+    """Hidden width of a new student, a multiple of 4."""
     layers: Annotated[Count, flag("student-layers")] = 2
-    """Layers of a fresh student."""
+    """Number of layers of a new student."""
     mlp: Annotated[Count, flag("student-mlp")] = 32
-    """Width of its feed-forward layers."""
+    """Feed-forward width of a new student."""
     dtype: Annotated[Dtype, flag("student-dtype")] = "float32"
-    """Weights of the student, in which it computes and is saved. In bfloat16 the optimiser keeps and updates float32
-    copies."""
+    """Data type in which the student computes and is saved. With bfloat16 the optimiser keeps and updates float32
+    copies of the weights."""
     lora_rank: Natural = 0
-    """Rank of a LoRA adapter, which alone is trained (pip install 'distill-env[peft]'); 0 trains all weights. There is
-    no dropout, so that the student that is trained is the one that wrote. The saved student has it merged."""
+    """Rank of a LoRA adapter (pip install 'distill-env[peft]'); 0 trains all weights. Only the adapter is trained. It
+    has no dropout, so the student that writes is the one that is trained. It is merged into the saved student."""
     lora_alpha: PositiveFinite = 16.0
-    """Scale of the adapter times its rank."""
+    """Scale of the adapter, multiplied by its rank."""
     lora_targets: str = "all-linear"
-    """Modules with an adapter, for example q_proj,v_proj; all-linear is all linear ones but the head."""
+    """Modules that get an adapter, such as q_proj,v_proj; all-linear is every linear layer except the head."""
     gradient_checkpointing: bool = False
-    """Keep only each layer's input for the backward pass, and compute the rest again."""
+    """Save memory: keep only the input of each layer, and recompute the rest in the backward pass."""
 
     def check(self) -> None:
         if self.width < 4 or self.width % 4:
@@ -115,14 +116,14 @@ class LoadingConfig(Section):
     """How the models of --env lm are loaded."""
 
     device: str = "cpu"
-    """Device of both models: cpu, cuda, cuda:1, ..., or auto: cuda if there is one, else cpu."""
+    """Device of both models: cpu, cuda, cuda:1, ..., or auto (cuda if available, else cpu)."""
     attn_implementation: Literal["auto", "sdpa", "eager"] = "auto"
-    """Attention of both models; auto leaves it to Transformers. Others (flash attention) cannot serve the
-    rollout's cache."""
+    """Attention implementation of both models; auto lets Transformers choose. Others, such as flash attention, do not
+    work with the rollout's cache."""
     trust_remote_code: bool = False
     """Run Python code that comes with a model or a tokenizer."""
     accept: tuple[Acceptable, ...] = ()
-    """Rows of the preflight whose errors are accepted. See preflight.py."""
+    """Preflight checks whose errors are accepted; see preflight.py."""
 
 
 @dataclass(frozen=True)
@@ -130,18 +131,18 @@ class DataConfig(Section):
     """The task of --env lm."""
 
     task: LanguageTaskName = "instruct"
-    """What the prompts are."""
+    """Task; docs/your_data.md lists the formats of its data."""
     path: Annotated[str, flag("task-path")] = ""
     """Data of the task: a file (.jsonl, .json, .csv, .parquet, .txt), a folder of files with train, validation or test
-    in their names, or a hub id; by default the data set of that name on the hub (not for instruct)."""
+    in their names, or a hub id. By default the data set of that name on the hub; instruct has no default."""
     few_shot: Natural = 0
-    """Number of solved examples before each question, from the train split."""
+    """Number of solved examples from the train split before each question."""
     chat: Literal["auto", "yes", "no"] = "auto"
-    """Whether prompts are put into the tokenizer's chat template; auto: if it has one."""
+    """Whether to apply the tokenizer's chat template to prompts; auto applies it if there is one."""
     step_pattern: str = ""
-    """Regular expression for tokens that end a reasoning step; by default a newline does."""
+    """Regular expression for tokens that end a reasoning step; the default is a newline."""
     max_prompt_tokens: Count = 256
-    """Longest prompt; longer ones are left out."""
+    """Maximum prompt length in tokens; longer prompts are skipped."""
 
 
 @dataclass(frozen=True)
@@ -149,30 +150,30 @@ class EnvironmentConfig(Section):
     """The environment: horizon, rewrites and rewards."""
 
     max_new_tokens: Annotated[int | None, Range(least=1)] = None
-    """Horizon in tokens; the task's default if not given."""
+    """Maximum number of tokens per completion (the horizon); by default the task's."""
     rewrite: Literal["sample", "nucleus", "argmax"] = "sample"
-    """How the teacher draws a token."""
+    """How the teacher chooses a token."""
     rewrite_top_p: Annotated[float, Range(above=0, most=1)] = 0.9
-    """Mass of the nucleus."""
+    """Probability mass of the nucleus."""
     rewrite_span: Literal["token", "step"] = "token"
-    """What the teacher writes at a time: one token, or the rest of the reasoning step."""
+    """What one rewrite covers: a single token, or the rest of the reasoning step."""
     rewrite_cost: Annotated[float, Range(least=0)] = 0.5
-    """Price of a rewrite, nats."""
+    """Cost of a rewrite, in nats."""
     log_prob_floor: Annotated[float, Range(below=0, finite=True)] = -100.0
-    """Lowest reward of a token of the student, nats."""
+    """Lower bound of the reward of a student token, in nats."""
     task_reward: Finite = 0.0
-    """Weight of the grade in the last reward; needs gamma > 0."""
+    """Weight of the task's grade in the last reward; needs gamma > 0."""
 
 
 @dataclass(frozen=True)
 class RolloutConfig(Section):
-    """How a batch is written."""
+    """How a batch is generated."""
 
     rows: Natural = 0
-    """Completions written at a time; a row that ends one begins the next of the batch, which stays the
-    same. With --micro-batch this is gradient accumulation. 0 for the batch size."""
+    """Number of completions generated at a time. A row whose completion ends takes the next prompt of the batch; the
+    batch stays the same. With --micro-batch this is gradient accumulation. 0 uses the batch size."""
     draft_limit: Count = 16
-    """Length of the longest draft, tokens."""
+    """Maximum draft length in tokens."""
 
 
 @dataclass(frozen=True)
@@ -180,19 +181,19 @@ class EvaluationConfig(Section):
     """The evaluations before and after training."""
 
     prompts: Annotated[Count, flag("eval-prompts")] = 200
-    """Prompts per split."""
+    """Number of prompts per split."""
     samples: Annotated[Count, flag("eval-samples")] = 8
-    """Completions of each prompt."""
+    """Number of completions per prompt."""
 
 
 @dataclass(frozen=True)
 class LoggingConfig(Section):
-    """Where metrics and the student go, besides the run's folder."""
+    """Where metrics and the student are sent, in addition to the run's folder."""
 
     track: Track = "tensorboard"
-    """Tracker that also receives the metrics; wandb and trackio are extras to be installed."""
+    """Tracker that also receives the metrics; wandb and trackio are optional extras."""
     push_to_hub: str = ""
-    """Hub repository for the student, user/name; the token is $HF_TOKEN or the stored one."""
+    """Hub repository to upload the student to, user/name. The token is $HF_TOKEN or the stored one."""
 
     def check(self) -> None:
         if self.push_to_hub and not re.fullmatch(r"[\w.-]+/[\w.-]+", self.push_to_hub):
@@ -206,14 +207,14 @@ class RunConfig(Section):
     agent: Annotated[str, tyro.conf.arg(help=AGENT_HELP)] = "gated"
     """Algorithm."""
     env: EnvName = "sums"
-    """Environment; sums and coins have shipped teachers, categorical is a table, lm is any pair of causal language
-    models."""
+    """Environment; sums and coins come with a trained teacher, categorical is a table, lm is any pair of causal
+    language models."""
     name: str = ""
-    """Folder of the run under --out; by default agent, environment and seed."""
+    """Name of the run's folder under --out; by default it consists of the agent, the environment and the seed."""
     out: Path = Path("runs")
-    """Folder of all runs."""
+    """Folder that contains all runs."""
     resume: bool = False
-    """Continue the run of this name from its last checkpoint."""
+    """Continue the run with this name from its last checkpoint."""
     training: TrainingConfig = field(default_factory=TrainingConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     student: StudentConfig = field(default_factory=StudentConfig)
