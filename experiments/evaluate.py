@@ -35,22 +35,22 @@ class EvaluateConfig:
     folder: tyro.conf.Positional[Path]
     """Folder of the run."""
     eval_prompts: Annotated[int | None, Range(least=1)] = None
-    """Prompts per split; as in the run if not given."""
+    """Number of prompts per split; by default as in the run."""
     eval_samples: Annotated[int | None, Range(least=1)] = None
-    """Completions of each prompt; as in the run if not given."""
+    """Number of completions per prompt; by default as in the run."""
     corpus: str = ""
-    """Measure instead the perplexity of this text, a file or the test split of a folder or hub id. It is measured under
-    the student before and after a run of --env lm, and under its teacher."""
+    """Measure the perplexity of this text instead: a file, or the test split of a folder or hub id. With a run of --env
+    lm it is measured for the student before and after the run, and for the teacher."""
     corpus_tokens: Natural = 0
-    """Tokens of the corpus that are read; 0 reads all."""
+    """Number of tokens of the corpus to read; 0 reads all."""
     window: int = 512
-    """Tokens that a model reads at a time."""
+    """Number of tokens that a model reads at a time."""
     stride: int = 256
-    """Tokens between two windows. A token has at least window - stride tokens before it, but at the beginning."""
+    """Tokens between two windows. A token has at least window - stride tokens of context, except at the beginning."""
     out: Path | None = None
-    """JSON file for the metrics."""
+    """JSON file to write the metrics to."""
     completions: Path | None = None
-    """JSONL file for the completions, which judge.py compares."""
+    """JSONL file to write the completions to, for judge.py."""
 
 
 def evaluate_again(config: EvaluateConfig) -> None:
