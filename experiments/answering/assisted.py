@@ -47,30 +47,31 @@ class DecodeConfig:
     """Generate with a run's student while its teacher writes the tokens at hard positions."""
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
-    """Folder of a run; with --curve any number of runs on one task."""
+    """Folder of a run; with --curve, folders of any number of runs on one task."""
     tau: tuple[float, ...] = ()
-    """Thresholds in nats; 0 is the teacher alone, inf the student alone. The default is the run's tau, or with --curve
-    a grid; both ends are added to a curve."""
+    """Thresholds in nats; 0 is the teacher alone, inf the student alone. The default is the run's tau. With --curve it
+    is a grid, and both ends are always included."""
     curve: Path | None = None
-    """Decode at every tau, and write the quality of the completions against the share of teacher tokens into this
-    folder: curve.csv, curve.png and curve.md. Runs that differ only by seed are averaged."""
+    """Folder for curve.csv, curve.png and curve.md: the quality of the completions against the share of teacher tokens,
+    at every tau. Runs that differ only by seed are averaged."""
     picture: Path | None = None
-    """File to draw a completion into, with the score of each position and tau: the completion, of those decoded, that
-    shows both writers best."""
+    """File for a picture of one completion, with the score of each position and tau. Of the decoded completions, the
+    one that shows both writers best is drawn."""
     split: Split = "test"
     """Split of the prompts."""
     prompts: int | None = None
-    """Number of prompts, evenly spaced in the split. The default is 8, or with --curve that of the run's evaluation."""
+    """Number of prompts, evenly spaced in the split. The default is 8; with --curve it is that of the run's evaluation.
+    """
     samples: int = 1
     """Completions per prompt."""
     prompt: tuple[str, ...] = ()
     """Prompts of your own, formatted like the questions of the run's task (--env lm)."""
     rewrite: Literal["sample", "argmax", "nucleus"] | None = None
-    """How the teacher draws a token; as in the run by default."""
+    """How the teacher chooses a token; by default as in the run."""
     gate: Literal["divergence", "run"] = "divergence"
-    """Score that is compared with tau: D_t, or what the gate of the run's method reads."""
+    """Score that is compared with tau: D_t (divergence), or the score of the run's own gate (run)."""
     draft_length: int | None = None
-    """Tokens per draft, which change the speed but not the completions; 0 adapts the length."""
+    """Tokens per draft; 0 adapts the length. It changes the speed, but not the completions."""
 
     def check(self) -> None:
         """Raises ValueError for flags that exclude one another."""
