@@ -33,7 +33,7 @@ SAME_RUN = {"name", "out", "resume", "threads"}  # flags that may differ when a 
 
 @dataclass(frozen=True)
 class GridConfig:
-    """What commands that run a grid have in common."""
+    """Options of all commands that run a grid."""
 
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds. Methods with the same seed start from the same student and see the same prompts."""
@@ -42,10 +42,10 @@ class GridConfig:
     warm: tuple[str, ...] = ("weak",)
     """Where the warm start ends: weak (a third of the teacher's correct chains), strong (two thirds) or none."""
     jobs: int = max(1, os.cpu_count() or 1)
-    """Runs at the same time, each with one torch thread."""
+    """Number of runs at the same time, each with one torch thread."""
     fan_out: FanOut = "local"
-    """Where they run: local processes, or ray: the cluster of $RAY_ADDRESS (all its nodes must see the folder --out),
-    otherwise a local one with --jobs workers."""
+    """Where the runs are executed: in local processes (local), or on Ray (ray). Ray uses the cluster at $RAY_ADDRESS,
+    whose nodes must all share --out; without it, a local cluster with --jobs workers."""
 
     def __post_init__(self) -> None:
         check_range(self, "jobs", least=1)
