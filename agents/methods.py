@@ -78,8 +78,8 @@ class Method:
     length_normalize: bool = False
     """Divide later costs by the number of later tokens, so that long completions do not weigh more."""
     importance_weights: bool = False
-    """Weight every token by q divided by its probability under the random mixture, so that the teacher's tokens also carry
-    a policy gradient."""
+    """Weight every token by q divided by its probability under the random mixture, so that the teacher's tokens also
+    carry a policy gradient."""
 
     def __post_init__(self) -> None:
         check_fields(self)
