@@ -47,9 +47,9 @@ def same(reference: str, answer: str, decide: Decide | None) -> bool | None:
     expected, given = read(reference), read(answer, loose=True)
     if expected and given:
         return _same_number(*expected, *given)
-    exact, *approximations = _APPROXIMATELY.split(answer)
-    if approximations and exact.strip():  # either will do
-        return _any(same(reference, side, decide) for side in (exact, *approximations))
+    sides = [side for side in _APPROXIMATELY.split(answer) if side.strip()]
+    if sides not in ([], [answer]):  # either will do
+        return _any(same(reference, side, decide) for side in sides)
     a, b = clean(reference), clean(answer)
     a, b = _trimmed(a), _trimmed(b if expected and "\\" not in b else _without_prose(b, a))
     if _bare(a) == _bare(b):

@@ -27,7 +27,7 @@ _MARKER = re.compile(
 )
 _HEADING = re.compile(r"[A-Za-z]{2}")
 _SENTENCE_END = re.compile(
-    r"\n|(?<!\\)[!?](?=\s|$)(?!\s*[=+*/<>-])|(?<!\bRs)(?<!\bNo)(?<!\bM[rs])(?<!\bMrs)(?<!\b[DS][rt])(?<!\bsq)\.(?![0-9])(?!\w\.)"
+    r"\n|(?<!\\)[!?](?=\s|$)(?!\s*[=+*/<>-])|(?<!\bRs)(?<!\bNo)(?<!\bM[rs])(?<!\bMrs)(?<!\b[DS][rt])(?<!\bsq)\.(?![0-9}])(?!\w\.)"
 )
 _MATHEMATICS = (("$$", "$$"), (r"\[", r"\]"), (r"\(", r"\)"), ("$", "$"))
 _MARKUP = " \n*_$#:"

@@ -44,11 +44,12 @@ _CLEANING = tuple(
         (r"(?<=[0-9])\\,(?=[0-9]{3}(?![0-9]))", ","),
         (r"\\(?:left|right|[bB]igg?[lrm]?)(?![A-Za-z])\.?|(?<!\\)\\!", ""),
         (r"\\(?:displaystyle|textstyle|limits|rm|bf|it|q?quad)(?![A-Za-z])|(?<!\\)\\[,;:> ()\[\]]|~", " "),
-        (r"\\[dtc]frac", r"\\frac"),
+        (r"\\(?:[dtcs]|nice)(frac|binom)", r"\\\1"),
         (r"\\[lc]?dots[bcm]?(?![A-Za-z])|\.\.\.", r"\\ldots "),
         (r"\\l(?:brace|angle)(?![A-Za-z])", lambda m: r"\{" if "brace" in m[0] else "("),
         (r"\\r(?:brace|angle)(?![A-Za-z])", lambda m: r"\}" if "brace" in m[0] else ")"),
         (r"\\([lgn]e)q(?![A-Za-z])", r"\\\1"),
+        (r"\\varnothing", r"\\emptyset"),
         (r"\^\s*(?:\\circ(?![A-Za-z])|\{\s*\\circ\s*\})|\\degree(?![A-Za-z])", "\u00b0"),
         (r"(?<=[\w)])\*\*(?=[\d(])(?=[^*]*$)", "^"),  # a power; others are bold type
         (r"\*\*|__|[`\"\u201c\u201d]", " "),
@@ -95,7 +96,12 @@ _SIMPLE_FRACTION = re.compile(
     rf"(?:\{{ ?(?P<bottom>[-+]?{_DECIMAL}) ?\}}|(?P<b>\d))",
     re.ASCII,
 )
+_REPEATING = re.compile(
+    r"(?<!\d)(?P<whole>\d{0,9})\.(?P<decimals>\d{0,9})\\(?:overline|bar) ?\{ ?(?P<repeated>\d{1,9}) ?\}", re.ASCII
+)
+_BRACKETED = re.compile(r"[({\[]{1,3}([^()\[\]{},;]+)[)}\]]{1,3}")
 _MINUS = re.compile(r"(?<![\d)] )\b(?:negative|minus) (?=[\d.])", re.ASCII | re.IGNORECASE)
+_AND_A_HALF = re.compile(r"(?<=\d) and (?:a|one)[ -](?:half|quarter)\b", re.ASCII)
 _ORDINAL = re.compile(r"(?<=\d) ?\^? ?\{? ?(?:st|nd|rd|th)\b(?: ?\})?", re.ASCII | re.IGNORECASE)
 
 _SYMBOLS = (
@@ -139,14 +145,23 @@ def clean(text: str) -> str:
 
 def plain(text: str) -> str:
     """`clean`, with simple fractions as a/b, ordinal numbers as cardinal ones, and "minus" as a sign."""
-    text = _ORDINAL.sub("", _SIMPLE_FRACTION.sub(_spell_fraction, clean(text)))
-    return re.sub(" +", " ", _MINUS.sub("-", text)).strip()
+    text = _REPEATING.sub(_spell_repeating, clean(text))
+    text = _ORDINAL.sub("", _SIMPLE_FRACTION.sub(_spell_fraction, text))
+    text = _AND_A_HALF.sub(lambda m: " 1/2" if "half" in m[0] else " 1/4", _MINUS.sub("-", text))
+    return re.sub(" +", " ", text).strip()
 
 
 def _spell_fraction(match: re.Match[str]) -> str:
     top, bottom = match["top"] or match["t"], match["bottom"] or match["b"]
     minus = "-" * (((match["sign"] or "") + top + bottom).count("-") % 2)
     return f" {minus}{top.strip('-+')}/{bottom.strip('-+')} "
+
+
+def _spell_repeating(match: re.Match[str]) -> str:
+    """0.1666... with a line over the 6 is (16 - 1) / 90."""
+    whole, decimals, repeated = match["whole"] or "0", match["decimals"], match["repeated"]
+    top = int(whole + decimals + repeated) - int(whole + decimals)
+    return f"{top}/{int('9' * len(repeated) + '0' * len(decimals))}"
 
 
 def number(text: str) -> Fraction | None:
@@ -172,10 +187,9 @@ def read(text: str, loose: bool = False) -> tuple[Fraction, bool] | None:
 
 
 def unwrapped(text: str) -> str:
-    """Without parentheses or braces around all of it."""
-    while len(text) > 1 and (text[0], text[-1]) in (("(", ")"), ("{", "}")) and not re.search(r"[(){},;]", text[1:-1]):
-        text = text[1:-1].strip()
-    return text
+    """Without brackets around all of it, unless they are those of a tuple, a set or an interval."""
+    match = _BRACKETED.fullmatch(text)
+    return match[1].strip() if match else text
 
 
 def value_of(match: re.Match[str]) -> tuple[Fraction, bool] | None:

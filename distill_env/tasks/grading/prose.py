@@ -11,6 +11,7 @@ _FILLER = re.compile(
     r"equals?|equal to|a total of|at least|at most)\b)*",
     re.IGNORECASE,
 )
+_BEGINS = re.compile(rf"(?:{_FILLER.pattern})(?:[A-Za-z]\w? ?= ?)?[-+$({{]*[\d.]", re.IGNORECASE)
 _FORMULA = re.compile(rf" ?(?!a\b)(?!{LETTERS}(?![A-Za-z]))[A-Za-z](?![A-Za-z])|[A-Za-z(^_!{{]| ?\\(?!approx)")
 _OPERATION = re.compile(
     r"\s*(?:[-+*/^=<>]|:\d|(?:times|plus|minus|multiplied|divided|more|less|fewer|of|out|percent|to|mod)\b)"
@@ -23,7 +24,8 @@ _EITHER = re.compile(r"\d[^.\d]{0,30}\bor [-+$]?\d|\bbetween [-+$]?\d|^[^A-Za-z]
 _UNITS = r"(?>[ -]?(?!and\b|or\b)[A-Za-z\u00b0%/.^\d{}]+){0,4}?"
 _ALTERNATIVE = re.compile(rf"\s*[,;&]\s*\$?[-+]?[\d.]|{_UNITS},? ?(?:\band|\bor|&) [-+]?\$?\d")
 _COMPOUND = re.compile(r" ?(?:feet|foot|ft|hours?|hrs?|h|minutes?|min|dollars?|pounds?|lbs?|weeks?|days?|years?),? \d")
-_COMPUTATION = re.compile(r"[\\^/*+_]")
+_REASON = re.compile(r",? (?:because|since)\b.*| \([^()]*=[^()]*\)", re.DOTALL)
+_COMPUTATION = re.compile(r"[\\^*+_]|(?<![A-Za-z])/|/(?![A-Za-z])")
 _WORD = re.compile(r"[A-Za-z]{2}")
 _PERIOD = r"(?:second|minute|hour|day|night|week|month|year|decade)s?"
 _DURING = re.compile(rf"(?: [A-Za-z'-]+){{0,3}} (?:in|over|during|per|every) [\d.,]+ {_PERIOD}[ .!]*")
@@ -35,7 +37,11 @@ def leading_number(text: str) -> str | None:
     It is the right side of the last equality with a number as one side, else the number with which the answer begins,
     else the last one.
     """
-    text = re.sub(" equals ", " = ", plain(text))
+    text = plain(text).replace(" equals ", " = ")
+    if _BEGINS.match(text):
+        text = _REASON.sub("", text)
+    if read(text, loose=True):
+        return text
     if _EQUALITIES.search(text):
         return None
     for side in reversed(text.split("=")) if "=" in text and "\\ne" not in text else ():
@@ -54,7 +60,8 @@ def leading_number(text: str) -> str | None:
             return None
         if not _OPERATION.match(rest) and "round" not in rest:
             return number[0]
-    return last_number(text) if _WORD.search(text) and not _COMPUTATION.search(text) else None
+    words = QUANTITY_IN_TEXT.sub("", text)
+    return last_number(text) if _WORD.search(words) and not _COMPUTATION.search(words) else None
 
 
 def last_number(text: str) -> str | None:
