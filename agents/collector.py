@@ -47,7 +47,7 @@ def collect(
     """Write one completion for each prompt, the gate deciding who writes each token.
 
     Args:
-        env: a `DistillVectorEnv` with autoreset disabled, wrapped or not. Rows that finish take the next prompt.
+        env: a `DistillVectorEnv`, wrapped or not. Rows that finish take the next prompt, whatever its autoreset.
         student: the model that drafts.
         prompts: N prompts, at least as many as the environment has rows.
         keys: uint64 [N], the episodes' keys: all randomness of episode i follows from keys[i].
@@ -101,8 +101,6 @@ class Collector:
     ) -> None:
         core = env.unwrapped
         assert isinstance(core, DistillVectorEnv)
-        if core.metadata["autoreset_mode"].value != "Disabled":
-            raise ValueError(f"env: autoreset_mode is {core.autoreset_mode.value}; a rollout needs Disabled")
         if len(prompts) < env.num_envs:
             raise ValueError(f"prompts: {len(prompts)} for {env.num_envs} rows; expected at least one per row")
         if student.vocab_size != core.vocab_size:
@@ -139,7 +137,7 @@ class Collector:
     def run(self) -> Rollout:
         """Write all completions."""
         started = time.perf_counter()
-        with count_usage(self.core) as usage:
+        with count_usage(self.core) as usage, self.core.without_autoreset():
             self._start(np.flatnonzero(self.active))
             while self.active.any():
                 self._block()

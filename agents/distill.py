@@ -102,7 +102,7 @@ class DistillAgent:
         """Train for that many more iterations.
 
         Args:
-            env: a `DistillVectorEnv` with autoreset disabled and at most `batch_size` rows.
+            env: a `DistillVectorEnv` with at most `batch_size` rows, wrapped or not.
             iterations: number of optimiser steps.
             callback: called after every iteration.
         """

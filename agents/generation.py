@@ -89,8 +89,8 @@ def generate(
             for name, values in measured.items():
                 for row, value in zip(live, values.tolist(), strict=True):
                     getattr(written[row], name).append(value)
-            for row in live:
-                written[row].ended |= bool(terminated[row])
+            for row, token in zip(live, tokens.tolist(), strict=True):
+                written[row].ended |= token == env.task.eos_token_id
             active &= ~(terminated | truncated)
         for completion in written:
             completion.steps = measures.count_steps(completion.tokens, env.task.step_end_ids, env.task.eos_token_id)

@@ -103,6 +103,8 @@ class SB3Agent:
         mode, expected = core.autoreset_mode.value, AutoresetMode.SAME_STEP.value
         if mode != expected or core.chunk != 1:
             raise ValueError(f"env: autoreset_mode is {mode} and chunk is {core.chunk}; expected {expected} and 1")
+        if core.observation != "ids":
+            raise ValueError(f"env: its observation is {core.observation!r}; expected 'ids', which the student reads")
         if core.vocab_size != self.student.vocab_size:
             raise ValueError(f"student: {self.student.vocab_size} ids; expected the environment's {core.vocab_size}")
         return core

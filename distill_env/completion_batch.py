@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill_env.ragged import PAD, Bools, Ints, row_and_column, slice_rows
-from distill_env.randomness import Purpose, episode_keys, uniform
+from distill_env.randomness import Purpose, episode_key, episode_keys, uniform, uniform_number
+from distill_env.rules import has_ended
 from distill_env.tasks.base import Prompt
 
 
@@ -25,6 +26,7 @@ class CompletionBatch:
     Attributes:
         ids: int64 [n, T], prompt and completion, padded on the right with -1; T is the sum of both largest lengths.
         rewritten: bool [n, T], which of these tokens the teacher wrote.
+        rewards: float64 [n, T], what each token of the completion paid, nats.
         prompts: `Prompt` [n].
         prompt_lengths: int64 [n].
         lengths: int64 [n], tokens of the completion.
@@ -38,6 +40,7 @@ class CompletionBatch:
         self.max_new_tokens, self.eos_token_id = max_new_tokens, eos_token_id
         self.ids = np.full((num_rows, max_prompt_length + max_new_tokens), PAD, np.int64)
         self.rewritten = np.zeros(self.ids.shape, np.bool_)
+        self.rewards = np.zeros(self.ids.shape)
         self.prompts = np.full(num_rows, prompts[0], object)
         self.prompt_lengths, self.lengths, self._episodes = np.zeros((3, num_rows), np.int64)
         self.keys, self._seeds = np.zeros((2, num_rows), np.uint64)
@@ -68,21 +71,46 @@ class CompletionBatch:
         row, column = row_and_column(lengths)
         self.ids[rows] = PAD
         self.ids[rows[row], column] = ids[starts[row] + column]
-        self.rewritten[rows] = False
+        self.rewritten[rows], self.rewards[rows] = False, 0.0
         self.prompts[rows] = chosen
         self.prompt_lengths[rows] = lengths
         self.lengths[rows] = 0
         self.ended[rows] = False
 
-    def append(self, tokens: Ints, counts: Ints, rewritten: Bools) -> None:
+    def append(self, tokens: Ints, counts: Ints, rewritten: Bools, rewards: NDArray[np.float64]) -> None:
         """Append the first `counts[i]` of row i's tokens [n, k], written by the teacher where `rewritten` [n, k]."""
         rows, columns = row_and_column(counts)
         place = (self.prompt_lengths + self.lengths)[rows] + columns
         self.ids[rows, place] = tokens[rows, columns]
         self.rewritten[rows, place] = rewritten[rows, columns]
+        self.rewards[rows, place] = rewards[rows, columns]
         self.lengths = self.lengths + counts
-        at_end = (self.last_tokens() == self.eos_token_id) | (self.lengths >= self.max_new_tokens)
+        at_end = has_ended(self.last_tokens(), self.lengths, self.eos_token_id, self.max_new_tokens)
         self.ended |= (counts > 0) & at_end
+
+    def begin_next(self, row: int) -> None:
+        """`begin` of one row with what its seed gives."""
+        key = episode_key(int(self._seeds[row]), int(self._episodes[row]))
+        index = int(uniform_number(key, 0, Purpose.PROMPT) * len(self._prompt_array))
+        ids, starts, lengths = self._prompt_ids
+        start, length = int(starts[index]), int(lengths[index])
+        self.keys[row] = key
+        self._episodes[row] += 1
+        self.ids[row] = PAD
+        self.ids[row, :length] = ids[start : start + length]
+        self.rewritten[row], self.rewards[row] = False, 0.0
+        self.prompts[row] = self._prompt_array[index]
+        self.prompt_lengths[row], self.lengths[row], self.ended[row] = length, 0, False
+
+    def append_one(self, row: int, token: int, rewritten: bool, reward: float) -> bool:
+        """`append` of one token to one row; whether its completion has ended."""
+        length = int(self.lengths[row]) + 1
+        place = int(self.prompt_lengths[row]) + length - 1
+        self.ids[row, place], self.rewritten[row, place], self.rewards[row, place] = token, rewritten, reward
+        self.lengths[row] = length
+        ended = has_ended(token, length, self.eos_token_id, self.max_new_tokens)
+        self.ended[row] = ended
+        return bool(ended)
 
     def last_tokens(self) -> Ints:
         """The last token of each row, [n]: of its completion, or of its prompt while that is empty."""
@@ -94,9 +122,16 @@ class CompletionBatch:
 
     def completion(self, row: int) -> tuple[list[int], list[bool]]:
         """The tokens of a row's completion, and which of them the teacher wrote."""
-        start = self.prompt_lengths[row]
-        part = slice(start, start + self.lengths[row])
+        part = self._part(row)
         return self.ids[row, part].tolist(), self.rewritten[row, part].tolist()
+
+    def token_rewards(self, row: int) -> list[float]:
+        """What each token of a row's completion paid, nats."""
+        return self.rewards[row, self._part(row)].tolist()
+
+    def _part(self, row: int) -> slice:
+        start = self.prompt_lengths[row]
+        return slice(start, start + self.lengths[row])
 
 
 def _as_array(prompts: Sequence[Prompt]) -> NDArray[np.object_]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Sequence
-from typing import Any, Literal, Unpack
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Unpack
 
 import gymnasium as gym
 import numpy as np
@@ -16,19 +18,32 @@ from torch import Tensor
 
 from distill_env.checks import check_range, check_values
 from distill_env.completion_batch import CompletionBatch
-from distill_env.env_arguments import AutoresetName, EnvArguments, RewriteDraw, RewriteSpan, VectorEnvArguments
+from distill_env.env_arguments import (
+    AutoresetName,
+    EnvArguments,
+    ObservationForm,
+    RenderMode,
+    RewriteDraw,
+    RewriteSpan,
+    VectorEnvArguments,
+)
 from distill_env.models.base import TokenModel
 from distill_env.models.load import load_model
+from distill_env.observations import encode, observation_space
 from distill_env.ragged import PAD, Bools, Ints
 from distill_env.randomness import Purpose, inverse_cdf, uniform
-from distill_env.rendering import render_ansi
+from distill_env.rendering import render_ansi, render_rgb
+from distill_env.rules import is_floored, own_reward, rewrite_distribution
+from distill_env.table_row import TableRow
 from distill_env.tasks.base import SPLITS, Prompt, Split, Task
-from distill_env.tasks.registry import make_task
+from distill_env.tasks.registry import import_name, make_task
 from distill_env.teacher_scorer import TeacherScorer, TeacherUsage
 
 EMPTY_DRAFT = torch.zeros(1, 0, dtype=torch.long)
 Arrays = dict[str, NDArray[Any]]
 CHUNK_NUMBERS = 2**23  # log-probabilities that are copied at a time, so that a batch's are not in memory twice
+IMPORTED = re.compile(r"[\w.]+:[\w.]+")  # package.module:Class
+PLAIN_INTEGERS = (int, np.int64, np.int32)
 RESET_OPTIONS = ("prompts", "episode_keys", "reset_mask")
 
 
@@ -50,8 +65,17 @@ class DistillVectorEnv(VectorEnv):
     padding alone.
 
     ## Observation Space
-    `Box(-1, V - 1, (T,), int64)`: the ids of the prompt and of the completion so far, padded on the right with -1;
-    T = `max_prompt_length + max_new_tokens`.
+    The ids of the prompt and of the completion so far, padded on the right with -1; T = `max_prompt_length +
+    max_new_tokens`. The argument `observation` chooses their form:
+
+    | `observation` | space | |
+    | --- | --- | --- |
+    | `ids` | `Box(-1, V - 1, (T,), int64)` | for an agent with an embedding |
+    | `float` | `Box(-1, V - 1, (T,), float32)` | the same numbers |
+    | `one_hot` | `Box(0, 1, (T * V,), float32)` | V zeros and ones for each id, zeros for padding |
+
+    The registered ids of the three small tasks have `one_hot`, which the usual networks and replay buffers take as it
+    is. `distill_env.observations` has wrappers that do the same for any environment whose observations are ids.
 
     ## Rewards
     | action | reward, nats |
@@ -73,8 +97,10 @@ class DistillVectorEnv(VectorEnv):
     | `reset_mask` | bool [n], the rows to reset; all by default |
 
     ## Episode End
-    Terminated when the end token is written, by the agent or the teacher; truncated when a completion has
-    `max_new_tokens` tokens.
+    Terminated when the end token is written, by the agent or the teacher, and when a completion has `max_new_tokens`
+    tokens. It is never truncated: the horizon belongs to the task. The observation shows how far it is, the grade is
+    paid there, and no state follows whose value an agent could learn. `info["cut_off"]` tells the two ends apart. A
+    time limit from outside (`gymnasium.wrappers.TimeLimit`) truncates as everywhere.
 
     ## Info
     | key | shape | meaning |
@@ -85,6 +111,7 @@ class DistillVectorEnv(VectorEnv):
     | `token_rewards` | float64 [n, W] | the reward's parts, without the task's; 0 at padding |
     | `floored` | int64 [n] | own tokens of this environment step whose reward is `log_prob_floor` |
     | `grade` | float64 [n] | the grade, at the end of a completion of a graded task |
+    | `cut_off` | bool [n] | at an end: whether the horizon was reached without the end token |
 
     Each has its mask under the key with a leading underscore, as in every vector environment of Gymnasium.
     `teacher_log_probs` is privileged information: it is not part of the observation.
@@ -92,11 +119,14 @@ class DistillVectorEnv(VectorEnv):
     ## Arguments
     Args:
         num_envs: n, the number of rows.
-        task: `categorical`, `sums`, `coins`, `instruct`, `gsm8k`, `math`, `aime`, `svamp`, `text`, or a `Task`.
-        teacher: a name or path for `load_model`, or a `TokenModel` (not with `gym.make`, which copies its arguments).
+        task: `categorical`, `sums`, `coins`, `instruct`, `gsm8k`, `math`, `aime`, `svamp`, `text`,
+            `package.module:Class`, or a `Task`. An environment that is made from names alone has a spec that can be
+            written as JSON.
+        teacher: a name or path for `load_model`, `package.module:Class`, or a `TokenModel` (not with `gym.make`, which
+            copies its arguments).
         split: the task's prompts to draw from: train, validation, test or ood.
         task_kwargs: arguments of the task.
-        teacher_kwargs: arguments of `load_model`.
+        teacher_kwargs: arguments of `load_model` or of the class.
         max_new_tokens: the horizon; the task's default if None.
         rewrite: how the teacher writes: `sample`, `nucleus` (from the smallest set with mass `rewrite_top_p`) or
             `argmax`.
@@ -109,8 +139,9 @@ class DistillVectorEnv(VectorEnv):
         task_reward: weight of the grade at the end.
         chunk: K, the largest number of actions in an environment step.
         reveal_teacher: whether `info` has `teacher_log_probs`.
+        observation: `ids`, `float` or `one_hot`.
         autoreset_mode: NEXT_STEP, SAME_STEP or DISABLED, as Gymnasium defines them.
-        render_mode: None or `ansi`.
+        render_mode: None, `ansi` or `rgb_array`.
 
     Raises:
         ValueError: if an argument is outside its range, if task and teacher have different vocabularies, or if prompts
@@ -128,6 +159,7 @@ class DistillVectorEnv(VectorEnv):
     | `teacher_usage` | passes, positions and written tokens of the teacher so far |
     | `teacher_top_k` | how many ids of each distribution are exact, if the teacher is a server; else 0 |
     | `completions` | the `CompletionBatch` of all rows; read only |
+    | `without_autoreset()` | a context in which rows that have ended wait for a reset, whatever `autoreset_mode` is |
 
     No other agent needs any of these. `DistillEnv` has `lookahead` only; its `batch` has them all.
 
@@ -135,7 +167,7 @@ class DistillVectorEnv(VectorEnv):
     * v0: initial version.
     """
 
-    metadata: dict[str, Any] = {"render_modes": ["ansi"], "render_fps": 4}  # noqa: RUF012 (as in gymnasium.Env)
+    metadata: dict[str, Any] = {"render_modes": ["ansi", "rgb_array"], "render_fps": 4}  # noqa: RUF012 (as in gymnasium.Env)
 
     def __init__(
         self,
@@ -154,13 +186,14 @@ class DistillVectorEnv(VectorEnv):
         task_reward: float = 0.0,
         chunk: int = 1,
         reveal_teacher: bool = True,
+        observation: ObservationForm = "ids",
         autoreset_mode: AutoresetMode | AutoresetName = AutoresetMode.NEXT_STEP,
-        render_mode: Literal["ansi"] | None = None,
+        render_mode: RenderMode | None = None,
     ) -> None:
         self.num_envs, self.split, self.chunk, self.reveal_teacher = num_envs, split, chunk, reveal_teacher
         self.rewrite, self.rewrite_top_p, self.rewrite_span = rewrite, rewrite_top_p, rewrite_span
         self.rewrite_cost, self.log_prob_floor, self.task_reward = rewrite_cost, log_prob_floor, task_reward
-        self.render_mode = render_mode
+        self.observation, self.render_mode = observation, render_mode
         self.task = make_task(task, **(task_kwargs or {})) if isinstance(task, str) else task
         self.max_new_tokens = self.task.max_new_tokens if max_new_tokens is None else max_new_tokens
         check_values(vars(self) | {"autoreset_mode": autoreset_mode}, VectorEnvArguments)
@@ -178,20 +211,24 @@ class DistillVectorEnv(VectorEnv):
         self.vocab_size = self.rewrite_action = self.task.vocab_size
         self._make_spaces()
         self._teacher_source = teacher, teacher_kwargs or {}
-        self._scorer = TeacherScorer(self._load_teacher(), num_envs, self.vocab_size)
+        self._teacher_scorer = TeacherScorer(self._load_teacher(), num_envs, self.vocab_size)
+        self._teacher_is_behind = False
         self.completions = CompletionBatch(
             num_envs, self.prompts, self.max_prompt_length, self.max_new_tokens, self.task.eos_token_id
         )
         self._reveals_teacher = chunk == 1 and reveal_teacher
         self._width = chunk if rewrite_span == "token" else self.max_new_tokens
-        self._started = False
-        self._trace: list[tuple[NDArray[Any], NDArray[Any], NDArray[Any], Tensor]] = []  # row, position, column, log p
+        self.started = False
+        # row, position, column, log p of what the last step executed
+        self._trace: Iterable[tuple[NDArray[Any], NDArray[Any], NDArray[Any], Tensor]] = []
 
     def _load_teacher(self) -> TokenModel:
         """The teacher with rows of its own. Raises ValueError if its vocabulary or its context does not fit."""
         source, kwargs = self._teacher_source
-        if isinstance(source, str):
-            teacher: TokenModel = load_model(source, **kwargs)
+        if isinstance(source, str) and IMPORTED.fullmatch(source):
+            teacher: TokenModel = import_name("teacher", source)(**kwargs)
+        elif isinstance(source, str):
+            teacher = load_model(source, **kwargs)
         else:
             teacher = source.fork() if hasattr(source, "fork") else source
         if teacher.vocab_size != self.vocab_size:
@@ -208,7 +245,7 @@ class DistillVectorEnv(VectorEnv):
 
     def _make_spaces(self) -> None:
         v, length = self.vocab_size, self.max_prompt_length + self.max_new_tokens
-        self.single_observation_space = gym.spaces.Box(PAD, v - 1, (length,), np.int64)
+        self.single_observation_space = observation_space(self.observation, v, length)
         self.single_action_space: gym.Space[Any] = (
             gym.spaces.Discrete(v + 1) if self.chunk == 1 else gym.spaces.MultiDiscrete([v + 1] * self.chunk)
         )
@@ -218,17 +255,29 @@ class DistillVectorEnv(VectorEnv):
     @property
     def teacher(self) -> TokenModel:
         """The teacher; its rows belong to this environment alone."""
-        return self._scorer.teacher
+        return self._teacher_scorer.teacher
 
     @property
     def teacher_top_k(self) -> int:
         """How many ids of each distribution are exact: the likeliest ones, if the teacher is a server; 0 means all."""
-        return getattr(self._scorer.teacher, "top_k", 0)
+        return getattr(self.teacher, "top_k", 0)
 
     @property
     def teacher_usage(self) -> TeacherUsage:
         """What the teacher has computed and written so far."""
-        return self._scorer.usage
+        return self._teacher_scorer.usage
+
+    @property
+    def _scorer(self) -> TeacherScorer:
+        """The teacher beside the completions; if others have written these, it reads them anew."""
+        if self._teacher_is_behind:
+            self._teacher_is_behind = False
+            self._teacher_scorer.start([p.ids for p in self.completions.prompts], np.arange(self.num_envs))
+        return self._teacher_scorer
+
+    def written_by(self, row: TableRow) -> None:
+        """The completion was begun or written without the teacher's cache; `row` says what the step executed."""
+        self._trace, self._teacher_is_behind = row, True
 
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
@@ -244,7 +293,7 @@ class DistillVectorEnv(VectorEnv):
         mask = np.asarray(options.get("reset_mask", np.ones(self.num_envs, np.bool_)))
         if mask.shape != (self.num_envs,) or mask.dtype != np.bool_ or not mask.any():
             raise ValueError(f"reset_mask: {mask.dtype} {mask.shape}; expected bool [{self.num_envs}], not all False")
-        if not self._started and not mask.all():
+        if not self.started and not mask.all():
             raise ValueError("reset_mask: some rows were never reset; expected all rows at the first reset")
         rows = np.flatnonzero(mask)
         prompts, keys = options.get("prompts"), options.get("episode_keys")
@@ -257,10 +306,10 @@ class DistillVectorEnv(VectorEnv):
         for row in rows.tolist():
             if seeds[row] is not None:
                 self.completions.seed(row, seeds[row])
-            elif not self._started:
+            elif not self.started:
                 self.completions.seed(row, int(self.np_random.integers(2**63)))
         self._begin(rows, prompts, keys)
-        return self.completions.ids.copy(), self._info(mask)
+        return self._observe(self.completions.ids), self._info(mask)
 
     def step(self, actions: Any) -> tuple[Ints, NDArray[np.float64], Bools, Bools, dict[str, Any]]:
         """Carry out a chunk of actions, int [n] or [n, k]; the class documents actions, rewards and info.
@@ -270,7 +319,7 @@ class DistillVectorEnv(VectorEnv):
             gymnasium.error.ResetNeeded: before the first reset, and with autoreset DISABLED for an action in a row
                 whose completion has ended.
         """
-        if not self._started:
+        if not self.started:
             raise gym.error.ResetNeeded("step: call reset before step")
         actions = self._check_actions(actions)
         waiting = self.completions.ended.copy()  # completions that ended in an earlier step
@@ -281,9 +330,8 @@ class DistillVectorEnv(VectorEnv):
             raise gym.error.ResetNeeded(f"actions: rows {rows} have ended; expected a reset, or {PAD} in these rows")
         executed = self._execute(actions)
         ended = self.completions.ended & ~waiting
-        terminated = ended & (self.completions.last_tokens() == self.task.eos_token_id)
-        truncated = ended & ~terminated
-        executed["grade"] = self._grade(ended)
+        terminated, truncated = ended.copy(), np.zeros_like(ended)
+        executed |= self._endings(ended)
         rewards = executed["token_rewards"].sum(1)
         if ended.any():
             rewards += self.task_reward * executed["grade"]
@@ -296,7 +344,16 @@ class DistillVectorEnv(VectorEnv):
         elif self.autoreset_mode == AutoresetMode.NEXT_STEP and waiting.any():
             self._begin(np.flatnonzero(waiting))
         info = self._info(np.ones(self.num_envs, np.bool_), executed, ~waiting, ended)
-        return self.completions.ids.copy(), rewards, terminated, truncated, final | info
+        return self._observe(self.completions.ids), rewards, terminated, truncated, final | info
+
+    @contextmanager
+    def without_autoreset(self) -> Iterator[None]:
+        """Inside this context, rows that have ended wait for a reset, as with autoreset DISABLED."""
+        mode, self.autoreset_mode = self.autoreset_mode, AutoresetMode.DISABLED
+        try:
+            yield
+        finally:
+            self.autoreset_mode = mode
 
     def lookahead(self, tokens: Tensor) -> Tensor:
         """The teacher along a draft, in one pass; the state of the environment does not change.
@@ -312,7 +369,7 @@ class DistillVectorEnv(VectorEnv):
             ValueError: if `tokens` are not such a draft.
             gymnasium.error.ResetNeeded: before the first reset.
         """
-        if not self._started:
+        if not self.started:
             raise gym.error.ResetNeeded("lookahead: call reset before lookahead")
         ids = tokens.numpy()
         inside = ids.dtype.kind == "i" and ((ids >= PAD) & (ids < self.vocab_size)).all()
@@ -345,29 +402,32 @@ class DistillVectorEnv(VectorEnv):
         self._trace = []
         self._scorer.rewind(self.completions.lengths, ~self.completions.ended)
 
-    def render(self) -> tuple[str, ...] | None:
-        """Prompt (dim) and completion of each row with ANSI colours; what the teacher wrote is red."""
-        if self.render_mode != "ansi":
+    def render(self) -> tuple[str, ...] | tuple[NDArray[np.uint8], ...] | None:
+        """A picture of each row, what the teacher wrote in red: with `ansi` the prompt (dim) and the completion in
+        ANSI colours; with `rgb_array` both as uint8 [height, width, 3], each token above a bar of what it paid."""
+        if self.render_mode is None:
             return None
-        rows = range(self.num_envs)
-        return tuple(render_ansi(self.task, self.completions.prompts[i], *self.completions.completion(i)) for i in rows)
+        rows = [(self.completions.prompts[i], *self.completions.completion(i)) for i in range(self.num_envs)]
+        if self.render_mode == "ansi":
+            return tuple(render_ansi(self.task, *row) for row in rows)
+        paid = map(self.completions.token_rewards, range(self.num_envs))
+        return tuple(render_rgb(self.task, *row, rewards) for row, rewards in zip(rows, paid, strict=True))
 
     def close_extras(self, **kwargs: Any) -> None:
         self.release()
 
     def __getstate__(self) -> dict[str, Any]:
         """All but the teacher's weights and cache, which `__setstate__` loads and computes again."""
-        state = {k: v for k, v in self.__dict__.items() if k not in ("_scorer", "_trace")}
+        state = {k: v for k, v in self.__dict__.items() if k not in ("_teacher_scorer", "_trace")}
         return state | {"teacher_usage": self.teacher_usage}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         usage = state.pop("teacher_usage")
         self.__dict__.update(state)
         self._trace = []
-        self._scorer = TeacherScorer(self._load_teacher(), self.num_envs, self.vocab_size)
-        if self._started:
-            self._scorer.start([p.ids for p in self.completions.prompts], np.arange(self.num_envs))
-        self._scorer.usage = usage
+        self._teacher_scorer = TeacherScorer(self._load_teacher(), self.num_envs, self.vocab_size)
+        self._teacher_scorer.usage = usage
+        self._teacher_is_behind = self.started
 
     def _execute(self, actions: Ints) -> Arrays:
         """Carry out actions [n, k], padded with -1, and report what was executed, [n, W] each."""
@@ -385,8 +445,8 @@ class DistillVectorEnv(VectorEnv):
         index = torch.from_numpy(np.where(own, chosen, 0))[..., None].to(log_probs.device)
         paid = log_probs.gather(-1, index)[..., 0].double().cpu().numpy()
         tokens[:, :width] = np.where(own, chosen, PAD)
-        rewards[:, :width] = np.where(own, np.maximum(paid, self.log_prob_floor), 0.0)
-        floored = (own & (paid <= self.log_prob_floor)).sum(1)
+        rewards[:, :width] = np.where(own, own_reward(paid, self.log_prob_floor), 0.0)
+        floored = (own & is_floored(paid, self.log_prob_floor)).sum(1)
         rows, columns = np.nonzero(own)
         self._trace = [(rows, lengths[rows] + columns, columns, log_probs)]
         rows, columns = np.nonzero(rewrite)
@@ -396,7 +456,7 @@ class DistillVectorEnv(VectorEnv):
             tokens[rows, columns] = self._teacher_writes(rows, lengths[rows] + columns, current)
             rewritten[rows, columns] = True
             rewards[rows, columns] = -self.rewrite_cost
-        self._commit(tokens[:, :width], states, rewritten)
+        self._commit(tokens[:, :width], states, rewritten, rewards)
         if self.rewrite_span == "step":
             self._finish_reasoning_step(rows, columns, tokens, rewritten)
         if self._reveals_teacher:
@@ -431,26 +491,17 @@ class DistillVectorEnv(VectorEnv):
         self._scorer.rewind(lengths, live)
         return self._scorer.score(self.completions.tokens_from(self._scorer.cached_lengths), draft, live)
 
-    def _commit(self, tokens: Ints, counts: Ints, rewritten: Bools) -> None:
+    def _commit(self, tokens: Ints, counts: Ints, rewritten: Bools, rewards: NDArray[np.float64]) -> None:
         """Append the first `counts[i]` of row i's tokens [n, k]; the teacher forgets the rest of its draft."""
         if counts.any():
             self._scorer.commit(tokens, counts, self.completions.lengths, ~self.completions.ended)
-            self.completions.append(tokens, counts, rewritten)
+            self.completions.append(tokens, counts, rewritten, rewards)
 
     def _teacher_writes(self, rows: Ints, positions: Ints, log_probs: Tensor) -> Ints:
         """The teacher's tokens [m] for `rows`, at these positions of their completions, drawn from [m, V]."""
         self.teacher_usage.tokens += len(rows)
-        self._trace.append((rows, positions, np.zeros_like(rows), log_probs))
-        if self.rewrite == "argmax":
-            return log_probs.argmax(-1).cpu().numpy()
-        if self.teacher_top_k:
-            exact, ids = log_probs.topk(self.teacher_top_k, -1)
-            log_probs = torch.full_like(log_probs, -torch.inf).scatter(-1, ids, exact)
-        if self.rewrite == "nucleus":
-            ordered, ids = log_probs.double().sort(-1, descending=True)
-            mass_before = ordered.exp().cumsum(-1) - ordered.exp()
-            inside = torch.zeros_like(log_probs, dtype=torch.bool).scatter(-1, ids, mass_before < self.rewrite_top_p)
-            log_probs = log_probs.masked_fill(~inside, -torch.inf)
+        self._trace = [*self._trace, (rows, positions, np.zeros_like(rows), log_probs)]
+        log_probs = rewrite_distribution(log_probs, self.rewrite, self.rewrite_top_p, self.teacher_top_k)
         return inverse_cdf(log_probs, uniform(self.completions.keys[rows], positions, Purpose.TEACHER)).cpu().numpy()
 
     def _finish_reasoning_step(self, rows: Ints, columns: Ints, tokens: Ints, rewritten: Bools) -> None:
@@ -468,7 +519,7 @@ class DistillVectorEnv(VectorEnv):
             rewritten[rows, columns] = True
             block, counts = np.full((self.num_envs, 1), PAD), np.zeros(self.num_envs, np.int64)
             block[rows, 0], counts[rows] = tokens[rows, columns], 1
-            self._commit(block, counts, np.ones_like(block, np.bool_))
+            self._commit(block, counts, np.ones_like(block, np.bool_), np.zeros(block.shape))
 
     def _begin(
         self, rows: Ints, prompts: Sequence[Prompt] | None = None, keys: NDArray[np.uint64] | None = None
@@ -476,22 +527,35 @@ class DistillVectorEnv(VectorEnv):
         """Start the next episode of `rows`."""
         self.completions.begin(rows, prompts, keys)
         self._scorer.start([p.ids for p in self.completions.prompts[rows]], rows)
-        self._started = True
+        self.started = True
 
-    def _grade(self, ended: Bools) -> NDArray[np.float64]:
-        grades = np.zeros(self.num_envs)
+    def ending(self, row: int) -> dict[str, Any]:
+        """What `info` has of a completion that has ended, without masks."""
+        completions = self.completions
+        last_token = completions.ids[row, completions.prompt_lengths[row] + completions.lengths[row] - 1]
+        info: dict[str, Any] = {"cut_off": np.array(last_token != self.task.eos_token_id)}
         if self.task.graded:
-            for row in np.flatnonzero(ended).tolist():
-                tokens, _ = self.completions.completion(row)
-                grades[row] = self.task.grade(self.completions.prompts[row], tokens).score
-        return grades
+            grade = self.task.grade(completions.prompts[row], completions.completion(row)[0])
+            info["grade"] = np.float64(grade.score)
+        return info
+
+    def _endings(self, ended: Bools) -> Arrays:
+        endings = {"cut_off": np.zeros(self.num_envs, np.bool_), "grade": np.zeros(self.num_envs)}
+        for row in np.flatnonzero(ended).tolist():
+            for key, value in self.ending(row).items():
+                endings[key][row] = value
+        return endings
+
+    def _observe(self, ids: Ints) -> NDArray[Any]:
+        """Observations of these prompts and completions, in new arrays."""
+        return encode(ids, self.observation, self.vocab_size)
 
     def _final(self, ended: Bools, executed: Arrays) -> dict[str, Any]:
         """SAME_STEP: what `info` has of the completions that have ended."""
         final_obs = np.full(self.num_envs, None, object)
         rows = np.flatnonzero(ended)
-        for row, ids in zip(rows.tolist(), self.completions.ids[rows], strict=True):
-            final_obs[row] = ids
+        for row, observation in zip(rows.tolist(), self._observe(self.completions.ids[rows]), strict=True):
+            final_obs[row] = observation
         final = {"final_obs": final_obs, "final_info": self._info(ended, executed, ended, ended)}
         return final | {f"_{key}": ended.copy() for key in final}
 
@@ -507,6 +571,7 @@ class DistillVectorEnv(VectorEnv):
         masks: dict[str, Bools | None] = dict.fromkeys(executed or {}, acted)
         values = dict(executed or {})
         masks["grade"] = ended if self.task.graded else None
+        masks["cut_off"] = ended
         if self._reveals_teacher:
             values["teacher_log_probs"] = self._scorer.log_probs.float().cpu().numpy()
             masks["teacher_log_probs"] = rows & ~self.completions.ended
@@ -556,8 +621,9 @@ class DistillVectorEnv(VectorEnv):
 class DistillEnv(gym.Env[Ints, Any]):
     """One row of a `DistillVectorEnv`, whose docstring is the manual of both.
 
-    The arguments are the same but for `num_envs` and `autoreset_mode`. `info` has the row's values without masks, and
-    `options` of `reset` are lists and arrays of one element.
+    The arguments are the same but for `num_envs` and `autoreset_mode`. `info` has the row's values without masks, as
+    arrays and numbers of numpy, and `options` of `reset` are lists and arrays of one element. Under a teacher that is a
+    table it is stepped in plain numbers (`TableRow`), by the same rules.
 
     Attributes:
         batch: the `DistillVectorEnv` of one row.
@@ -565,7 +631,7 @@ class DistillEnv(gym.Env[Ints, Any]):
         rewrite_action: the action REWRITE, V.
     """
 
-    metadata: dict[str, Any] = {"render_modes": ["ansi"], "render_fps": 4}  # noqa: RUF012 (as in gymnasium.Env)
+    metadata: dict[str, Any] = {"render_modes": ["ansi", "rgb_array"], "render_fps": 4}  # noqa: RUF012 (as in gymnasium.Env)
 
     def __init__(self, **arguments: Unpack[EnvArguments]) -> None:
         self.batch = DistillVectorEnv(num_envs=1, autoreset_mode=AutoresetMode.DISABLED, **arguments)
@@ -573,26 +639,53 @@ class DistillEnv(gym.Env[Ints, Any]):
         self.observation_space = self.batch.single_observation_space
         self.action_space = self.batch.single_action_space
         self.vocab_size, self.rewrite_action = self.batch.vocab_size, self.batch.rewrite_action
+        self._row = TableRow(self.batch) if TableRow.serves(self.batch) else None
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Ints, dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[NDArray[Any], dict[str, Any]]:
+        if self._row is not None and seed is None and not options and self.batch.started:
+            info = self._row.reset()
+            return self._observation(), info
         super().reset(seed=seed)
         observation, info = self.batch.reset(seed=seed, options=options)
         return observation[0], _first_row(info)
 
-    def step(self, action: Any) -> tuple[Ints, float, bool, bool, dict[str, Any]]:
-        observation, reward, terminated, truncated, info = self.batch.step(np.asarray(action)[None])
-        return observation[0], float(reward[0]), bool(terminated[0]), bool(truncated[0]), _first_row(info)
+    def step(self, action: Any) -> tuple[NDArray[Any], float, bool, bool, dict[str, Any]]:
+        if self._row is not None and self._is_plain(action):
+            reward, terminated, info = self._row.step(int(action))
+            return self._observation(), reward, terminated, False, info
+        observation, rewards, terminations, truncations, info = self.batch.step(np.asarray(action)[None])
+        return observation[0], float(rewards[0]), bool(terminations[0]), bool(truncations[0]), _first_row(info)
+
+    def _is_plain(self, action: Any) -> bool:
+        """Whether this is an action for a completion that has not ended; all else is the batch's to check."""
+        return (
+            type(action) in PLAIN_INTEGERS
+            and 0 <= action <= self.rewrite_action
+            and not self.batch.completions.ended[0]
+        )
+
+    def _observation(self) -> NDArray[Any]:
+        return encode(self.batch.completions.ids[0], self.batch.observation, self.vocab_size)
 
     def lookahead(self, tokens: Tensor) -> Tensor:
         """The teacher along a draft: int64 [K] -> [K + 1, V]; the state does not change."""
         return self.batch.lookahead(tokens[None])[0]
 
-    def render(self) -> str | None:
-        texts = self.batch.render()
-        return texts[0] if texts else None
+    def render(self) -> str | NDArray[np.uint8] | None:
+        pictures = self.batch.render()
+        return pictures[0] if pictures else None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_row": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._row = TableRow(self.batch) if TableRow.serves(self.batch) else None
 
 
 def _first_row(info: dict[str, Any]) -> dict[str, Any]:
-    """Values of a batch of one, without masks; numbers as Python's."""
+    """Values of a batch of one, without masks; each has a dtype, as TorchRL requires."""
     row = {key: value[0] for key, value in info.items() if not key.startswith("_")}
-    return {k: v.item() if isinstance(v, np.generic) else v for k, v in row.items()}
+    return {k: np.array(v) if isinstance(v, np.bool_) else v for k, v in row.items()}

@@ -11,6 +11,8 @@ from distill_env.tasks.base import Split, Task
 
 RewriteDraw = Literal["sample", "nucleus", "argmax"]
 RewriteSpan = Literal["token", "step"]
+ObservationForm = Literal["ids", "float", "one_hot"]
+RenderMode = Literal["ansi", "rgb_array"]
 AutoresetName = Literal["NextStep", "SameStep", "Disabled"]
 
 
@@ -31,7 +33,8 @@ class EnvArguments(TypedDict, total=False):
     task_reward: float
     chunk: int
     reveal_teacher: bool
-    render_mode: Literal["ansi"] | None
+    observation: ObservationForm
+    render_mode: RenderMode | None
 
 
 class VectorEnvArguments(EnvArguments, total=False):

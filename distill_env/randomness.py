@@ -7,16 +7,19 @@ number in any batch, in any order, and after any rewind. The generator is SplitM
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_right
+from collections.abc import Sequence
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
 DRAW_BLOCK = 512  # tokens in a block of a two-level draw
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-_MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
-_MIX_2 = np.uint64(0x94D049BB133111EB)
+_GOLDEN, _MIX_1, _MIX_2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+Words = Any  # 64 bits each: uint64 [...], or one int, with which Python is faster
 
 
 class Purpose(IntEnum):
@@ -29,27 +32,46 @@ class Purpose(IntEnum):
     GATE_EPISODE = 5
 
 
-def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    x = (x ^ (x >> np.uint64(30))) * _MIX_1
-    x = (x ^ (x >> np.uint64(27))) * _MIX_2
-    return x ^ (x >> np.uint64(31))
+def _wrap(x: Words) -> Words:
+    """Modulo 2**64, as arrays do by themselves."""
+    return x & 0xFFFFFFFFFFFFFFFF if isinstance(x, int) else x
 
 
-def _combine(key: NDArray[np.uint64], number: ArrayLike) -> NDArray[np.uint64]:
-    # an array, as numpy warns when a scalar wraps around
-    counter = np.atleast_1d(np.asarray(number)).astype(np.uint64) + np.uint64(1)
-    return _mix(key + counter * _GOLDEN)
+def _mix(x: Words) -> Words:
+    x = _wrap((x ^ (x >> 30)) * _MIX_1)
+    x = _wrap((x ^ (x >> 27)) * _MIX_2)
+    return x ^ (x >> 31)
+
+
+def _combine(key: Words, number: Words) -> Words:
+    return _mix(_wrap(key + _wrap((number + 1) * _GOLDEN)))
+
+
+def episode_key(seed: Words, episode: Words) -> Words:
+    """The key of episode number `episode` of the stream `seed`."""
+    return _combine(_combine(0, seed), episode)
+
+
+def uniform_number(key: Words, position: Words, purpose: Purpose) -> Any:
+    """A uniform number in [0, 1) with 53 random bits."""
+    bits = _combine(_combine(key, int(purpose)), position) >> 11
+    return (bits if isinstance(bits, int) else bits.astype(np.float64)) * 2.0**-53
 
 
 def episode_keys(seed: ArrayLike, episode: ArrayLike) -> NDArray[np.uint64]:
-    """The keys of episodes number `episode` of the streams `seed` (broadcast against each other)."""
-    return _combine(_combine(np.zeros(1, np.uint64), seed), episode)
+    """`episode_key` for each of the broadcast seeds and episodes."""
+    keys: NDArray[np.uint64] = episode_key(_words(seed), _words(episode))
+    return keys
 
 
-def uniform(keys: NDArray[np.uint64], positions: ArrayLike, purpose: Purpose) -> NDArray[np.float64]:
-    """Uniform numbers in [0, 1) with 53 random bits, one for each of the broadcast `keys` and `positions`."""
-    bits = _combine(_combine(np.asarray(keys, np.uint64), int(purpose)), positions)
-    return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
+def uniform(keys: ArrayLike, positions: ArrayLike, purpose: Purpose) -> NDArray[np.float64]:
+    """`uniform_number` for each of the broadcast `keys` and `positions`."""
+    numbers: NDArray[np.float64] = uniform_number(_words(keys), _words(positions), purpose)
+    return numbers
+
+
+def _words(numbers: ArrayLike) -> NDArray[np.uint64]:
+    return np.atleast_1d(np.asarray(numbers)).astype(np.uint64)  # numpy warns when a scalar wraps around
 
 
 def inverse_cdf(log_probs: torch.Tensor, uniforms: ArrayLike) -> torch.Tensor:
@@ -67,7 +89,7 @@ def inverse_cdf(log_probs: torch.Tensor, uniforms: ArrayLike) -> torch.Tensor:
     size = log_probs.shape[-1]
     draws = torch.as_tensor(np.asarray(uniforms), dtype=torch.float64).to(log_probs.device).unsqueeze(-1)  # [..., 1]
     if size <= 2 * DRAW_BLOCK:
-        cumulative = log_probs.double().exp().cumsum(-1)
+        cumulative = cumulative_distribution(log_probs)
         return _search(cumulative, draws * cumulative[..., -1:]).squeeze(-1)
     blocks = -(-size // DRAW_BLOCK)
     probs = log_probs.new_zeros(*log_probs.shape[:-1], blocks * DRAW_BLOCK)
@@ -80,6 +102,17 @@ def inverse_cdf(log_probs: torch.Tensor, uniforms: ArrayLike) -> torch.Tensor:
     index = block.unsqueeze(-1).expand(*block.shape, DRAW_BLOCK)
     inside = probs.gather(-2, index).squeeze(-2).double().cumsum(-1)  # [..., DRAW_BLOCK]
     return (block * DRAW_BLOCK + _search(inside, target - before)).squeeze(-1)
+
+
+def cumulative_distribution(log_probs: torch.Tensor) -> torch.Tensor:
+    """Cumulative sums of probabilities that need not be normalised, [..., V], in float64."""
+    return log_probs.double().exp().cumsum(-1)
+
+
+def inverse_cdf_number(cumulative: Sequence[float], uniform: float) -> int:
+    """`inverse_cdf` of one distribution of at most `2 * DRAW_BLOCK` tokens, given by its `cumulative_distribution`."""
+    total = cumulative[-1]
+    return min(bisect_right(cumulative, min(uniform * total, math.nextafter(total, 0.0))), len(cumulative) - 1)
 
 
 def _search(cumulative: torch.Tensor, target: torch.Tensor) -> torch.Tensor:

@@ -25,17 +25,35 @@ LANGUAGE_TASKS = {
 
 
 def make_task(name: str, **kwargs: Any) -> Task:
-    """The task of that name. A language task is made once per process and arguments, and shared; it never changes.
+    """The task of that name, or of the class `package.module:Class`.
+
+    A language task is made once per process and arguments, and shared; it never changes.
 
     Raises:
         ValueError: for an unknown name.
     """
+    if ":" in name:
+        made: Task = import_name("task", name)(**kwargs)
+        return made
     if name in LANGUAGE_TASKS:
         return _shared(LANGUAGE_TASKS[name], tuple(sorted(kwargs.items())))
     if name not in SMALL_TASKS:
-        raise ValueError(f"task: {name!r} is unknown; expected one of {', '.join([*SMALL_TASKS, *LANGUAGE_TASKS])}")
+        known = [*SMALL_TASKS, *LANGUAGE_TASKS, "package.module:Class"]
+        raise ValueError(f"task: {name!r} is unknown; expected one of {', '.join(known)}")
     task: Task = resolve_name(SMALL_TASKS[name])(**kwargs)
     return task
+
+
+def import_name(argument: str, name: str) -> Any:
+    """What `package.module:name` names.
+
+    Raises:
+        ValueError: if it cannot be imported; the message names the argument.
+    """
+    try:
+        return resolve_name(name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"{argument}: {name!r} cannot be imported ({error}); expected package.module:Class") from None
 
 
 @lru_cache(maxsize=4)

@@ -466,6 +466,3 @@ def test_bad_arguments() -> None:
         collect(env, markov(6), [NO_PROMPT] * 4, keys, NEVER)
     with pytest.raises(ValueError, match="score: "):
         collect(env, STUDENT, [NO_PROMPT] * 4, keys, Gate("rank", 2.0), top_k=2)
-    env = DistillVectorEnv(4, Ragged(V, HORIZON), TEACHER)
-    with pytest.raises(ValueError, match="env: autoreset_mode"):
-        collect(env, STUDENT, [NO_PROMPT] * 4, keys, NEVER)
