@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -21,10 +22,14 @@ from agents.distill import DistillAgent
 from agents.methods import GATED, METHODS, Method, method, variant
 from agents.prompts import PromptStream
 from agents.rollout import Rollout
+from distill_env import ENVIRONMENTS
 from distill_env.divergence import forward_kl, reverse_kl
 from distill_env.env import DistillVectorEnv
 from distill_env.gate_settings import ALWAYS, Gate
+from distill_env.models.causal_lm import CausalLM
+from distill_env.models.load import load_model
 from distill_env.models.tabular import TabularModel, markov, uniform
+from distill_env.models.toy import toy_student
 from distill_env.randomness import episode_keys
 from tests.helpers.tables import NO_PROMPT, Answer, argmax, at, gated_law, perturbed, rollout_of
 
@@ -888,3 +893,18 @@ def test_after_an_update_act_sees_the_new_student() -> None:
     expected = agent.student.fork().start([(0,), (1,)]).numpy()
     np.testing.assert_array_equal(agent.log_probs(observation), expected)
     assert not np.array_equal(before, expected)
+
+
+@pytest.mark.parametrize("env_id", ENVIRONMENTS)
+def test_registered_environments_are_trained_in_as_they_are_made(env_id: str) -> None:
+    """`make_vec` without an argument: one action a step, autoreset NEXT_STEP, any form of observation."""
+    env = gym.make_vec(env_id, num_envs=4)
+    vocab_size = env.unwrapped.vocab_size  # type: ignore[attr-defined]
+    torch.manual_seed(0)
+    shape = "coins" if vocab_size == load_model("coins").vocab_size else "sums"
+    student = uniform(vocab_size) if vocab_size == 6 else CausalLM(toy_student(shape, 8, 1, 8))
+    seen: list[dict[str, float]] = []
+    config = DistillConfig(METHODS["gated"], OptimizerConfig(learning_rate=0.01), batch_size=8)
+    DistillAgent(student, config).learn(env, 2, lambda _, metrics: seen.append(metrics))
+    assert len(seen) == 2
+    assert all(math.isfinite(metrics["train/loss"]) and metrics["rollout/tokens"] > 8 for metrics in seen)

@@ -246,6 +246,24 @@ def test_reference_answers_are_read_as_if_the_teacher_had_written_them(limits: t
         read_references(env, [prompts[0], *written.prompts[:2]])
 
 
+@pytest.mark.parametrize("mode", ["NextStep", "SameStep"])
+def test_a_rollout_needs_no_autoreset_and_leaves_it_alone(mode: str) -> None:
+    """The same texts and the same cost, though rows wait idle at the end; afterwards the mode is what it was."""
+    expected = write(GATES["hard"], 4, 3)
+    env = DistillVectorEnv(
+        3, Ragged(V, HORIZON), TEACHER, chunk=LONGEST, autoreset_mode=mode, reveal_teacher=False, task_reward=1.0
+    )
+    prompts = [env.prompts[i % len(env.prompts)] for i in range(N)]
+    rollout = collect(env, STUDENT.fork(), prompts, episode_keys(0, np.arange(N)), GATES["hard"], 4)
+    assert_equal(rollout, expected)
+    for count in ("teacher_passes", "teacher_positions", "teacher_tokens"):
+        assert getattr(rollout.cost, count) == getattr(expected.cost, count)
+    assert env.autoreset_mode.value == env.metadata["autoreset_mode"].value == mode
+    env.reset(seed=0)
+    ends = [env.step(np.full((3, 1), V - 1))[2].tolist() for _ in range(2)]
+    assert ends == [[True] * 3, [mode == "SameStep"] * 3]  # the end token ends at once, or the row is reset first
+
+
 # ---------------------------------------------------------------------- the law
 
 

@@ -227,7 +227,11 @@ def test_it_trains_through_a_wrapper() -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "named"),
-    [({"autoreset_mode": "Disabled"}, "autoreset_mode is Disabled"), ({"chunk": 2}, "chunk is 2")],
+    [
+        ({"autoreset_mode": "Disabled"}, "autoreset_mode is Disabled"),
+        ({"chunk": 2}, "chunk is 2"),
+        ({"observation": "float"}, "'float'"),
+    ],
 )
 def test_another_environment_is_an_error_of_one_line(arguments: dict[str, Any], named: str) -> None:
     with pytest.raises(ValueError, match=f"^env: .*{named}") as error:

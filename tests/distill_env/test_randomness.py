@@ -10,7 +10,16 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import stats
 
-from distill_env.randomness import Purpose, episode_keys, inverse_cdf, uniform
+from distill_env.randomness import (
+    Purpose,
+    cumulative_distribution,
+    episode_key,
+    episode_keys,
+    inverse_cdf,
+    inverse_cdf_number,
+    uniform,
+    uniform_number,
+)
 
 # All numbers are fixed, so a test either always passes or always fails. A good generator falls below this p-value in
 # one of a thousand sequences; a biased one falls far below it.
@@ -79,6 +88,18 @@ def test_numbers_do_not_depend_on_the_batch(order: list[int], seed: int) -> None
             assert uniform(keys[[row]], position, Purpose.GATE)[0] == whole[row, position]
 
 
+@given(st.integers(0, 2**64 - 1), st.integers(0, 2**64 - 1), st.integers(0, 2**20), st.sampled_from(Purpose))
+@settings(deadline=None, max_examples=200)
+def test_one_number_is_that_of_an_array(seed: int, episode: int, position: int, purpose: Purpose) -> None:
+    """Python's integers and numpy's arrays wrap around alike, and draws from both are the same."""
+    key = episode_key(seed, episode)
+    assert key == int(episode_keys(np.uint64(seed), np.uint64(episode))[0])
+    number = uniform_number(key, position, purpose)
+    assert number == uniform(np.uint64(key), position, purpose)[0]
+    log_p = torch.tensor([0.1, 0.0, 0.25, 0.05, 0.6], dtype=torch.float64).log()
+    assert inverse_cdf_number(cumulative_distribution(log_p).tolist(), number) == int(inverse_cdf(log_p, number))
+
+
 def test_draws_are_exact() -> None:
     """Over an even grid of n uniforms each token is drawn p n times, up to one for each end of its interval."""
     p = torch.tensor([0.1, 0.0, 0.25, 0.05, 0.6], dtype=torch.float64)
@@ -110,6 +131,7 @@ def test_what_has_no_probability_is_never_drawn(weights: list[float], data: st.D
         log_p = p.log().to(dtype)
         if bool((log_p > -700).any()):  # whose exponential is not 0
             assert weights[int(inverse_cdf(log_p, u))] > 0
+            assert weights[inverse_cdf_number(cumulative_distribution(log_p).tolist(), u)] > 0
 
 
 def test_draws_do_not_depend_on_the_batch() -> None:

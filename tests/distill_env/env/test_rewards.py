@@ -38,16 +38,18 @@ def test_a_whole_step_is_written_at_one_price() -> None:
     env = one_state_env([0.15, 0.7, 0.15], 300, rewrite_span="step", rewrite_cost=2.0, max_new_tokens=5)  # `a` ends it
     env.reset(seed=0)
     _, reward, terminated, truncated, info = env.step(np.full(300, 3))
+    cut_off = info["cut_off"] & info["_cut_off"]
     assert set(reward.tolist()) == {-2.0}
     for row, tokens in enumerate(info["tokens"].tolist()):
         written = [t for t in tokens if t >= 0]
         assert all(t == 1 for t in written[:-1])
         assert written[-1] in (0, 2) or len(written) == 5
-        assert terminated[row] == (written[-1] == 2)
-        assert truncated[row] == (len(written) == 5 and written[-1] != 2)
-    assert terminated.any()
-    assert truncated.any()
-    assert not (terminated | truncated).all()
+        assert info["_cut_off"][row] == terminated[row] == (written[-1] == 2 or len(written) == 5)
+        assert cut_off[row] == (len(written) == 5 and written[-1] != 2)
+    assert not truncated.any()
+    assert cut_off.any()
+    assert (terminated & ~cut_off).any()
+    assert not terminated.all()
 
 
 def test_the_task_pays_at_the_end() -> None:
