@@ -7,8 +7,6 @@ An agent's return is read against these: writing like the teacher returns more t
 than ending at once.
 """
 
-from __future__ import annotations
-
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +15,7 @@ if not __package__:  # run as a script: import from the checkout, not from this 
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from distill_env import ENVIRONMENTS
-from distill_env.checks import check_range, check_types
+from distill_env.checks import Count
 from experiments.running.cli import command
 
 
@@ -25,27 +23,25 @@ from experiments.running.cli import command
 class ReturnsConfig:
     """What to measure."""
 
-    episodes: int = 1000
+    episodes: Count = 1000
     """Episodes of each policy in each environment, from seed 0 on."""
     ppo: str = ""
     """An environment in which Stable-Baselines3's PPO is trained instead, under several settings."""
-    steps: int = 50_000
+    steps: Count = 50_000
     """Environment steps of each training."""
-    seeds: int = 3
+    seeds: Count = 3
     """Trainings under each setting."""
 
-    def __post_init__(self) -> None:
-        check_types(self)
-        check_range(self, "episodes", "steps", "seeds", least=1)
-        if self.ppo and self.ppo not in ENVIRONMENTS:
-            raise ValueError(f"ppo: {self.ppo!r} is not registered; expected one of {', '.join(ENVIRONMENTS)}")
 
-
-def main(config: ReturnsConfig) -> None:
-    from experiments.benchmarking.returns import ppo_table, returns_table
+def returns(config: ReturnsConfig) -> None:
+    if config.ppo and config.ppo not in ENVIRONMENTS:
+        raise ValueError(f"ppo: {config.ppo!r} is not registered; expected one of {', '.join(ENVIRONMENTS)}")
+    from experiments.benchmarking.returns import ppo_table, returns_table  # imports torch, which --help does not need
 
     print(ppo_table(config.ppo, config.steps, config.seeds) if config.ppo else returns_table(config.episodes))
 
 
+main = command(returns, ReturnsConfig, __doc__)
+
 if __name__ == "__main__":
-    sys.exit(command(main, ReturnsConfig, __doc__))
+    sys.exit(main())
