@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import field, fields, is_dataclass, make_dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,6 +18,7 @@ from distill_env.checks import check_fields
 from experiments.running.help import docstrings
 
 C = TypeVar("C")
+CONVENTIONS = (tyro.conf.HelptextFromCommentsOff,)  # docstrings are the help; to look for comments takes half the time
 
 
 def read_flags(config: type[C], args: Sequence[str] | None = None, description: str | None = None) -> C:
@@ -25,21 +27,23 @@ def read_flags(config: type[C], args: Sequence[str] | None = None, description: 
     A flag that tyro refuses exits with code 2 and its message; a value that the configuration refuses is a ValueError.
     """
     if not isinstance(config, type):  # a union of subcommands
-        return tyro.cli(config, args=args, description=description)
-    return checked(tyro.cli(_unchecked_class(config), args=args, description=description))
+        return tyro.cli(config, args=args, description=description, config=CONVENTIONS)
+    plain: Any = _unchecked_class(config)  # type: ignore[arg-type]
+    return checked(tyro.cli(plain, args=args, description=description, config=CONVENTIONS))
 
 
 def override(default: C, args: Sequence[str], description: str | None = None) -> C:
     """The same with the values of a nested configuration as the defaults, and flags without prefixes."""
     plain = unchecked(default)
-    return checked(
-        tyro.cli(type(plain), args=args, default=plain, description=description, config=(tyro.conf.OmitArgPrefixes,))
-    )
+    markers = (tyro.conf.OmitArgPrefixes, *CONVENTIONS)
+    return checked(tyro.cli(type(plain), args=args, default=plain, description=description, config=markers))
 
 
-def _unchecked_class(config: type[C], nested: Sequence[tuple[str, Any, Any]] = ()) -> Any:
+@cache
+def _unchecked_class(config: type, nested: tuple[tuple[str, type], ...] = ()) -> Any:
     names = {"__post_init__": lambda _: None, "__doc__": _docstring(config)}
-    return make_dataclass(config.__name__, nested, bases=(config,), frozen=True, namespace=names)
+    replaced = [(name, kind, field(default=None)) for name, kind in nested]
+    return make_dataclass(config.__name__, replaced, bases=(config,), frozen=True, namespace=names)
 
 
 def _docstring(config: type) -> str:
@@ -53,8 +57,8 @@ def unchecked(config: Any) -> Any:
     """A nested dataclass of subclasses that do not check their values."""
     values = {f.name: getattr(config, f.name) for f in fields(config)}
     values = {name: unchecked(value) if is_dataclass(value) else value for name, value in values.items()}
-    nested = [(name, type(value), field(default=value)) for name, value in values.items() if is_dataclass(value)]
-    return _unchecked_class(type(config), nested)(**values)
+    nested = tuple((name, type(value)) for name, value in values.items() if is_dataclass(value))
+    return _unchecked_class(type(config), nested)(**values)  # type: ignore[arg-type]
 
 
 def checked(plain: Any) -> Any:

@@ -19,10 +19,7 @@ PANELS = (
 
 def draw_curves(folder: Path, title: str) -> None:
     """Draw the metrics of a run over its iterations. A run without any of them has no picture."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    from matplotlib.figure import Figure
 
     rows = read_metrics(folder)
     panels = [panel for panel in PANELS if any(panel[0] in row for row in rows)]
@@ -30,7 +27,10 @@ def draw_curves(folder: Path, title: str) -> None:
         panels.remove(PANELS[1])
     if not panels:
         return
-    figure, axes = plt.subplots(1, len(panels), figsize=(3.4 * len(panels), 2.9), squeeze=False, layout="constrained")
+    width = 3.4 * len(panels)  # inches; the margins are fixed: a layout engine draws everything twice
+    figure = Figure(figsize=(width, 2.9))
+    axes = figure.subplots(1, len(panels), squeeze=False)
+    figure.subplots_adjust(left=0.55 / width, right=1 - 0.1 / width, bottom=0.17, top=0.8, wspace=0.2)
     for axis, metrics in zip(axes[0], [[metric(key) for key in panel] for panel in panels], strict=True):
         for m in metrics:
             points = [(row["iteration"], row[m.key]) for row in rows if m.key in row]
@@ -39,10 +39,10 @@ def draw_curves(folder: Path, title: str) -> None:
         axis.set_title(", ".join(m.label for m in metrics), fontsize=10)
         axis.set_xlabel("iteration", fontsize=9)
         axis.tick_params(labelsize=8)
+        axis.locator_params(nbins=5)
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
         if len(metrics) > 1:
             axis.legend(fontsize=8, frameon=False)
     figure.suptitle(title, fontsize=11)
     write_file(folder / "curves.png", lambda path: figure.savefig(path, dpi=130, format="png"))
-    plt.close(figure)

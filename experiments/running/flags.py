@@ -12,7 +12,7 @@ import tyro
 
 from agents.config import DistillConfig
 from distill_env.models.load import is_served
-from experiments.running.cli import override
+from experiments.running.cli import CONVENTIONS, override
 from experiments.running.config import RunConfig
 from experiments.running.config_file import default_config, flag_values, load_config, read_config
 from experiments.running.help import help_text, refuse_without_effect
@@ -50,7 +50,7 @@ def parse(args: Sequence[str] | None = None, description: str = "") -> RunConfig
     before.add_argument("-h", "--help", action="store_true")
     before.add_argument("--help-all", action="store_true")
     own, rest = before.parse_known_args(args)
-    choice, _ = tyro.cli(Choice, args=rest, return_unknown_args=True, add_help=False)
+    choice, _ = tyro.cli(Choice, args=rest, return_unknown_args=True, add_help=False, config=CONVENTIONS)
     name = choice.name or default_name(choice.agent or "gated", choice.env or "sums", choice.seed)
     if choice.resume and own.config:
         raise ValueError("config: a resumed run reads the config.json in its folder; drop --config or --resume")

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, is_dataclass
+from functools import cache
 from typing import Any, get_type_hints
 
 import tyro
@@ -17,6 +18,11 @@ def flag(name: str) -> Any:
 
 def flag_names(config_class: Any) -> dict[str, str]:
     """The flag of every field of a dataclass, with underscores."""
+    return _flag_names(config_class)
+
+
+@cache
+def _flag_names(config_class: Any) -> dict[str, str]:
     names = {}
     for name, hint in get_type_hints(config_class, include_extras=True).items():
         renamed = (getattr(data, "name", None) for data in getattr(hint, "__metadata__", ()))
