@@ -54,9 +54,9 @@ def test_the_data_of_a_warm_start_is_not_the_training_data_of_any_run() -> None:
 def test_a_warm_start_ends_at_the_first_validation_that_reaches_its_share(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "DATA_SET", 4)
+    monkeypatch.setattr(module, "DATA_SET", 2)
     monkeypatch.setattr(module, "VALIDATE_EVERY", 20)
-    flags = ["--env", "sums", "--warm-start", "0.002", "--out", str(tmp_path)]
+    flags = ["--env", "coins", "--warm-start", "0.002", "--out", str(tmp_path)]
     config = parse(flags)
     student, folder = warm_start(config, Console(quiet=True))
     agent = DistillAgent.load(folder)
@@ -68,5 +68,5 @@ def test_a_warm_start_ends_at_the_first_validation_that_reaches_its_share(
     for a, b in zip(student.parameters(), again.parameters(), strict=True):
         assert torch.equal(a, b)
     monkeypatch.setattr(module, "GIVE_UP_AFTER", 20)
-    with pytest.raises(ValueError, match="warm_start: 94% not reached in 20 updates"):
+    with pytest.raises(ValueError, match="^warm_start: "):
         warm_start(parse([*flags, "--warm-start", "0.95"]), Console(quiet=True))

@@ -1,0 +1,64 @@
+"""Items of work in other processes: one that fails fails alone, and one whose worker dies is tried again.
+
+The workers import this module, which is light.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from experiments.comparing.pool import for_each
+
+
+def work(item: str, folder: Path) -> None:
+    """Leave a file `<item>`, one letter longer with each try."""
+    with (folder / item).open("a") as file:
+        file.write("x")
+    if item == "fails":
+        raise ValueError("as told")
+    if item == "dies" or (item == "dies once" and len((folder / item).read_text()) == 1):
+        os._exit(1)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_fails_or_dies_stops_no_other(workers: int, tmp_path: Path) -> None:
+    items = ["a", "fails", "dies", "b", "c"]
+    errors: dict[str, str | None] = {}
+    counts: list[int] = []
+
+    def report(item: str, done: int, error: str | None) -> None:
+        counts.append(done)
+        errors[item] = error
+
+    for_each(partial(work, folder=tmp_path), items, workers, "local", Console(quiet=True), report)
+    assert counts == [1, 2, 3, 4, 5]
+    assert {item for item in items if errors[item]} == {"fails", "dies"}
+    assert errors["fails"] == "ValueError: as told"
+    tries = {item: len((tmp_path / item).read_text()) for item in items}
+    assert tries["dies"] == 2
+    assert workers == 2 or tries == dict.fromkeys(items, 1) | {"dies": 2}  # a death ends what runs beside it, too
+
+
+def test_an_item_whose_worker_dies_once_is_done_the_second_time(tmp_path: Path) -> None:
+    errors: list[str | None] = []
+    quiet = Console(quiet=True)
+    for_each(partial(work, folder=tmp_path), ["dies once"], 1, "local", quiet, lambda *told: errors.append(told[2]))
+    assert errors == [None]
+    assert (tmp_path / "dies once").read_text() == "xx"
+
+
+def test_no_more_workers_than_asked_for_are_busy_and_each_has_one_thread(tmp_path: Path) -> None:
+    for_each(partial(note, folder=tmp_path), list(range(6)), 2, "local", Console(quiet=True), lambda *_: None)
+    notes = [path.read_text().split() for path in tmp_path.iterdir()]
+    assert len(notes) == 6
+    assert {threads for threads, _ in notes} == {"1"}
+    assert len({process for _, process in notes}) <= 2
+
+
+def note(item: int, folder: Path) -> None:
+    (folder / str(item)).write_text(f"{os.environ['OMP_NUM_THREADS']} {os.getpid()}")
