@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -424,19 +425,19 @@ BUDGETS = {
 @pytest.mark.parametrize("row", BUDGETS.values(), ids=BUDGETS)
 def test_the_share_follows_the_budget(row: Method) -> None:
     """Whatever the gate reads, tau goes where the budgeted share of steps is hard on average, and follows the student
-    as it learns: over the last 40 of 60 iterations the mean error is within 0.02, though a table has few states and
+    as it learns: over the last 25 of 45 iterations the mean error is within 0.02, though a table has few states and
     scores of one state are all alike. What is reported is what was."""
     teacher, seen = markov(5, seed=1), []
-    config = DistillConfig(row, OptimizerConfig(0.01, warmup_iterations=0), batch_size=200, draft_length=3)
+    config = DistillConfig(row, OptimizerConfig(0.01, warmup_iterations=0), batch_size=100, draft_length=3)
     agent = DistillAgent(perturbed(teacher, 2.0), config)
-    agent.learn(make_env(teacher, 200, horizon=6), 60, lambda _, metrics: seen.append(metrics))
+    agent.learn(make_env(teacher, 100, horizon=6), 45, lambda _, metrics: seen.append(metrics))
     assert seen[0]["rollout/tau"] == row.gate.tau
     assert agent.method.gate.tau != seen[-1]["rollout/tau"]
     share = "rollout/rewritten_share" if row.teacher_writes != "never" else "train/reverse_weight"
     for m in seen:
         hard = m[share] if row.teacher_writes != "never" else 1 - m[share]
         assert m["rollout/budget_error"] == pytest.approx(hard - row.budget, abs=1e-12)
-    assert abs(np.mean([m["rollout/budget_error"] for m in seen[-40:]])) < 0.02
+    assert abs(np.mean([m["rollout/budget_error"] for m in seen[-25:]])) < 0.02
 
 
 # ---------------------------------------------------------------------- the certificate
@@ -504,8 +505,8 @@ def test_a_cumulative_gate_bounds_every_stretch(span: str, budget: float) -> Non
 @pytest.mark.parametrize("rewrite", ["sample", "argmax"])
 def test_certificate_on_rollouts(rewrite: Any, gate: Gate, span: Any) -> None:
     """The same on what `collect` wrote: log mu(y) - log p_T(y) and the sum of D_t over easy steps have one mean, within
-    four standard errors of 8,000 answers; with argmax they are tens of them apart."""
-    teacher, n = markov(5, seed=4, sharpness=1.0), 8000
+    four standard errors of 4,000 answers; with argmax they are tens of them apart."""
+    teacher, n = markov(5, seed=4, sharpness=1.0), 4000
     student = perturbed(teacher, 1.0, seed=6)  # hard in three of the states, easy in three
     env = make_env(teacher, 1000, horizon=8, rewrite=rewrite, rewrite_span=span)
     rollout = collect(env, student, [NO_PROMPT] * n, episode_keys(3, np.arange(n)), gate, draft_length=4)
@@ -539,15 +540,21 @@ def divergences(student: TabularModel, rollout: Rollout) -> Tensor:
 # ---------------------------------------------------------------------- learning
 
 
-@torch.no_grad()
-def worst(student: TabularModel, teacher: TabularModel, horizon: int) -> float:
-    """The largest KL, of either direction, in any state that 2 % or more of the teacher's answers visit."""
-    law = gated_law(teacher, teacher, ALWAYS, horizon)
+@cache
+def teacher_and_states(seed: int, vocab_size: int = 4, horizon: int = 4) -> tuple[TabularModel, Tensor]:
+    """A teacher, and the states that 2 % or more of its answers visit."""
+    teacher = markov(vocab_size, seed=10 + seed, sharpness=1.0)
     visited: dict[int, float] = {}
-    for (tokens, _), probability in law.items():
+    for (tokens, _), probability in gated_law(teacher, teacher, ALWAYS, horizon).items():
         for state in {teacher.walk(tokens[:t]) for t in range(len(tokens))}:
             visited[state] = visited.get(state, 0.0) + probability
-    states = torch.tensor([s for s, probability in visited.items() if probability > 0.02])
+    return teacher, torch.tensor([s for s, probability in visited.items() if probability > 0.02])
+
+
+@torch.no_grad()
+def worst(student: TabularModel, seed: int) -> float:
+    """The largest KL, of either direction, in any state that 2 % or more of the teacher's answers visit."""
+    teacher, states = teacher_and_states(seed)
     q, p = student.log_table()[states], teacher.log_table()[states]
     return float(torch.maximum(reverse_kl(q, p), forward_kl(q, p)).max())
 
@@ -563,19 +570,17 @@ class Blind(VectorWrapper):
         return self.env.reset(**kwargs)[0], {}
 
 
-def train(
-    row: Method, seed: int, iterations: int, blind: bool = False, **kwargs: Any
-) -> tuple[TabularModel, TabularModel, int]:
-    """A student that knew nothing, its teacher, and the horizon."""
-    vocab_size, horizon = 4, 4
-    teacher, student = markov(vocab_size, seed=10 + seed, sharpness=1.0), uniform(vocab_size)
-    assert worst(student, teacher, horizon) > 0.5
-    config = DistillConfig(
-        row, OptimizerConfig(0.1, warmup_iterations=0, max_grad_norm=10.0), seed=seed, draft_length=4, **kwargs
-    )
-    env: Any = make_env(teacher, config.batch_size, horizon, chunk=1 if blind else 4, reveal_teacher=False)
+def train(row: Method, seed: int, iterations: int, batch_size: int, blind: bool = False) -> TabularModel:
+    """A student that knew nothing, trained. A short memory of the optimiser and a step size that falls to nothing reach
+    the optimum in few iterations."""
+    (teacher, _), student = teacher_and_states(seed), uniform(4)
+    assert worst(student, seed) > 0.5
+    falling: dict[str, Any] = {"warmup_iterations": 0, "schedule": "cosine", "decay_iterations": iterations}
+    optimizer = OptimizerConfig(0.5, adam_beta1=0.5, adam_beta2=0.95, max_grad_norm=10.0, **falling)
+    config = DistillConfig(row, optimizer, seed=seed, draft_length=4, batch_size=batch_size)
+    env: Any = make_env(teacher, batch_size, horizon=4, chunk=1 if blind else 4, reveal_teacher=False)
     DistillAgent(student, config).learn(Blind(env) if blind else env, iterations)
-    return student, teacher, horizon
+    return student
 
 
 LEARNING = [(name, seed) for name in METHODS for seed in range(3 if name in ("fkl", "rkl", "gated") else 1)]
@@ -607,9 +612,9 @@ def test_every_method_learns(name: str, seed: int) -> None:
     In closed form the gradient vanishes there and D falls below 1e-4 (of 0.5 and more at the start). Tokens alone
     (`sft`) leave the noise of a few hundred draws a state, and the control (`negative`) is nothing but noise.
     """
-    student, teacher, horizon = train(method(name), seed, iterations=100, batch_size=48)
-    assert worst(student, teacher, horizon) < {"sft": 0.05, "negative": 2.0}.get(name, 3e-4)
-    assert name != "negative" or worst(student, teacher, horizon) > 0.1
+    student = train(method(name), seed, iterations=30, batch_size=32)
+    assert worst(student, seed) < {"sft": 0.05, "negative": 2.0}.get(name, 1e-4)
+    assert name != "negative" or worst(student, seed) > 0.1
 
 
 @pytest.mark.parametrize("gamma", [0.0, 1.0])
@@ -617,8 +622,7 @@ def test_every_method_learns(name: str, seed: int) -> None:
 def test_the_reward_alone_teaches(seed: int, gamma: float) -> None:
     """With `info` removed, from tokens and rewards only, the sampled estimator reaches the same optimum."""
     row = variant(method("rkl"), estimator="sampled", gamma=gamma)
-    student, teacher, horizon = train(row, seed, iterations=120, blind=True, batch_size=64)
-    assert worst(student, teacher, horizon) < 1e-3
+    assert worst(train(row, seed, iterations=40, batch_size=64, blind=True), seed) < 1e-4
 
 
 # ---------------------------------------------------------------------- runs

@@ -68,5 +68,5 @@ def test_a_warm_start_ends_at_the_first_validation_that_reaches_its_share(
     for a, b in zip(student.parameters(), again.parameters(), strict=True):
         assert torch.equal(a, b)
     monkeypatch.setattr(module, "GIVE_UP_AFTER", 20)
-    with pytest.raises(ValueError, match="^warm_start: "):
+    with pytest.raises(ValueError, match=r"^warm_start: "):
         warm_start(parse([*flags, "--warm-start", "0.95"]), Console(quiet=True))
