@@ -131,11 +131,11 @@ def write_curve(folder: Path, rows: Sequence[Row]) -> str:
 
     def by_share(axes: Any) -> None:
         lines = {label: curve_line(points, "share", y) for label, points in labels.items()}
-        figures.curves(axes, lines, style, (SHARE.title, y.title))
+        figures.curves(axes, lines, style, list(lines), (SHARE.title, y.title))
 
     def by_tau(axes: Any) -> None:
         lines = {label: curve_line(points, "tau", SHARE) for label, points in labels.items()}
-        figures.curves(axes, lines, style, ("tau, nats", SHARE.title))
+        figures.curves(axes, lines, style, list(lines), ("tau, nats", SHARE.title))
         axes.set_xscale("log")
         ticks = sorted({float(x) for line in lines.values() for x in line.x})
         axes.set_xticks(ticks, [f"{tau:g}" for tau in ticks])

@@ -9,12 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from experiments.running.metric_display import Metric
 
+K = TypeVar("K")
 Z = 1.959964  # 97.5 % quantile of the normal distribution
 RESAMPLES = 9999  # a sign-flip test of up to 13 pairs enumerates all signs, a larger one draws this many
 
@@ -153,7 +155,7 @@ def paired_difference(x: ArrayLike, y: ArrayLike) -> PairedDifference:
     return PairedDifference(mean(a - b), p, len(a))
 
 
-def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+def holm(p_values: Mapping[K, float]) -> dict[K, float]:
     """Adjusted p-values of a family of tests, in the order given: Holm 1979, Scandinavian Journal of Statistics 6.
 
     The i-th smallest of m, times m - i + 1, at least the one before and at most 1.
@@ -161,11 +163,11 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
     for name, p in p_values.items():
         if not 0 <= p <= 1:
             raise ValueError(f"p_values: {p} of {name!r}; expected numbers in [0, 1]")
-    adjusted, largest = {}, 0.0
-    for i, name in enumerate(sorted(p_values, key=lambda n: p_values[n])):
-        largest = max(largest, min(1.0, (len(p_values) - i) * p_values[name]))
+    adjusted, largest = dict(p_values), 0.0
+    for i, (name, p) in enumerate(sorted(p_values.items(), key=lambda item: item[1])):
+        largest = max(largest, min(1.0, (len(p_values) - i) * p))
         adjusted[name] = largest
-    return {name: adjusted[name] for name in p_values}
+    return adjusted
 
 
 def _t_interval(value: float, x: NDArray[np.float64], n: int) -> Estimate:

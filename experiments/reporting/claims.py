@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -19,19 +20,18 @@ class Comparison(NamedTuple):
     label: str
     baseline: str
     difference: PairedDifference
+    better: Estimate  # the chance that a run of `label` is better
     adjusted: float  # the p-value after Holm's correction
 
 
-def compare_all(results: Results, pairs: Iterable[tuple[str, str]]) -> list[Comparison]:
+def compare_all(results: Results, pairs: Sequence[tuple[str, str]]) -> list[Comparison]:
     """The pairs (label, baseline) on every task, in its primary warm start; Holm's correction over all of them."""
-    tests = {
-        (setting, *pair): difference
-        for setting in results.primary()
-        for pair in pairs
-        if (difference := results.difference(setting, *pair, ENDPOINT))
-    }
-    adjusted = holm({str(key): d.p_value for key, d in tests.items()})
-    return [Comparison(*key, d, adjusted[str(key)]) for key, d in tests.items()]
+    tests: dict[tuple[Setting, str, str], PairedDifference] = {}
+    for setting, (label, baseline) in itertools.product(results.primary(), pairs):
+        if difference := results.difference(setting, label, baseline, ENDPOINT):
+            tests[setting, label, baseline] = difference
+    adjusted = holm({key: d.p_value for key, d in tests.items()})
+    return [Comparison(*key, d, results.improvement(*key, ENDPOINT), adjusted[key]) for key, d in tests.items()]
 
 
 def primary_comparisons(results: Results) -> list[Comparison]:

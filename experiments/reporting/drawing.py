@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,18 +43,20 @@ BEFORE_STYLE = (MUTED, "o")
 HIGHLIGHTED = (OURS, "soft", "rkl", "fkl", "rewrite_only")
 CROWD = 7  # among more contenders than this, those that are not highlighted are grey
 WIDTH, HEIGHT = 4.3, 3.1  # inches of a panel; 310 points, about the width of a phone
-COLUMNS = 2  # panels side by side in a PNG
+PAGE = 2 * WIDTH  # inches of panels side by side in a file
 
-Draw = Callable[[Any], Callable[[], None] | None]
+STYLE = Path(__file__).with_name("report.mplstyle")
+FAINT: dict[str, Any] = {"color": MUTED, "linewidth": 0.8, "alpha": 0.55}  # a line in the background
 
 
 @dataclass(frozen=True)
 class Panel:
-    """`draw` fills an axes; what it returns, if anything, is called once the layout is fixed."""
+    """`draw` fills an axes."""
 
     title: str
-    draw: Draw
+    draw: Callable[[Any], None]
     height: float = HEIGHT
+    width: float = WIDTH
 
 
 @dataclass(frozen=True)
@@ -71,12 +72,14 @@ class Style:
         turn, at = divmod(others.index(label), len(OTHERS))
         return OTHERS[at][0], OTHERS[(at + turn) % len(OTHERS)][1]  # when colours repeat, markers differ
 
-    def stands_out(self, label: str, among: Sequence[str]) -> bool:
-        return len(among) <= CROWD or label in HIGHLIGHTED
+    def mark(self, label: str) -> dict[str, Any]:
+        """How matplotlib draws the contender's points."""
+        colour, marker = self[label]
+        return {"color": colour, "marker": marker, "markeredgewidth": 0}
 
     def legend(self, labels: Sequence[str]) -> tuple[list[str], list[str]]:
-        """Those with a colour of their own, and the others."""
-        named = [k for k in labels if self.stands_out(k, labels)]
+        """Those with a colour of their own, and in a crowd the others."""
+        named = [k for k in labels if len(labels) <= CROWD or k in HIGHLIGHTED]
         return named, [k for k in labels if k not in named]
 
 
@@ -85,45 +88,31 @@ def short(label: str, longest: int = 26) -> str:
     return label if len(label) <= longest else label[: longest - 1] + "\u2026"
 
 
-@contextmanager
-def _drawing(salt: str) -> Iterator[None]:
-    import matplotlib
-
-    with matplotlib.rc_context({"svg.hashsalt": salt}, Path(__file__).with_name("report.mplstyle")):
-        yield
-
-
-def _figure(panels: Sequence[Panel], columns: int, titles: bool) -> Any:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+def _figure(panels: Sequence[Panel], titles: bool) -> Any:
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
+    width = max(panel.width for panel in panels)
+    columns = min(len(panels), int(PAGE / width))
     rows = -(-len(panels) // columns)
     heights = [max(p.height for p in panels[i * columns : (i + 1) * columns]) for i in range(rows)]
-    figure = Figure(figsize=(WIDTH * columns, sum(heights)), layout=ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.06))
-    FigureCanvasAgg(figure)
-    grid = figure.subplots(rows, columns, squeeze=False, gridspec_kw={"height_ratios": heights})
-    late = []
-    for axes, panel in zip(grid.flat, panels, strict=False):
-        after = panel.draw(axes)
-        if titles:
-            axes.set_title(panel.title)
-        if after is not None:
-            late.append(after)
-    for axes in list(grid.flat)[len(panels) :]:
+    figure = Figure(figsize=(width * columns, sum(heights)), layout=ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.06))
+    grid = figure.subplots(rows, columns, squeeze=False, height_ratios=heights).ravel()
+    for axes, panel in zip(grid, panels, strict=False):
+        panel.draw(axes)
+        axes.set_title(panel.title if titles else "")
+    for axes in grid[len(panels) :]:
         axes.set_visible(False)
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # what is placed now does not move
-    for after in late:
-        after()
     return figure
 
 
 def svg(panel: Panel, name: str) -> str:
     """One panel as an `<svg>` element without a title; `name` makes its ids unique in a page."""
-    with _drawing(name):
+    import matplotlib
+
+    with matplotlib.rc_context(fname=STYLE):
         file = io.StringIO()
-        _figure([panel], 1, titles=False).savefig(file, format="svg", transparent=True, metadata={"Date": None})
+        _figure([panel], titles=False).savefig(file, format="svg", transparent=True, metadata={"Date": None})
     text = file.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
@@ -137,17 +126,16 @@ def svg(panel: Panel, name: str) -> str:
 
 def png(panels: Sequence[Panel], path: Path, style: Style, legend: Sequence[str] = ()) -> None:
     """The panels side by side, a legend below."""
+    import matplotlib
     from matplotlib.lines import Line2D
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _drawing(path.stem):
-        figure = _figure(panels, min(COLUMNS, len(panels)), titles=True)
+    with matplotlib.rc_context(fname=STYLE):
+        figure = _figure(panels, titles=True)
         named, others = style.legend(legend)
-        marks = [Line2D([], [], color=style[k][0], marker=style[k][1], markeredgewidth=0) for k in named]
-        names = [short(k) for k in named]
+        marks = [Line2D([], [], **style.mark(k), label=short(k)) for k in named]
         if others:
-            marks.append(Line2D([], [], color=MUTED, linewidth=0.8, alpha=0.55))
-            names.append(f"{len(others)} others")
-        if names:
-            figure.legend(marks, names, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=min(len(names), 7))
-        figure.savefig(path, dpi=150, bbox_inches="tight", pad_inches=0.08, metadata={"Software": None})
+            marks.append(Line2D([], [], **FAINT, label=f"{len(others)} others"))
+        if marks:
+            figure.legend(handles=marks, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=min(len(marks), 7))
+        figure.savefig(path, dpi=150, bbox_inches="tight", pad_inches=0.08)

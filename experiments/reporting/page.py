@@ -6,7 +6,7 @@ Text may contain `code` in backticks; all other markup in it is escaped.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +16,9 @@ from experiments.reporting.drawing import MUTED, Panel, Style, png, svg
 NO_BREAK = "\u00a0"
 
 
+Tone = Literal["", "good", "bad", "open", "best"]
+
+
 @dataclass(frozen=True)
 class Cell:
     """A cell of a table: its text, a smaller note after it, and the number by which it sorts."""
@@ -23,22 +26,24 @@ class Cell:
     text: str
     note: str = ""
     value: float | None = None
-    tone: Literal["", "good", "bad", "open", "best"] = ""
+    tone: Tone = ""
     heat: float | None = None  # in [0, 1], for the background
     chip: str = ""  # the contender whose colour precedes the text
 
 
 @dataclass(frozen=True)
 class Table:
-    """`columns` are titles; the first `names` of them hold words and are left-aligned."""
+    """Rows of cells by the title of their column; a column without a number to sort by is of words."""
 
     name: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[Cell]]
+    rows: Sequence[Mapping[str, Cell]]
     caption: str = ""
-    names: int = 1
     title: str = ""
     sortable: bool = True
+
+    def columns(self) -> dict[str, bool]:
+        """The titles, and whether the column is of words."""
+        return {title: all(row[title].value is None for row in self.rows) for title in self.rows[0]}
 
 
 @dataclass(frozen=True)
@@ -84,15 +89,34 @@ class Page:
     style: Style
 
 
+def has_content(block: Block) -> bool:
+    """Whether there is something to see: a text, a row, or a panel."""
+    return bool(block.rows if isinstance(block, Table) else block.panels if isinstance(block, Picture) else block)
+
+
 def to_html(page: Page) -> str:
     """The page as one file that loads nothing from elsewhere."""
-    from jinja2 import Environment, FileSystemLoader
+    return _render(page, "page.html.j2", inline=inline, legend=page.style.legend, svg=svg, muted=MUTED)
 
-    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True)
-    environment.filters |= {"inline": inline, "legend": page.style.legend}
-    environment.globals |= {"svg": _svg, "muted": MUTED}
-    viewers = [b for s in page.sections for b in s.blocks if isinstance(b, Viewer)]
-    return environment.get_template("page.html.j2").render(page=page, data=viewers[0].data if viewers else None)
+
+def to_markdown(page: Page, images: Path) -> str:
+    """The page as Markdown; pictures are written as PNG into the folder `images` beside the file."""
+
+    def image(picture: Picture) -> str:
+        path = images / f"{picture.name}.png"
+        png(picture.panels, path, page.style, picture.legend)
+        return f"{images.name}/{path.name}"
+
+    return _render(page, "page.md.j2", plain=plain, png=image, cell=_markdown_cell)
+
+
+def _render(page: Page, template: str, **helpers: Any) -> str:
+    from jinja2 import Environment, FileSystemLoader, select_autoescape
+
+    loader, escaped = FileSystemLoader(Path(__file__).parent), select_autoescape(["html.j2"])
+    environment = Environment(loader=loader, autoescape=escaped, trim_blocks=True, keep_trailing_newline=True)
+    environment.filters |= helpers
+    return environment.get_template(template).render(page=page, **helpers)
 
 
 def inline(text: str) -> str:
@@ -103,42 +127,10 @@ def inline(text: str) -> str:
     return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
-def _svg(panel: Panel, name: str) -> str:
-    from markupsafe import Markup
-
-    return Markup(svg(panel, name))
-
-
-def to_markdown(page: Page, images: Path) -> str:
-    """The page as Markdown; pictures are written as PNG into the folder `images` beside the file."""
-    parts = [f"# {plain(page.title)}", f"*{plain(page.question)}*", *map(plain, page.answer)]
-    parts.append("\n".join(f"- {plain(fact)}" for fact in page.facts))
-    for section in page.sections:
-        parts.append(f"## {plain(section.title)}")
-        for block in section.blocks:
-            parts += _markdown(block, images, page.style)
-    return "\n\n".join(parts) + "\n"
-
-
 def plain(text: str) -> str:
     """Text without Markdown or HTML markup outside backticks."""
     parts = re.split(r"(`[^`]+`)", text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;"))
     return "".join(p if p.startswith("`") else re.sub(r"([\\*_|\[\]])", r"\\\1", p) for p in parts)
-
-
-def _markdown(block: Block, images: Path, style: Style) -> list[str]:
-    if isinstance(block, str):
-        return [plain(block)]
-    if isinstance(block, Viewer):
-        block = block.picture
-    if isinstance(block, Picture):
-        path = images / f"{block.name}.png"
-        png(block.panels, path, style, block.legend)
-        return [f"![{plain(block.caption)}]({images.name}/{path.name})", plain(block.caption)]
-    align = ["---" if i < block.names else "---:" for i in range(len(block.columns))]
-    rows = [[plain(c) for c in block.columns], align, *([_markdown_cell(c) for c in row] for row in block.rows)]
-    table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
-    return [*([f"**{plain(block.title)}**"] if block.title else []), table, *filter(None, [plain(block.caption)])]
 
 
 def _markdown_cell(cell: Cell) -> str:

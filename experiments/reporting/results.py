@@ -132,14 +132,19 @@ class Results:
         values = list(self.by_seed(setting, label, key, study).values())
         return interquartile_mean(values).clipped(*metric(key).range) if values else None
 
+    def estimates(self, setting: Setting, key: str, study: str = "main") -> dict[str, Estimate]:
+        """The estimates of all contenders that have values."""
+        found = {label: self.estimate(setting, label, key, study) for label in self.labels(setting, study)}
+        return {label: estimate for label, estimate in found.items() if estimate}
+
     def difference(self, setting: Setting, label: str, baseline: str, key: str) -> PairedDifference | None:
         """label - baseline over the seeds that both have; None if they share none."""
         return paired(self.by_seed(setting, label, key), self.by_seed(setting, baseline, key))
 
-    def improvement(self, setting: Setting, label: str, baseline: str, key: str) -> Estimate | None:
-        """The chance that a run of `label` has more of `key` than one of `baseline`."""
+    def improvement(self, setting: Setting, label: str, baseline: str, key: str) -> Estimate:
+        """The chance that a run of `label` has more of `key` than one of `baseline`, if both have runs."""
         x, y = (list(self.by_seed(setting, name, key).values()) for name in (label, baseline))
-        return probability_of_improvement(x, y) if x and y else None
+        return probability_of_improvement(x, y)
 
     def buckets(self, setting: Setting, prefix: str = "") -> list[int]:
         """The measured difficulties; `prefix` is "" or "ood/"."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from experiments.reporting import pictures, tables
 from experiments.reporting.answer import answer
 from experiments.reporting.material import Material
-from experiments.reporting.page import Block, Page, Section
+from experiments.reporting.page import Block, Page, Section, has_content
 from experiments.reporting.results import BASELINES, OURS, PRIMARY_WARM, Results
 
 
@@ -45,10 +45,10 @@ SECTIONS: tuple[tuple[str, str, Callable[[Material], list[Block]]], ...] = (
 
 
 def make_page(material: Material) -> Page:
-    """The whole report; sections without data are left out."""
-    made = [(name, title, make(material)) for name, title, make in SECTIONS]
+    """The whole report; what has no data is left out."""
+    made = [Section(name, title, list(filter(has_content, make(material)))) for name, title, make in SECTIONS]
     title, question = heading(material.results.labels())
-    sections = [Section(name, title, blocks) for name, title, blocks in made if blocks]
+    sections = [section for section in made if section.blocks]
     return Page(title, question, answer(material.results), facts(material.results), sections, material.style)
 
 

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
-
-import numpy as np
+from dataclasses import replace
 
 from experiments.comparing.statistics import Estimate, interquartile_mean
-from experiments.reporting.claims import CLAIMS, Comparison, findings, primary_comparisons, secondary_comparisons
+from experiments.reporting.claims import (
+    CLAIMS,
+    Comparison,
+    Verdict,
+    findings,
+    primary_comparisons,
+    secondary_comparisons,
+)
 from experiments.reporting.crossed import Crossed, crossed
 from experiments.reporting.material import INTERVALS, Material, start_of
-from experiments.reporting.page import Block, Cell, Table
+from experiments.reporting.page import Block, Cell, Table, Tone
 from experiments.reporting.results import BASELINES, BEFORE, ENDPOINT, OURS, PURE, Results, Setting
 from experiments.running.metric_display import metric
 
 EMPTY = "\u2013"
 LEVEL = 0.05  # of a test
+TONES: dict[Verdict, Tone] = {"yes": "good", "no": "bad", "undecided": "open"}
 # columns of the table of contenders: what the student can do, and what its training cost
 QUALITY = (
     ENDPOINT, "accuracy", f"ood/{ENDPOINT}", "ood/accuracy", "retention", "distinct_ways", "entropy", "collapse",
@@ -37,22 +43,18 @@ def number_cell(key: str, estimate: Estimate | None, best: bool = False, sign: b
     return Cell(number, interval, estimate.value, "best" if best else "")
 
 
-def setting_cells(setting: Setting, settings: Sequence[Setting]) -> list[Cell]:
+def setting_cells(setting: Setting, settings: Sequence[Setting]) -> dict[str, Cell]:
     """Task and warm start, each only if there are several."""
-    columns = zip(setting, zip(*settings, strict=True), strict=True)
-    return [Cell(value) for value, others in columns if len(set(others)) > 1]
+    columns = zip(("task", "warm start"), setting, zip(*settings, strict=True), strict=True)
+    return {title: Cell(value) for title, value, others in columns if len(set(others)) > 1}
 
 
-def setting_columns(settings: Sequence[Setting]) -> list[str]:
-    columns = zip(("task", "warm start"), zip(*settings, strict=True), strict=True) if settings else ()
-    return [title for title, values in columns if len(set(values)) > 1]
-
-
-def best_of(key: str, estimates: Mapping[str, Estimate | None]) -> str:
+def best_of(key: str, estimates: Mapping[str, Estimate]) -> str:
     """The contender with the best estimate; none if there is no better direction, or only one contender."""
-    values = {k: e.value for k, e in estimates.items() if e and k != BEFORE}
     better = metric(key).better
-    return (min if better == "less" else max)(values, key=lambda k: values[k]) if better and len(values) > 1 else ""
+    if not better or len(estimates) < 2:
+        return ""
+    return (min if better == "less" else max)(estimates, key=lambda label: estimates[label].value)
 
 
 def p_text(p: float) -> str:
@@ -68,149 +70,130 @@ def expectations(material: Material) -> list[Block]:
     found = [f for setting in settings for f in findings(material.results, setting)]
     rows = []
     for finding in sorted(found, key=lambda f: CLAIMS.index(f.claim)):
-        tone: Any = {"yes": "good", "no": "bad", "undecided": "open"}[finding.verdict]
-        differences = [finding.differences.get(b) for b in PURE]
-        shown = [number_cell(finding.key, d.estimate if d else None, sign=True) for d in differences]
-        unit = "points" if metric(finding.key).scale == 100 else metric(finding.key).label.partition(", ")[2]
-        what = Cell(finding.claim.text, f"({unit})" if unit else "")
-        rows.append([what, *setting_cells(finding.setting, settings), Cell(finding.verdict, tone=tone), *shown])
-    if not rows:
-        return []
-    titles = ["expected of the gate", *setting_columns(settings), "true?", *(f"`{OURS}` minus `{b}`" for b in PURE)]
+        m, row = metric(finding.key), setting_cells(finding.setting, settings)
+        unit = "points" if m.scale == 100 else m.label.partition(", ")[2]
+        row = {"expected of the gate": Cell(finding.claim.text, f"({unit})" if unit else "")} | row
+        row["true?"] = Cell(finding.verdict, tone=TONES[finding.verdict])
+        for baseline in PURE:
+            difference = finding.differences.get(baseline)
+            estimate = difference.estimate if difference else None
+            row[f"`{OURS}` minus `{baseline}`"] = number_cell(m.key, estimate, sign=True)
+        rows.append(row)
     caption = (
         "Differences are paired over seeds, with 95 % intervals. An expectation is true (yes) if every interval it "
         "depends on lies on the expected side of 0, false (no) if one lies on the other side, and undecided otherwise. "
         "Loss oscillation and gradient norm depend on the loss, and the losses of the methods differ. "
         f"{start_of(settings)}"
     )
-    return [Table("expectations", titles, rows, caption, 2 + len(setting_columns(settings)))]
+    return [Table("expectations", rows, caption)]
 
 
 def contenders(material: Material) -> list[Block]:
-    results, settings = material.results, material.results.settings()
-    blocks: list[Block] = []
-    for name, title, chosen in (
-        ("contenders-table", "The student alone on the test split", QUALITY),
-        ("cost-table", "Its training", COST),
-    ):
-        keys = [k for k in chosen if any(k in r for r in results.rows)]
-        rows = []
-        for setting in settings:
-            labels = [*results.labels(setting), *([BEFORE] if chosen is QUALITY else [])]
-            table = {k: {c: results.estimate(setting, c, k) for c in labels} for k in keys}
-            best = {k: best_of(k, estimates) for k, estimates in table.items()}
-            for label in labels:
-                if any(table[k][label] for k in keys):
-                    cells = [number_cell(k, table[k][label], best[k] == label) for k in keys]
-                    runs = Cell("") if label == BEFORE else Cell(str(n := results.seeds(setting, label)), value=n)
-                    rows.append([name_cell(label), *setting_cells(setting, settings), runs, *cells])
-        if rows:
-            titles = ["contender", *setting_columns(settings), "runs", *(metric(k).title for k in keys)]
-            names = 1 + len(setting_columns(settings))
-            blocks.append(Table(name, titles, rows, f"{INTERVALS} The best number is bold.", names, title))
-    return blocks
+    caption = f"{INTERVALS} The best number is bold."
+    return [
+        estimates("contenders-table", "The student alone on the test split", material.results, QUALITY, caption),
+        estimates("cost-table", "Its training", material.results, COST, caption),
+    ]
+
+
+def ablations(material: Material) -> list[Block]:
+    keys = (ENDPOINT, f"ood/{ENDPOINT}", "distinct_ways", "entropy", "teacher_share")
+    others = {r["study"]: None for r in material.results.rows if r["study"] not in ("main", "two_by_two", "rivals")}
+    return [
+        estimates(address(f"study-{study}"), f"Study: {study}", material.results, keys, INTERVALS, study)
+        for study in others
+    ]
+
+
+def estimates(name: str, title: str, results: Results, keys: Sequence[str], caption: str, study: str = "main") -> Table:
+    """A row a contender and setting, a column a metric; in the main study also the number of runs, and the student from
+    which they started."""
+    settings, main = results.settings(study), study == "main"
+    keys = [k for k in keys if any(k in r for r in results.of(None, study))]
+    rows = []
+    for setting in settings:
+        found = {k: results.estimates(setting, k, study) for k in keys}
+        best = {k: best_of(k, by_label) for k, by_label in found.items()}
+        for label in [*results.labels(setting, study), *[BEFORE] * main]:
+            shown = {k: results.estimate(setting, label, k, study) for k in keys}
+            if any(shown.values()):
+                row = {"contender": name_cell(label) if main else Cell(label), **setting_cells(setting, settings)}
+                if main:
+                    row["runs"] = count_cell(results.seeds(setting, label)) if label != BEFORE else Cell("")
+                rows.append(row | {metric(k).title: number_cell(k, e, best[k] == label) for k, e in shown.items()})
+    return Table(name, rows, caption, title)
+
+
+def count_cell(n: int) -> Cell:
+    return Cell(str(n), value=n)
 
 
 def differences(material: Material) -> list[Block]:
     results, settings = material.results, material.results.primary()
-    families = {f"Every contender minus `{b}`": secondary_comparisons(results, b) for b in BASELINES}
-    families = {f"`{OURS}` minus each baseline (primary)": primary_comparisons(results)} | families
-    blocks: list[Block] = []
-    for title, family in families.items():
-        if family:
-            primary = not blocks and family[0].label == OURS and title.startswith(f"`{OURS}`")
-            over = f"over these {len(family)}" if primary else "over tasks"
-            titles = [
-                "minus" if primary else "contender", *setting_columns(settings), "correct chains, points", "p",
-                f"p, Holm {over}", "chance that a run is better, %", "pairs",
-            ]  # fmt: skip
-            rows = [_comparison_row(results, c, settings, c.baseline if primary else c.label) for c in family]
-            blocks.append(Table(address(title), titles, rows, names=1 + len(setting_columns(settings)), title=title))
-    if not blocks:
+    primary = primary_comparisons(results)
+    families = {baseline: secondary_comparisons(results, baseline) for baseline in BASELINES}
+    comparisons = [c for family in (primary, *families.values()) for c in family]
+    if not comparisons:
         return []
-    most = max(c.difference.n for family in families.values() for c in family)
+    most = max(c.difference.n for c in comparisons)
     note = (
         f"Correct chains in distribution, the primary endpoint. {start_of(settings)} Mean differences of runs that "
         f"share a seed, and so a warm start, with 95 % intervals over pairs; two-sided sign-flip tests. With {most} "
         f"pair{'s' if most > 1 else ''} no p-value can be below {p_text(2.0 ** (1 - most))}."
     )
-    return [note, *blocks]
+    over = f"over these {len(primary)}"
+    rows = [{"minus": name_cell(c.baseline)} | comparison_cells(c, settings, over) for c in primary]
+    tables = {f"`{OURS}` minus each baseline (primary)": rows}
+    for baseline, family in families.items():
+        rows = [{"contender": name_cell(c.label)} | comparison_cells(c, settings, "over tasks") for c in family]
+        tables[f"Every contender minus `{baseline}`"] = rows
+    return [note, *(Table(address(title), rows, title=title) for title, rows in tables.items() if rows)]
 
 
-def _comparison_row(results: Results, c: Comparison, settings: Sequence[Setting], name: str) -> list[Cell]:
-    more = c.difference.estimate.value > 0
-    tone: Literal["", "good", "bad"] = "" if c.adjusted >= LEVEL else "good" if more else "bad"
-    better = results.improvement(c.setting, c.label, c.baseline, ENDPOINT)
-    chance, _, interval = better.scaled(100).text("{:.0f}").partition(" ") if better else (EMPTY, "", "")
-    return [
-        name_cell(name),
-        *setting_cells(c.setting, settings),
-        number_cell(ENDPOINT, c.difference.estimate, sign=True),
-        Cell(p_text(c.difference.p_value), value=c.difference.p_value),
-        Cell(p_text(c.adjusted), value=c.adjusted, tone=tone),
-        Cell(chance, interval, better.value if better else None),
-        Cell(str(c.difference.n), value=c.difference.n),
-    ]
+def comparison_cells(c: Comparison, settings: Sequence[Setting], over: str) -> dict[str, Cell]:
+    """The cells of a comparison; `over` says what Holm's correction is taken over."""
+    tone: Tone = "" if c.adjusted >= LEVEL else "good" if c.difference.estimate.value > 0 else "bad"
+    chance, _, interval = c.better.scaled(100).text("{:.0f}").partition(" ")
+    return {
+        **setting_cells(c.setting, settings),
+        "correct chains, points": number_cell(ENDPOINT, c.difference.estimate, sign=True),
+        "p": Cell(p_text(c.difference.p_value), value=c.difference.p_value),
+        f"p, Holm {over}": Cell(p_text(c.adjusted), value=c.adjusted, tone=tone),
+        "chance that a run is better, %": Cell(chance, interval, c.better.value),
+        "pairs": count_cell(c.difference.n),
+    }
 
 
 def prefix_and_loss(material: Material) -> list[Block]:
     results = material.results
     settings = dict.fromkeys([*results.settings("two_by_two"), *results.settings()])
     found = [c for setting in settings if (c := crossed(results, setting))]
-    changes = dict.fromkeys(change for c in found for change in c.effects)
     if not found:
         return []
+    effects = dict.fromkeys(effect for c in found for effect in c.effects)
+    changes = list(dict.fromkeys(change for change, _ in effects))
     rows = []
-    for change, level in sorted(changes, key=lambda change: [c for c, _ in changes].index(change[0])):
-        tests = [c.effects.get((change, level)) for c in found]
-        rows.append(
-            [Cell(change), Cell(level), *(number_cell(ENDPOINT, t.estimate if t else None, sign=True) for t in tests)]
-        )
+    for change, level in sorted(effects, key=lambda effect: changes.index(effect[0])):
+        row = {"change": Cell(change), "where": Cell(level)}
+        for c in found:
+            test = c.effects.get((change, level))
+            row[str(c.setting)] = number_cell(ENDPOINT, test.estimate if test else None, sign=True)
+        rows.append(row)
     note = "Who writes the prefixes that a student is trained on, and which loss is minimised there: correct chains, %."
     caption = "Points of correct chains that a change makes, paired over seeds, with 95 % intervals."
-    titles = ["change", "where", *(str(c.setting) for c in found)]
-    effects = [Table("effects", titles, rows, caption, 2, "Effects", sortable=False)] if rows else []
-    return [note, *map(crossed_table, found), *effects]
+    return [note, *map(crossed_table, found), Table("effects", rows, caption, "Effects", sortable=False)]
 
 
 def crossed_table(found: Crossed) -> Table:
     """Means of the cells, shaded from the lowest to the highest."""
-    estimates = {c: interquartile_mean(list(v.values())).clipped(0, 1) for c, v in found.runs.items()}
-    values = [e.value for e in estimates.values()]
+    means = {cell: interquartile_mean(list(runs.values())).clipped(0, 1) for cell, runs in found.runs.items()}
+    values = sorted(e.value for e in means.values())
     rows = []
     for prefix in found.prefixes:
-        cells = [Cell(f"{prefix} prefix")]
+        row = {str(found.setting): Cell(f"{prefix} prefix")}
         for loss in found.losses:
-            estimate = estimates.get((prefix, loss))
-            cell = number_cell(ENDPOINT, estimate)
-            shade = (estimate.value - min(values)) / (np.ptp(values) or 1) if estimate else None
-            cells.append(Cell(cell.text, cell.note, cell.value, heat=shade))
-        rows.append(cells)
-    name = address(f"crossed-{found.setting.env}-{found.setting.warm}")
-    return Table(name, [str(found.setting), *(f"{o} loss" for o in found.losses)], rows, sortable=False)
-
-
-def ablations(material: Material) -> list[Block]:
-    results = material.results
-    blocks: list[Block] = []
-    for study in dict.fromkeys(r["study"] for r in results.rows):
-        if study in ("main", "two_by_two", "rivals"):
-            continue  # shown above
-        settings = results.settings(study)
-        keys = [
-            k
-            for k in (ENDPOINT, f"ood/{ENDPOINT}", "distinct_ways", "entropy", "teacher_share")
-            if any(k in r for r in results.of(None, study))
-        ]
-        rows = []
-        for setting in settings:
-            labels = results.labels(setting, study)
-            table = {k: {c: results.estimate(setting, c, k, study) for c in labels} for k in keys}
-            best = {k: best_of(k, estimates) for k, estimates in table.items()}
-            for label in labels:
-                cells = [number_cell(k, table[k][label], best[k] == label) for k in keys]
-                rows.append([Cell(label), *setting_cells(setting, settings), *cells])
-        titles = ["contender", *setting_columns(settings), *(metric(k).title for k in keys)]
-        names, title = 1 + len(setting_columns(settings)), f"Study: {study}"
-        blocks.append(Table(address(f"study-{study}"), titles, rows, INTERVALS, names, title))
-    return blocks
+            mean = means.get((prefix, loss))
+            heat = (mean.value - values[0]) / (values[-1] - values[0] or 1) if mean else None
+            row[f"{loss} loss"] = replace(number_cell(ENDPOINT, mean), heat=heat)
+        rows.append(row)
+    return Table(address(f"crossed-{found.setting.env}-{found.setting.warm}"), rows, sortable=False)

@@ -6,13 +6,11 @@ The data are plain lists and numbers, ready for JSON. Texts in them are model ou
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.markup import escape
 
@@ -139,31 +137,35 @@ def write_completions(
 
 
 def read_along(
-    env: DistillVectorEnv, student: TrainableModel, rollout: Rollout, gate: Gate
+    env: DistillVectorEnv, student: TrainableModel, prompt: Prompt, tokens: Tensor, gate: Gate
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """log p of student and teacher [N, T, V] along N completions, at most the environment's rows, and where the gate is
-    hard [N, T]. Positions after the end of a completion have no meaning.
-    """
+    """log p of student and teacher [T, V] along a completion [T], and where the gate is hard [T]."""
     import torch
 
     from distill_env.gate import DraftBlock, GateState, apply_gate
 
-    n, rows = len(rollout.prompts), env.num_envs
-    prompts = [rollout.prompts[min(i, n - 1)] for i in range(rows)]
-    tokens = rollout.tokens[:, :-1]
-    env.reset(options={"prompts": prompts})
-    teacher = env.lookahead(torch.cat([tokens, tokens[-1:].expand(rows - n, -1)]))[:n].double()
-    reader = student.fork()
-    first = reader.start([p.ids for p in rollout.prompts])
-    after = reader.extend(tokens) if tokens.shape[1] else first[:, None][:, :0]
-    log_probs = torch.cat([first[:, None], after], 1).double()
+    def read(model: Any) -> Tensor:
+        reader = model.fork()
+        first = reader.start([prompt.ids])[:, None]
+        rest = [reader.extend(tokens[None, :-1])] if len(tokens) > 1 else []
+        return torch.cat([first, *rest], 1).double()
 
+    log_q, log_p = read(student), read(env.teacher)  # [1, T, V]
     ends = torch.isin(tokens, torch.tensor(sorted(env.task.step_end_ids)))
-    starts = torch.cat([torch.ones(n, 1, dtype=torch.bool), ends], 1)
+    starts = torch.cat([torch.tensor([True]), ends[:-1]])[None]
     unused = torch.zeros(starts.shape, dtype=torch.float64)
-    draft = DraftBlock(rollout.tokens, starts, unused, unused[:, 0])
-    decision, _ = apply_gate(gate, log_probs, teacher, draft, GateState.start(n))
-    return log_probs, teacher, decision.hard
+    decision, _ = apply_gate(
+        gate, log_q, log_p, DraftBlock(tokens[None], starts, unused, unused[0]), GateState.start(1)
+    )
+    return log_q[0], log_p[0], decision.hard[0]
+
+
+def completions_of(rollout: Rollout) -> Iterator[tuple[Prompt, Tensor, Tensor]]:
+    """Prompt, tokens [T] and who wrote them [T], completion by completion."""
+    for prompt, tokens, rewritten, mask in zip(
+        rollout.prompts, rollout.tokens, rollout.rewritten, rollout.mask, strict=True
+    ):
+        yield prompt, tokens[mask], rewritten[mask]
 
 
 def describe(
@@ -176,26 +178,25 @@ def describe(
     """
     from distill_env.divergence import reverse_kl
 
-    log_q, log_p, hard = read_along(env, student, rollout, gate)
-    divergence = reverse_kl(log_q, log_p).clamp(min=0)
     completions = []
-    for i, prompt in enumerate(rollout.prompts):
-        ids = rollout.tokens[i][rollout.mask[i]].tolist()
-        tokens = [
+    for prompt, tokens, rewritten in completions_of(rollout):
+        log_q, log_p, hard = read_along(env, student, prompt, tokens, gate)
+        divergence = reverse_kl(log_q, log_p).clamp(min=0)
+        described = [
             {
                 "text": token_text(env.task, token),
-                "d": round(float(divergence[i, t]), 4),
-                "hard": bool(hard[i, t]),
-                "rewritten": bool(rollout.rewritten[i, t]),
-                "q": round(float(log_q[i, t, token].exp()), 4),
-                "p": round(float(log_p[i, t, token].exp()), 4),
-                "student": likeliest(env.task, log_q[i, t], top),
-                "teacher": likeliest(env.task, log_p[i, t], top),
+                "d": round(float(divergence[t]), 4),
+                "hard": bool(hard[t]),
+                "rewritten": bool(rewritten[t]),
+                "q": round(float(log_q[t, token].exp()), 4),
+                "p": round(float(log_p[t, token].exp()), 4),
+                "student": likeliest(env.task, log_q[t], top),
+                "teacher": likeliest(env.task, log_p[t], top),
             }
-            for t, token in enumerate(ids)
+            for t, token in enumerate(tokens.tolist())
         ]
-        grade = env.task.grade(prompt, ids) if env.task.graded else None
-        completions.append({"correct": None if grade is None else grade.right, "tokens": tokens})
+        correct = env.task.grade(prompt, tokens.tolist()).right if env.task.graded else None
+        completions.append({"correct": correct, "tokens": described})
     return completions
 
 
@@ -211,17 +212,6 @@ def token_text(task: Task, token: int) -> str:
 
 def hard_by_position(env: DistillVectorEnv, student: TrainableModel, rollout: Rollout, gate: Gate) -> list[float]:
     """The share of hard positions among the completions that reach each position."""
-    longest = rollout.tokens.shape[1]
-    hard, reached = np.zeros(longest), np.zeros(longest)
-    for begin in range(0, len(rollout.prompts), env.num_envs):
-        part = rows_of(rollout, begin, begin + env.num_envs)
-        hard += (read_along(env, student, part, gate)[2] & part.mask).sum(0).numpy()
-        reached += part.mask.sum(0).numpy()
-    shares: NDArray[np.float64] = hard / np.maximum(reached, 1)
-    return [round(float(s), 4) for s in shares[reached > 0]]
-
-
-def rows_of(rollout: Rollout, begin: int, end: int) -> Rollout:
-    """Some of the completions, without the teacher's distributions."""
-    parts = ("prompts", "tokens", "rewritten", "rewards", "token_log_prob", "score", "grades")
-    return replace(rollout, **{p: getattr(rollout, p)[begin:end] for p in parts}, teacher=None, support=None)
+    hard = [read_along(env, student, prompt, tokens, gate)[2].tolist() for prompt, tokens, _ in completions_of(rollout)]
+    reached = [[h[t] for h in hard if len(h) > t] for t in range(max(map(len, hard)))]
+    return [round(float(np.mean(flags)), 4) for flags in reached]

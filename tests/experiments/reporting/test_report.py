@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
 
 from experiments import report
 from experiments.comparing.statistics import Estimate, holm, interquartile_mean, paired_difference
@@ -19,15 +21,15 @@ from experiments.reporting import pictures, tables
 from experiments.reporting.answer import answer
 from experiments.reporting.claims import CLAIMS, findings, judge, primary_comparisons, secondary_comparisons
 from experiments.reporting.crossed import ALL, crossed
-from experiments.reporting.drawing import INK, Panel, Style, svg
-from experiments.reporting.figures import Point, scatter
+from experiments.reporting.drawing import INK, MUTED, Panel, Style, svg
+from experiments.reporting.figures import scatter
 from experiments.reporting.material import Material
-from experiments.reporting.page import Page, Section, Viewer, inline, plain, to_html
+from experiments.reporting.page import Page, Picture, Section, Viewer, inline, plain, to_html
 from experiments.reporting.results import BEFORE, ENDPOINT, Results, Setting, load_results
 from experiments.reporting.sections import SECTIONS, heading
 from experiments.reporting.training_curves import Curves
 from experiments.running.metric_display import METRICS, metric
-from tests.helpers.comparisons import random_rows, write_comparison
+from tests.helpers.comparisons import LABELS, random_rows, write_comparison
 from tests.helpers.paths import REPOSITORY
 
 SUMS = Setting("sums", "weak")
@@ -339,33 +341,31 @@ def test_hostile_text_is_inert() -> None:
 
 
 def test_hostile_text_in_a_picture_is_text() -> None:
-    def draw(axes: Any) -> Any:
+    def draw(axes: Any) -> None:
         one = Estimate(1.0, 0.5, 1.5)
-        return scatter(axes, [Point(HOSTILE, one, one)], Style((HOSTILE,)), (HOSTILE, "$\\frac{"))
+        scatter(axes, {HOSTILE: (one, one)}, Style((HOSTILE,)), [HOSTILE], (HOSTILE, "$\\frac{"))
 
     drawn = Parsed(svg(Panel("", draw), "picture"))
     assert not {"script", "img"} & {tag for tag, _ in drawn.elements}
 
 
-def test_names_in_a_picture_do_not_overlap() -> None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(4.3, 3.1))
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    names = ("gated", "rkl", "fkl", "rewrite_only", "gate_only")
-    points = [Point(k, Estimate(1 + i / 100, 0.9, 1.2), Estimate(2, 1.8, 2.3)) for i, k in enumerate(names)]
-    place = scatter(axes, points, Style(names), ("x", "y"))
-    figure.draw_without_rendering()
-    place()
-    boxes = [t.get_window_extent() for t in axes.texts]
-    frame = axes.get_window_extent()
-    assert len(boxes) == 5
-    for i, box in enumerate(boxes):
-        assert frame.x0 <= box.x0
-        assert box.x1 <= frame.x1
-        assert not any(box.overlaps(other) for other in boxes[:i])
+def test_whoever_has_a_colour_in_a_picture_is_in_its_legend(tmp_path: Path) -> None:
+    """Also where one setting has few contenders and another has many."""
+    many = list(LABELS)
+    rows = random_rows([("sums", "weak")], many, 2) + random_rows([("coins", "weak")], ("gated", "gate_only"), 2)
+    results = Results(load_results(write_comparison(tmp_path, rows)))
+    material = Material(results, Curves(tmp_path, results), Style(tuple(results.labels())))
+    (picture,) = pictures.cost(material)
+    assert isinstance(picture, Picture)
+    assert set(picture.legend) == set(many)
+    named, _ = material.style.legend(picture.legend)
+    assert "gate_only" not in named
+    for panel in picture.panels:
+        axes = Figure().subplots()
+        panel.draw(axes)
+        drawn = {to_hex(line.get_color()) for line in axes.lines}
+        assert drawn <= {to_hex(MUTED), *(to_hex(material.style[k][0]) for k in named)}
+        assert to_hex(material.style["gated"][0]) in drawn
 
 
 def test_every_claim_and_column_has_a_display() -> None:
