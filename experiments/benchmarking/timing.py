@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Mapping
-from statistics import median
 from typing import Any
 
 from rich.console import Console
@@ -27,8 +26,3 @@ def alternate(contenders: Mapping[str, Callable[[], Any]], repetitions: int) -> 
                     seconds[name].append(time.perf_counter() - started)
                 progress.advance(bar)
     return seconds
-
-
-def median_and_range(seconds: list[float]) -> str:
-    """`1.23 s (1.2-1.31)`: the median, the smallest and the largest."""
-    return f"{median(seconds):.3g} s ({min(seconds):.3g}-{max(seconds):.3g})"
