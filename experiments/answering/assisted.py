@@ -7,10 +7,11 @@ and a position, so that completions at different tau are equal up to the first t
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import tyro
@@ -21,8 +22,9 @@ from agents.methods import GATED
 from distill_env.checks import check_range
 from distill_env.gate_settings import ALWAYS, Gate
 from distill_env.tasks.base import Split
+from distill_env.tasks.registry import make_task
 from experiments.comparing.statistics import Estimate, proportion
-from experiments.reporting.viewer import evenly_spaced, load_student
+from experiments.reporting.viewer import completions_of, evenly_spaced, load_student
 from experiments.running.build import make_env, task_arguments
 from experiments.running.config import DRAFT_LENGTH, RunConfig
 from experiments.running.config_file import load_config
@@ -84,15 +86,6 @@ class DecodeConfig:
             raise ValueError("prompt: given for a run without language models; expected a run of --env lm")
 
 
-class Parts(NamedTuple):
-    """One completion. The lists have an entry per token."""
-
-    prompt: Prompt
-    tokens: list[int]
-    rewritten: list[bool]
-    scores: list[float]
-
-
 @dataclass(frozen=True)
 class AssistedCompletions:
     """The completions of one tau, `samples` to each prompt, one after the other."""
@@ -101,11 +94,6 @@ class AssistedCompletions:
     samples: int
     rollout: Rollout
     grades: list[Grade]  # empty if the task cannot grade
-
-    def __iter__(self) -> Iterator[Parts]:
-        r = self.rollout
-        for prompt, mask, *rows in zip(r.prompts, r.mask, r.tokens, r.rewritten, r.score, strict=True):
-            yield Parts(prompt, *(row[mask].tolist() for row in rows))
 
     @property
     def teacher_share(self) -> float:
@@ -152,14 +140,10 @@ def decode(
 
     repeated = [p for p in prompts for _ in range(samples)]
     keys = episode_keys(EVALUATION_SEED, np.arange(len(repeated)))
-    top_k = top_k or env.teacher_top_k
-    rollout = collect(
-        env, student, repeated, keys, assisted_gate(tau, gate), draft_length, top_k, top_p, keep_teacher=False
-    )
-    completions = AssistedCompletions(tau, samples, rollout, [])
-    if env.task.graded:
-        completions.grades.extend(env.task.grade(part.prompt, part.tokens) for part in completions)
-    return completions
+    used, top_k = assisted_gate(tau, gate), top_k or env.teacher_top_k
+    rollout = collect(env, student, repeated, keys, used, draft_length, top_k, top_p, keep_teacher=False)
+    grades = [env.task.grade(c.prompt, c.tokens) for c in completions_of(rollout)] if env.task.graded else []
+    return AssistedCompletions(tau, samples, rollout, grades)
 
 
 class AssistedRun:
@@ -170,8 +154,7 @@ class AssistedRun:
     """
 
     def __init__(self, folder: Path, config: DecodeConfig) -> None:
-        self.config = config
-        self.run = with_rewrite(load_config(folder), config)
+        self.config, self.run = config, read_run(folder, config)
         self.student, self.method = load_student(folder, self.run)
 
     @property
@@ -184,48 +167,41 @@ class AssistedRun:
         """The completions at this tau."""
         from agents.draft_length import DraftLength
 
-        config = self.config
-        length = DRAFT_LENGTH[self.run.env] if config.draft_length is None else config.draft_length
+        length = DRAFT_LENGTH[self.run.env] if self.config.draft_length is None else self.config.draft_length
         draft: DraftLength | int = length or DraftLength(env.chunk)
-        if config.gate == "divergence":
-            return decode(env, self.student, prompts, tau, config.samples, None, draft)
-        gate, top_k, top_p = self.method.hard_gate, self.method.top_k, self.method.top_p
-        return decode(env, self.student, prompts, tau, config.samples, gate, draft, top_k, top_p)
+        method, samples = self.method, self.config.samples
+        if self.config.gate == "divergence":
+            return decode(env, self.student, prompts, tau, samples, None, draft)
+        return decode(env, self.student, prompts, tau, samples, method.hard_gate, draft, method.top_k, method.top_p)
 
 
-def with_rewrite(run: RunConfig, config: DecodeConfig) -> RunConfig:
-    """The run with the command's --rewrite, if it is given."""
+def read_run(folder: Path, config: DecodeConfig) -> RunConfig:
+    """The configuration of a run, with the command's --rewrite if it is given."""
+    run = load_config(folder)
     rewrite = config.rewrite or run.environment.rewrite
     return replace(run, environment=replace(run.environment, rewrite=rewrite))
 
 
-def own_task(run: RunConfig, texts: Sequence[str]) -> Any:
-    """The run's task with the user's prompts in every split; their right answers are unknown."""
-    from distill_env.tasks.registry import make_task
-
-    task: Any = make_task(run.data.task, **task_arguments(run))
-    prompts = tuple(task.make_prompts(texts))
-    task.graded, task.prompts = False, lambda split: prompts
-    return task
-
-
 def open_task(config: DecodeConfig, run: RunConfig, count: int) -> tuple[DistillVectorEnv, list[Prompt]]:
     """An environment for whole drafts, and the prompts: the user's own, --prompts or `count` of the split."""
-    run = with_rewrite(run, config)
-    own = own_task(run, config.prompt) if config.prompt else None
-    prompts = list(make_env(run, config.split, 1, purpose="decode", task=own).prompts)
-    if own is None:
+    task: Any = None
+    if config.prompt:
+        task = make_task(run.data.task, **task_arguments(run))
+        own = tuple(task.make_prompts(config.prompt))
+        task.graded, task.prompts = False, lambda split: own  # nobody knows the right answers
+    prompts = list(make_env(run, config.split, 1, purpose="decode", task=task).prompts)
+    if not config.prompt:
         prompts = evenly_spaced(prompts, min(config.prompts or count, len(prompts)))
     rows = min(LM_ROWS if run.env == "lm" else EVALUATION_ROWS, len(prompts) * config.samples)
-    return make_env(run, config.split, rows, purpose="decode", task=own), prompts
+    return make_env(run, config.split, rows, purpose="decode", task=task), prompts
 
 
 def completion_lines(task: Task, completions: AssistedCompletions) -> list[Text]:
     """Each prompt and completion with the teacher's tokens marked and counted."""
     lines = []
-    for i, part in enumerate(completions):
+    for part, grade in zip_longest(completions_of(completions.rollout), completions.grades):
         line = mark_teacher(task, part.prompt, part.tokens, part.rewritten)
-        verdict = f", {'right' if completions.grades[i].right else 'wrong'}" if completions.grades else ""
+        verdict = f", {'right' if grade.right else 'wrong'}" if grade else ""
         line.append(f"   {sum(part.rewritten)} of {len(part.tokens)} tokens by the teacher{verdict}", "dim")
         lines.append(line)
     return lines
@@ -233,14 +209,13 @@ def completion_lines(task: Task, completions: AssistedCompletions) -> list[Text]
 
 def summary_table(title: str, decoded: Sequence[AssistedCompletions]) -> Table:
     """A column per tau: the teacher's share of the tokens, and the grades."""
-    table = Table(title=title, title_justify="left")
-    table.add_column("tau, nats", no_wrap=True)
+    table = Table("tau, nats", title=title, title_justify="left")
     for completions in decoded:
         table.add_column(f"{completions.tau:g}", justify="right")
     table.add_row("tokens", *(f"{int(c.rollout.mask.sum()):,}" for c in decoded))
     table.add_row("tokens by the teacher", *(f"{c.teacher_share:.1%}" for c in decoded))
-    for key in GRADES:
-        estimates = [c.grade(key) for c in decoded]
-        if all(estimates):
-            table.add_row(metric(key).title, *(Text(e.shown_as(metric(key))) for e in estimates if e is not None))
+    for m in map(metric, GRADES):
+        estimates = [e for c in decoded if (e := c.grade(m.key))]
+        if estimates:
+            table.add_row(m.title, *(Text(e.shown_as(m)) for e in estimates))
     return table

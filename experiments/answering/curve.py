@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from rich.console import Console
 
 from agents.atomic_io import write_text
-from experiments.answering.assisted import GRADES, AssistedCompletions, AssistedRun, DecodeConfig, open_task
+from experiments.answering.assisted import GRADES, AssistedCompletions, AssistedRun, DecodeConfig, open_task, read_run
+from experiments.comparing.results_file import Row, write_csv
 from experiments.comparing.statistics import Estimate
 from experiments.reporting import figures
 from experiments.reporting.drawing import Panel, Style, png
 from experiments.reporting.training_curves import Line
 from experiments.running.cli import progress_bar
 from experiments.running.config import RunConfig
-from experiments.running.config_file import flag_values, load_config
+from experiments.running.config_file import flag_values
 from experiments.running.metric_display import Metric, markdown_table, metric
 
 TAUS = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 4.0)
@@ -35,9 +34,12 @@ QUALITY = (  # the first that all completions have
     Metric("divergence", "D_t of the student's tokens, nats per token", "{:.3f}", "less"),
 )
 
-Row = dict[str, Any]
-Points = Mapping[float, Sequence[Row]]
-"""tau, falling -> the rows of the runs with one label."""
+
+class Point(NamedTuple):
+    """A tau: the teacher's share of the tokens, and the quality of the completions."""
+
+    share: Estimate
+    quality: Estimate
 
 
 def decode_curve(config: DecodeConfig, folder: Path, console: Console) -> str:
@@ -48,7 +50,7 @@ def decode_curve(config: DecodeConfig, folder: Path, console: Console) -> str:
     Raises:
         ValueError: if the runs differ in task or teacher.
     """
-    opened = [load_config(run) for run in config.runs]
+    opened = [read_run(folder, config) for folder in config.runs]
     check_same(opened, "rewrite" if config.rewrite else "")
     seeds = [run.agent_options.seed for run in opened]
     labels = short_labels([run.name for run in opened], seeds)
@@ -101,67 +103,61 @@ def over_runs(rows: Sequence[Row], key: str) -> Estimate:
     return Estimate(values[0], *(float(rows[0].get(f"{key}_{end}", math.nan)) for end in ("low", "high")))
 
 
-def by_label(rows: Sequence[Row]) -> dict[str, Points]:
-    """The points of each label, in the order of the rows."""
-    points: dict[str, dict[float, list[Row]]] = {row["label"]: {} for row in rows}
+def curve_points(rows: Sequence[Row], key: str) -> dict[str, dict[float, Point]]:
+    """The points of each label by tau, falling; the labels in the order of the rows."""
+    groups: dict[str, dict[float, list[Row]]] = {row["label"]: {} for row in rows}
     for row in sorted(rows, key=lambda r: -r["tau"]):
-        points[row["label"]].setdefault(row["tau"], []).append(row)
-    return dict(points)
+        groups[row["label"]].setdefault(row["tau"], []).append(row)
+    return {
+        label: {tau: Point(over_runs(some, "share"), over_runs(some, key)) for tau, some in by_tau.items()}
+        for label, by_tau in groups.items()
+    }
 
 
-def curve_line(points: Points, x: str, y: Metric) -> Line:
-    """A label's points in the order of tau, in the units of the titles; x is `share` or `tau`."""
-    if x == "tau":
-        points = {tau: rows for tau, rows in points.items() if 0 < tau < math.inf}
-    at = [tau if x == "tau" else SHARE.scale * over_runs(rows, "share").value for tau, rows in points.items()]
-    estimates = [over_runs(rows, y.key).scaled(y.scale) for rows in points.values()]
-    return Line(np.array(at), *(np.array([getattr(e, end) for e in estimates]) for end in ("value", "low", "high")))
+def line(x: Sequence[float], y: Sequence[Estimate], m: Metric) -> Line:
+    """A curve in the unit of the metric's title."""
+    scaled = [estimate.scaled(m.scale) for estimate in y]
+    return Line(np.array(x), *(np.array([getattr(e, end) for e in scaled]) for end in ("value", "low", "high")))
 
 
 def write_curve(folder: Path, rows: Sequence[Row]) -> str:
     """Write `curve.csv`, a row per run and tau, `curve.png`, and the table `curve.md`, which is returned."""
-    y, labels = next(m for m in QUALITY if all(m.key in row for row in rows)), by_label(rows)
-    text = io.StringIO(newline="")
-    sheet = csv.DictWriter(text, list(dict.fromkeys(k for row in rows for k in row)), lineterminator="\n")
-    sheet.writeheader()
-    sheet.writerows(rows)
+    m = next(m for m in QUALITY if all(m.key in row for row in rows))
+    labels = curve_points(rows, m.key)
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "curve.csv", text.getvalue())
+    write_csv(rows, folder / "curve.csv")
     style = Style(tuple(labels))
 
     def by_share(axes: Any) -> None:
-        lines = {label: curve_line(points, "share", y) for label, points in labels.items()}
-        figures.curves(axes, lines, style, list(lines), (SHARE.title, y.title))
+        lines = {
+            label: line([100 * p.share.value for p in points.values()], [p.quality for p in points.values()], m)
+            for label, points in labels.items()
+        }
+        figures.curves(axes, lines, style, list(lines), (SHARE.title, m.title))
 
     def by_tau(axes: Any) -> None:
-        lines = {label: curve_line(points, "tau", SHARE) for label, points in labels.items()}
+        between = {k: {t: p.share for t, p in points.items() if 0 < t < math.inf} for k, points in labels.items()}
+        lines = {label: line(list(shares), list(shares.values()), SHARE) for label, shares in between.items()}
         figures.curves(axes, lines, style, list(lines), ("tau, nats", SHARE.title))
         axes.set_xscale("log")
-        ticks = sorted({float(x) for line in lines.values() for x in line.x})
+        ticks = sorted({tau for shares in between.values() for tau in shares})
         axes.set_xticks(ticks, [f"{tau:g}" for tau in ticks])
         axes.minorticks_off()
         axes.set_ylim(bottom=0)
 
     panels = [Panel("quality against the teacher's share", by_share)]
-    if any(0 < tau < math.inf for points in labels.values() for tau in points):
+    if any(0 < row["tau"] < math.inf for row in rows):
         panels.append(Panel("the teacher's share by tau", by_tau))
     png(panels, folder / "curve.png", style, tuple(labels))
-    table = curve_table(labels, y)
-    write_text(folder / "curve.md", table + "\n")
-    return table
-
-
-def curve_table(labels: Mapping[str, Points], y: Metric) -> str:
-    """A line per tau; a cell is the teacher's share of the tokens, a colon, and the quality with its interval."""
     names = {math.inf: "inf: the student alone", 0.0: "0: the teacher alone"}
-    lines = [["tau, nats", *labels]]
-    for tau in sorted({tau for points in labels.values() for tau in points}, reverse=True):
-        cells = [
-            f"{SHARE.form.format(over_runs(points[tau], 'share').value)}: {over_runs(points[tau], y.key).shown_as(y)}"
-            for points in labels.values()
-        ]
-        lines.append([names.get(tau, f"{tau:g}"), *cells])
-    return markdown_table(lines)
+    table = [["tau, nats", *labels]]
+    for tau in sorted({row["tau"] for row in rows}, reverse=True):
+        points = [by_tau[tau] for by_tau in labels.values()]
+        cells = [f"{SHARE.form.format(p.share.value)}: {p.quality.shown_as(m)}" for p in points]
+        table.append([names.get(tau, f"{tau:g}"), *cells])
+    text = markdown_table(table)
+    write_text(folder / "curve.md", text + "\n")
+    return text
 
 
 def short_labels(names: Sequence[str], seeds: Sequence[int]) -> list[str]:

@@ -7,10 +7,10 @@ from functools import partial
 from pathlib import Path
 
 from distill_env.tasks.base import Task
-from experiments.answering.assisted import AssistedCompletions, Parts
+from experiments.answering.assisted import AssistedCompletions
 from experiments.reporting import figures
 from experiments.reporting.drawing import PAGE, Panel, Style, png
-from experiments.reporting.viewer import token_text
+from experiments.reporting.viewer import Parts, completions_of, token_text
 
 
 def clearest(completions: AssistedCompletions) -> Parts:
@@ -21,7 +21,7 @@ def clearest(completions: AssistedCompletions) -> Parts:
         visible = sum(score > completions.tau / 10 for score in own)
         return min(visible, sum(part.rewritten)), -max(part.scores)
 
-    return max(completions, key=clarity)
+    return max(completions_of(completions.rollout), key=clarity)
 
 
 def draw_gate(task: Task, completions: AssistedCompletions, path: Path) -> None:

@@ -15,7 +15,6 @@ from agents.draft_length import DraftLength
 from agents.rollout import Rollout
 from distill_env.env import DistillVectorEnv
 from distill_env.gate_settings import NEVER, Gate
-from distill_env.models.base import TrainableModel
 from distill_env.randomness import episode_keys
 from experiments.benchmarking.config import BenchmarkConfig, Dtype
 from experiments.benchmarking.cost_model import best_length, blocks, blocks_in_turn, blocks_per_rollout, interpolated
@@ -55,16 +54,11 @@ class Rollouts:
         self.prompts = list(self.env.prompts[::stride])[: 4 * rows]
         self.last: dict[str, Rollout] = {}
 
-    def write(self, name: str, writer: Gate, length: DraftLength | int, batches: int = 1) -> Callable[[], None]:
+    def write(self, name: str, gate: Gate, length: DraftLength | int, batches: int = 1) -> None:
         """A rollout of `batches` batches with refilling, which is left in `last[name]`."""
         n = batches * self.rows
         keys = episode_keys(7, np.arange(n))
-        student: TrainableModel = self.student.fork()
-
-        def contender() -> None:
-            self.last[name] = collect(self.env, student, self.prompts[:n], keys, writer, length)
-
-        return contender
+        self.last[name] = collect(self.env, self.student.fork(), self.prompts[:n], keys, gate, length)
 
     def tau_for(self, hard_rate: float) -> float:
         """A tau at which about this share of the positions is hard: the best of six gated rollouts.
@@ -72,14 +66,14 @@ class Rollouts:
         Gating changes which states are visited, so the quantile of D_t in an ungated rollout is only the first guess;
         bisection follows.
         """
-        self.write("tau", Gate("divergence", 1e9), self.env.chunk)()
+        self.write("tau", Gate("divergence", 1e9), self.env.chunk)
         ungated = self.last["tau"]
         score = ungated.score[ungated.mask].numpy()
         low, high = 0.0, float(score.max())  # all positions are hard, none is
         tau = float(np.quantile(score, 1 - hard_rate))
         tried: dict[float, float] = {}  # tau to share
         for _ in range(6):
-            self.write("tau", Gate("divergence", tau), 4)()
+            self.write("tau", Gate("divergence", tau), 4)
             tried[tau] = rewritten_share(self.last["tau"])
             if abs(tried[tau] / hard_rate - 1) < 0.2:
                 break
@@ -97,32 +91,28 @@ class Rollouts:
         ends = {"max_new_tokens": self.tokens, "pad_token_id": 0, "eos_token_id": self.env.task.eos_token_id}
         return partial(self.student.model.generate, input_ids=padded, attention_mask=mask, **sampling, **ends)
 
-    def prompt_seconds(self, repetitions: int) -> float:
-        """Median seconds in which both models read the prompts, which every rollout has to."""
-        ids = [p.ids for p in self.prompts[: self.rows]]
-        models = self.env.teacher.fork(), self.student.fork()  # type: ignore[attr-defined]
-        return median(alternate({"prompts": lambda: [m.start(ids) for m in models]}, repetitions)["prompts"])
-
-    def block_times(self, widths: list[int], repetitions: int) -> tuple[float, list[float]]:
-        """Median seconds of a student step, and of a teacher block of each width, in the middle of a completion."""
+    def block_times(self, widths: list[int], repetitions: int) -> tuple[float, float, list[float]]:
+        """Median seconds in which both models read the prompts, of a student step, and of a teacher block of each
+        width, in the middle of a completion."""
         ids = [p.ids for p in self.prompts[: self.rows]]
         half = self.tokens // 2
         filler = torch.randint(0, self.env.vocab_size, (self.rows, self.tokens))
-        teacher, student = self.env.teacher.fork(), self.student.fork()  # type: ignore[attr-defined]
-        for model in (teacher, student):
-            model.start(ids)
+        student, teacher = models = self.student.fork(), self.env.teacher.fork()  # type: ignore[attr-defined]
+
+        def read() -> None:
+            for model in models:
+                model.start(ids)
+
+        def block(model: Any, width: int) -> None:
+            model.extend(filler[:, :width])
+            model.rewind([half] * self.rows)
+
+        (reading,) = alternate({"prompts": read}, repetitions).values()
+        for model in models:
             model.extend(filler[:, :half])
-
-        def block(model: Any, width: int) -> Callable[[], None]:
-            def contender() -> None:
-                model.extend(filler[:, :width])
-                model.rewind([half] * self.rows)
-
-            return contender
-
-        contenders = {"student": block(student, 1)} | {str(w): block(teacher, w) for w in widths}
-        seconds = alternate(contenders, max(5, repetitions))
-        return median(seconds["student"]), [median(seconds[str(w)]) for w in widths]
+        contenders = {"student": partial(block, student, 1)} | {str(w): partial(block, teacher, w) for w in widths}
+        step, *blocks = map(median, alternate(contenders, max(5, repetitions)).values())
+        return median(reading), step, blocks
 
 
 def fixed_lengths(hard_rate: float, config: BenchmarkConfig) -> list[int]:
@@ -135,23 +125,18 @@ def measure_rollouts(config: BenchmarkConfig, rows: int) -> dict[str, Any]:
     rollouts = Rollouts(config, rows)
     tokens = rollouts.tokens
     widths = [w for w in (1, 2, 4, 8, 16, 32) if w <= tokens - tokens // 2]
-    step, seconds = rollouts.block_times(widths, config.repetitions)
+    prompts, step, seconds = rollouts.block_times(widths, config.repetitions)
     block = interpolated(widths, seconds)
-    prompts = rollouts.prompt_seconds(config.repetitions)
     gates = {h: Gate("divergence", rollouts.tau_for(h)) for h in config.hard_rates}
-    middle = min(gates, key=lambda h: abs(h - 0.05))
     lengths = {name: DraftLength(tokens) for name in (*(f"adaptive {h}" for h in gates), "refilled")}
-    contenders: dict[str, Callable[[], object]] = {
-        "ungated": rollouts.write("ungated", NEVER, tokens),
-        "generate": rollouts.generate(),
-    }
+    work: dict[str, tuple[Gate, DraftLength | int, int]] = {"ungated": (NEVER, tokens, 1)}
     for h, gate in gates.items():
-        contenders[f"adaptive {h}"] = rollouts.write(f"adaptive {h}", gate, lengths[f"adaptive {h}"])
-        for k in fixed_lengths(h, config):
-            contenders[f"{k} {h}"] = rollouts.write(f"{k} {h}", gate, k)
-    contenders["refilled"] = rollouts.write("refilled", gates[middle], lengths["refilled"], 4)
-    contenders["ungated refilled"] = rollouts.write("ungated refilled", NEVER, tokens, 4)
-    times = alternate(contenders, config.repetitions)
+        work[f"adaptive {h}"] = gate, lengths[f"adaptive {h}"], 1
+        work |= {f"{k} {h}": (gate, k, 1) for k in fixed_lengths(h, config)}
+    work["refilled"] = gates[min(gates, key=lambda h: abs(h - 0.05))], lengths["refilled"], 4
+    work["ungated refilled"] = NEVER, tokens, 4
+    contenders = {name: partial(rollouts.write, name, *arguments) for name, arguments in work.items()}
+    times = alternate(contenders | {"generate": rollouts.generate()}, config.repetitions)
 
     def adaptive(name: str) -> dict[str, Any]:
         """An adaptive rollout, and its seconds by the cost model: from the mean hard rate, from that of each
@@ -174,38 +159,17 @@ def measure_rollouts(config: BenchmarkConfig, rows: int) -> dict[str, Any]:
     gated = []
     for h, gate in gates.items():
         row, cost = adaptive(f"adaptive {h}"), rollouts.last[f"adaptive {h}"].cost
-        gated.append(
-            {
-                **row,
-                "tau": gate.tau,
-                "model_length": best_length(row["hard_rate"], tokens, step, block),
-                "adaptive": times[f"adaptive {h}"],
-                "fixed": {k: times[f"{k} {h}"] for k in fixed_lengths(h, config)},
-                "passes": cost.teacher_passes,
-                "passes_one_by_one": rollouts.last[f"1 {h}"].cost.teacher_passes,
-                "wasted": cost.wasted,
-                "student_seconds": cost.student_seconds,
-                "teacher_seconds": cost.teacher_seconds,
-            }
-        )
+        row |= {"tau": gate.tau, "model_length": best_length(row["hard_rate"], tokens, step, block)}
+        row |= {"adaptive": times[f"adaptive {h}"], "fixed": {k: times[f"{k} {h}"] for k in fixed_lengths(h, config)}}
+        row |= {"passes": cost.teacher_passes, "passes_one_by_one": rollouts.last[f"1 {h}"].cost.teacher_passes}
+        row |= {key: getattr(cost, key) for key in ("wasted", "student_seconds", "teacher_seconds")}
+        gated.append(row)
+    refilled = {"seconds": times["refilled"], "ungated": times["ungated refilled"], "answers": 4 * rows}
     return {
-        "rows": rows,
-        "tokens": tokens,
-        "draft_limit": tokens,
-        "student_step": step,
-        "prompt_seconds": prompts,
-        "block_widths": widths,
-        "block_seconds": seconds,
-        "ungated": times["ungated"],
-        "ungated_tokens": int(rollouts.last["ungated"].mask.sum()),
-        "generate": times["generate"],
-        "gated": gated,
-        "refilled": {
-            **adaptive("refilled"),
-            "seconds": times["refilled"],
-            "ungated": times["ungated refilled"],
-            "answers": 4 * rows,
-        },
+        **{"rows": rows, "tokens": tokens, "draft_limit": tokens, "student_step": step, "prompt_seconds": prompts},
+        **{"block_widths": widths, "block_seconds": seconds, "ungated": times["ungated"]},
+        **{"ungated_tokens": int(rollouts.last["ungated"].mask.sum()), "generate": times["generate"]},
+        **{"gated": gated, "refilled": adaptive("refilled") | refilled},
     }
 
 
@@ -216,7 +180,7 @@ def measure_precision(config: BenchmarkConfig) -> list[dict[str, Any]]:
         rollouts = Rollouts(config, config.batch, dtype)
         gate = Gate("divergence", rollouts.tau_for(0.05))
         for k in (1, 8):
-            rollouts.write(str(k), gate, k, 4)()
+            rollouts.write(str(k), gate, k, 4)
         results.append({"dtype": dtype, **difference(rollouts.last["1"], rollouts.last["8"])})
     return results
 

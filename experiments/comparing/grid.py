@@ -156,7 +156,7 @@ def run_jobs(
     todo = [job for job in jobs if not is_finished(out / job.name)]
     warm = list({(j.env, j.warm, j.seed): j for j in todo if WARM[j.warm] > 0}.values())
     console.print(f"{len(jobs) - len(todo)} of {len(jobs)} runs are finished. Checking {len(warm)} warm starts.")
-    for_each(partial(prepare_warm_start, **common), warm, workers, fan_out, console, lambda *_: None)
+    for_each(partial(prepare_warm_start, **common), warm, workers, fan_out, lambda *_: None)
     estimate = forecast(todo, out, flags)
     console.print(f"{len(todo)} runs to do, {workers} at a time, each with one torch thread. {estimate}")
     started = time.time()
@@ -172,7 +172,7 @@ def run_jobs(
         console.print(f"{done} of {len(todo)} after {minutes:.1f} min, {rest:.0f} min left: {name}", highlight=False)
         on_finish()
 
-    for_each(partial(run_one, **common), todo, workers, fan_out, console, report)
+    for_each(partial(run_one, **common), todo, workers, fan_out, report)
     return failed
 
 

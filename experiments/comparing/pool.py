@@ -5,12 +5,10 @@ from __future__ import annotations
 import multiprocessing
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any, Literal, TypeVar
-
-from rich.console import Console
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 T = TypeVar("T")
@@ -19,9 +17,7 @@ Report = Callable[[T, int, str | None], None]  # the item that is done, how many
 ATTEMPTS = 2  # at an item whose worker dies
 
 
-def for_each(
-    work: Callable[[T], None], items: Sequence[T], workers: int, fan_out: FanOut, console: Console, report: Report[T]
-) -> None:
+def for_each(work: Callable[[T], None], items: Sequence[T], workers: int, fan_out: FanOut, report: Report[T]) -> None:
     """Do `work` on every item, in other processes with one thread each.
 
     Args:
@@ -29,7 +25,6 @@ def for_each(
         items: hashable and picklable, all different.
         workers: items at the same time, at most; a Ray cluster takes as many as it has processors.
         fan_out: local processes, or Ray: the cluster of $RAY_ADDRESS, otherwise a local one with `workers` processors.
-        console: for messages about workers that died.
         report: called after each item.
 
     Raises:
@@ -40,7 +35,7 @@ def for_each(
     if fan_out == "ray":
         _over_ray(work, items, workers, report)
     else:
-        _over_processes(work, items, workers, console, report)
+        _over_processes(work, items, workers, report)
 
 
 def _over_ray(work: Callable[[T], None], items: Sequence[T], workers: int, report: Report[T]) -> None:
@@ -79,43 +74,25 @@ def _over_ray(work: Callable[[T], None], items: Sequence[T], workers: int, repor
             ray.shutdown()
 
 
-def _over_processes(
-    work: Callable[[T], None], items: Sequence[T], workers: int, console: Console, report: Report[T]
-) -> None:
-    waiting, attempts, done = list(items), dict.fromkeys(items, 0), 0
-    while waiting:
-        context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
-        pool = ProcessPoolExecutor(min(workers, len(waiting)), mp_context=context, initializer=_begin)
-        running: dict[Future[None], T] = {}
+def _over_processes(work: Callable[[T], None], items: Sequence[T], workers: int, report: Report[T]) -> None:
+    with ThreadPoolExecutor(workers) as threads:
+        running = {threads.submit(_in_a_process, work, item): item for item in items}
         try:
-            while waiting or running:
-                # a death ends all running items, so they are tried again one by one
-                alone = any(attempts[item] for item in [*running.values(), *waiting[:1]])
-                while waiting and len(running) < (1 if alone else workers):
-                    item = waiting.pop(0)
-                    running[pool.submit(work, item)] = item
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    item, error = running[future], None
-                    try:
-                        future.result()
-                    except BrokenProcessPool:
-                        raise
-                    except Exception as raised:  # it concerns this item alone
-                        error = f"{type(raised).__name__}: {raised}"
-                    del running[future]
-                    done += 1
-                    report(item, done, error)
-        except BrokenProcessPool:
-            console.print("[red]a worker died[/]; its items continue in a new one")
-            for item in running.values():
-                attempts[item] += 1
-                if attempts[item] < ATTEMPTS:
-                    waiting.insert(0, item)
-                else:
-                    done += 1
-                    report(item, done, f"its worker died {ATTEMPTS} times")
+            for done, future in enumerate(as_completed(running), 1):
+                report(running[future], done, future.result())
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            threads.shutdown(wait=False, cancel_futures=True)
+
+
+def _in_a_process(work: Callable[[T], None], item: T) -> str | None:
+    """Do the work in a process of its own, which may die. Returns the error."""
+    spawn = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
+    for _ in range(ATTEMPTS):
+        with ProcessPoolExecutor(1, spawn, _begin) as process:
+            error = process.submit(work, item).exception()
+        if not isinstance(error, BrokenProcessPool):
+            return f"{type(error).__name__}: {error}" if error else None
+    return f"its worker died {ATTEMPTS} times"
 
 
 def _begin() -> None:

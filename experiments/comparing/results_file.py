@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,15 @@ TEXTS = {"study", "env", "warm", "label", "run"}
 def write_results(rows: Sequence[Row], path: Path) -> None:
     """Add rows to the file; a row replaces one of the same run and study."""
     merged = {(row["study"], row["run"]): row for row in [*read_results(path), *rows]}
-    columns = list(dict.fromkeys(key for row in merged.values() for key in row))
+    write_csv(merged.values(), path)
+
+
+def write_csv(rows: Collection[Row], path: Path) -> None:
+    """Write rows that need not have the same columns. A reader sees the old file or the new one."""
     text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(merged.values())
+    writer.writerows(rows)
     write_text(path, text.getvalue())
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from agents.methods import METHODS
 from experiments.comparing.grid import Contender
 
-# (who writes the prefix, which loss is minimised at its states): the agent and its flags
+# (who writes the prefix, which loss is minimised at its states): the agent and its flags. The control is a prefix in
+# which the teacher rewrites as many steps, but random ones. The gated loss is weighted by the hard gate on D_t, whoever
+# wrote the prefix.
 CELLS = {
     ("student", "reverse"): "rkl",
     ("student", "gated"): "gate_only",
@@ -17,46 +19,24 @@ CELLS = {
     ("random", "gated"): "random_rewrite --weighting hard",
 }
 
-# the flag that each method needs a value for, and the three values tried on development seeds
-TUNED: dict[str, tuple[str, float, float, float]] = {
-    "gated": ("--tau", 0.25, 0.5, 1.0),
-    "soft": ("--tau", 0.25, 0.5, 1.0),
-    "rewrite_only": ("--tau", 0.25, 0.5, 1.0),
-    "gate_only": ("--tau", 0.25, 0.5, 1.0),
-    "budget": ("--budget", 0.05, 0.1, 0.2),
-    "cumulative": ("--tau", 0.5, 1.0, 2.0),
-    "step_sum": ("--tau", 0.25, 0.5, 1.0),
-    "skd": ("--tau", 2.0, 4.0, 6.0),
-    "adaswitch": ("--tau", 2.0, 3.0, 6.0),
-    "eopd": ("--tau", 0.4, 0.8, 1.2),
-    "minillm": ("--teacher-rate", 0.1, 0.2, 0.4),
-    "gkd": ("--teacher-rate", 0.25, 0.5, 0.75),
-    "dagger": ("--teacher-rate-anneal", 25, 50, 75),
+# the flag that each method needs a value for, the three values tried on development seeds, and the best of them, from
+# docs/results/tuning.md
+TUNED: dict[str, tuple[str, tuple[float, float, float], float]] = {
+    "gated": ("--tau", (0.25, 0.5, 1.0), 1.0),
+    "soft": ("--tau", (0.25, 0.5, 1.0), 1.0),
+    "rewrite_only": ("--tau", (0.25, 0.5, 1.0), 0.25),
+    "gate_only": ("--tau", (0.25, 0.5, 1.0), 1.0),
+    "budget": ("--budget", (0.05, 0.1, 0.2), 0.05),
+    "cumulative": ("--tau", (0.5, 1.0, 2.0), 0.5),
+    "step_sum": ("--tau", (0.25, 0.5, 1.0), 0.5),
+    "skd": ("--tau", (2.0, 4.0, 6.0), 2.0),
+    "adaswitch": ("--tau", (2.0, 3.0, 6.0), 2.0),
+    "eopd": ("--tau", (0.4, 0.8, 1.2), 1.2),
+    "minillm": ("--teacher-rate", (0.1, 0.2, 0.4), 0.2),
+    "gkd": ("--teacher-rate", (0.25, 0.5, 0.75), 0.5),
+    "dagger": ("--teacher-rate-anneal", (25, 50, 75), 75),
 }
 UNTUNED = ("skew_fkl", "skew_rkl", "akl", "todi", "negative")
-# the best of the three, from docs/results/tuning.md
-CHOSEN: dict[str, float] = {
-    "gated": 1.0,
-    "soft": 1.0,
-    "rewrite_only": 0.25,
-    "gate_only": 1.0,
-    "budget": 0.05,
-    "cumulative": 0.5,
-    "step_sum": 0.5,
-    "skd": 2.0,
-    "adaswitch": 2.0,
-    "eopd": 1.2,
-    "minillm": 0.2,
-    "gkd": 0.5,
-    "dagger": 75,
-}
-
-
-def two_by_two() -> list[Contender]:
-    """{student, gated} prefix x {reverse, gated, forward} loss. The control is a prefix in which the teacher rewrites
-    as many steps, but random ones. The gated loss is weighted by the hard gate on D_t, whoever wrote the prefix.
-    """
-    return [Contender.read(f"{prefix} prefix, {loss}={agent}") for (prefix, loss), agent in CELLS.items()]
 
 
 def values(label: str, flag: str, *settings: object, agent: str = "gated") -> list[Contender]:
@@ -65,31 +45,28 @@ def values(label: str, flag: str, *settings: object, agent: str = "gated") -> li
 
 
 def rivals() -> list[Contender]:
-    """The published methods, the new gates and the controls, each at its value in CHOSEN."""
+    """The published methods, the new gates and the controls, each at its best value."""
     contenders = []
-    for name in (*TUNED, *UNTUNED):
-        flag, value = TUNED[name][0] if name in TUNED else "", CHOSEN.get(name)
+    for name, (flag, _, best) in TUNED.items():
         method, field = METHODS[name], flag.removeprefix("--").replace("-", "_")
-        default = value in (None, getattr(method.gate if field == "tau" else method, field, None))
-        contenders.append(Contender(name, name, () if default else (flag, str(value))))
-    return contenders
+        default = getattr(method.gate if field == "tau" else method, field, None)
+        contenders.append(Contender(name, name, () if best == default else (flag, str(best))))
+    return contenders + [Contender(name, name) for name in UNTUNED]
 
 
 def studies() -> dict[str, list[Contender]]:
     """Every study by name. Each contains the default setting of `gated`."""
     default = Contender("gated", "gated")
     return {
-        "two_by_two": two_by_two(),
-        "tuning": [c for name, (flag, *settings) in TUNED.items() for c in values(name, flag, *settings, agent=name)],
+        "two_by_two": [Contender.read(f"{prefix} prefix, {loss}={cell}") for (prefix, loss), cell in CELLS.items()],
+        "tuning": [c for name, (flag, tried, _) in TUNED.items() for c in values(name, flag, *tried, agent=name)],
         "rivals": rivals(),
         "tau": values("tau", "--tau", 0.05, 0.1, 0.25, 0.5, 1.0, 2.0),
         "alpha": [default, *values("alpha", "--alpha", 1, 4, 16, 64, agent="soft")],
         "gate": [
             default,
             Contender("soft", "soft"),
-            Contender("step mean", "gated", ("--step-reduction", "mean")),
-            Contender("step max", "gated", ("--step-reduction", "max")),
-            Contender("step sum", "gated", ("--step-reduction", "sum")),
+            *values("step", "--step-reduction", "mean", "max", "sum"),
             Contender("teacher entropy", "gated", ("--score", "teacher_entropy")),
             Contender("forward KL", "gated", ("--score", "forward_kl")),
             Contender("budget", "budget"),

@@ -73,9 +73,9 @@ def paired_table(rows: Sequence[Row], labels: Sequence[str], reference: str, key
 
 def tuning_table(rows: Sequence[Row]) -> list[list[str]]:
     """Validation accuracy at each value: correct chains, mean over seeds and over the last third of the training. The
-    best value is bold; copy it to CHOSEN."""
+    best value is bold; copy it to TUNED."""
     lines = [["method", "flag", *(["value: correct chains in validation"] * 3)]]
-    for name, (flag, *settings) in TUNED.items():
+    for name, (flag, settings, _) in TUNED.items():
         seeds = {s: by_seed(rows, f"{name} {s}", "validation_correct_chains") for s in settings}
         means = {s: float(np.mean(list(values.values()))) for s, values in seeds.items() if values}
         best = max(means, key=lambda s: means[s], default=None)

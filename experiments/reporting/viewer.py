@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from rich.console import Console
@@ -137,16 +137,18 @@ def write_completions(
 
 
 def read_along(
-    env: DistillVectorEnv, student: TrainableModel, prompt: Prompt, tokens: Tensor, gate: Gate
-) -> tuple[Tensor, Tensor, Tensor]:
-    """log p of student and teacher [T, V] along a completion [T], and where the gate is hard [T]."""
+    env: DistillVectorEnv, student: TrainableModel, completion: Parts, gate: Gate
+) -> tuple[Tensor, Tensor, list[bool]]:
+    """log p of student and teacher [T, V] along a completion, and where the gate is hard."""
     import torch
 
     from distill_env.gate import DraftBlock, GateState, apply_gate
 
+    tokens = torch.tensor(completion.tokens)
+
     def read(model: Any) -> Tensor:
         reader = model.fork()
-        first = reader.start([prompt.ids])[:, None]
+        first = reader.start([completion.prompt.ids])[:, None]
         rest = [reader.extend(tokens[None, :-1])] if len(tokens) > 1 else []
         return torch.cat([first, *rest], 1).double()
 
@@ -157,15 +159,23 @@ def read_along(
     decision, _ = apply_gate(
         gate, log_q, log_p, DraftBlock(tokens[None], starts, unused, unused[0]), GateState.start(1)
     )
-    return log_q[0], log_p[0], decision.hard[0]
+    return log_q[0], log_p[0], decision.hard[0].tolist()
 
 
-def completions_of(rollout: Rollout) -> Iterator[tuple[Prompt, Tensor, Tensor]]:
-    """Prompt, tokens [T] and who wrote them [T], completion by completion."""
-    for prompt, tokens, rewritten, mask in zip(
-        rollout.prompts, rollout.tokens, rollout.rewritten, rollout.mask, strict=True
-    ):
-        yield prompt, tokens[mask], rewritten[mask]
+class Parts(NamedTuple):
+    """One completion. The lists have an entry per token."""
+
+    prompt: Prompt
+    tokens: list[int]
+    rewritten: list[bool]
+    scores: list[float]
+
+
+def completions_of(rollout: Rollout) -> Iterator[Parts]:
+    """The completions of a rollout, one by one."""
+    r = rollout
+    for prompt, mask, *rows in zip(r.prompts, r.mask, r.tokens, r.rewritten, r.score, strict=True):
+        yield Parts(prompt, *(row[mask].tolist() for row in rows))
 
 
 def describe(
@@ -179,23 +189,23 @@ def describe(
     from distill_env.divergence import reverse_kl
 
     completions = []
-    for prompt, tokens, rewritten in completions_of(rollout):
-        log_q, log_p, hard = read_along(env, student, prompt, tokens, gate)
+    for completion in completions_of(rollout):
+        log_q, log_p, hard = read_along(env, student, completion, gate)
         divergence = reverse_kl(log_q, log_p).clamp(min=0)
         described = [
             {
                 "text": token_text(env.task, token),
                 "d": round(float(divergence[t]), 4),
-                "hard": bool(hard[t]),
-                "rewritten": bool(rewritten[t]),
+                "hard": hard[t],
+                "rewritten": completion.rewritten[t],
                 "q": round(float(log_q[t, token].exp()), 4),
                 "p": round(float(log_p[t, token].exp()), 4),
                 "student": likeliest(env.task, log_q[t], top),
                 "teacher": likeliest(env.task, log_p[t], top),
             }
-            for t, token in enumerate(tokens.tolist())
+            for t, token in enumerate(completion.tokens)
         ]
-        correct = env.task.grade(prompt, tokens.tolist()).right if env.task.graded else None
+        correct = env.task.grade(completion.prompt, completion.tokens).right if env.task.graded else None
         completions.append({"correct": correct, "tokens": described})
     return completions
 
@@ -212,6 +222,6 @@ def token_text(task: Task, token: int) -> str:
 
 def hard_by_position(env: DistillVectorEnv, student: TrainableModel, rollout: Rollout, gate: Gate) -> list[float]:
     """The share of hard positions among the completions that reach each position."""
-    hard = [read_along(env, student, prompt, tokens, gate)[2].tolist() for prompt, tokens, _ in completions_of(rollout)]
+    hard = [read_along(env, student, completion, gate)[2] for completion in completions_of(rollout)]
     reached = [[h[t] for h in hard if len(h) > t] for t in range(max(map(len, hard)))]
     return [round(float(np.mean(flags)), 4) for flags in reached]
