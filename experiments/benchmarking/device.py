@@ -6,7 +6,7 @@ import copy
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,36 +28,30 @@ from distill_env.tasks.base import Grade, Prompt, Split
 METHODS_CHECKED = ("gated", "rkl", "fkl", "minillm")
 
 
-def qwen2(*sizes: int, tied: bool = False) -> Qwen2Config:
-    """The configuration with these sizes: vocabulary, hidden, intermediate, layers, heads, key/value heads."""
-    names = ("vocab_size", "hidden_size", "intermediate_size")
-    names += ("num_hidden_layers", "num_attention_heads", "num_key_value_heads")  # type: ignore[assignment]
-    fields: dict[str, Any] = dict(zip(names, sizes, strict=True))
-    return Qwen2Config(**fields, tie_word_embeddings=tied, eos_token_id=0)
+def sized(kind: Callable[..., Any], sizes: str, **options: Any) -> Any:
+    """A configuration with these sizes: vocabulary, hidden, intermediate, layers, heads, key/value heads."""
+    names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    numbers = dict(zip((*names, "num_key_value_heads"), map(int, sizes.split()), strict=True))
+    return kind(**numbers, **options, eos_token_id=0)
 
 
-SHAPES: dict[str, dict[str, Any]] = {
-    "tiny": {
-        "student": qwen2(1000, 64, 128, 2, 4, 2),
-        "teacher": qwen2(1000, 128, 256, 4, 8, 4),
-        "completions": 8,
-        "prompt": 16,
-        "completion": 32,
-    },
-    "qwen2.5-0.5b": {
-        "student": qwen2(151_936, 896, 4864, 24, 14, 2, tied=True),
-        "teacher": qwen2(151_936, 3584, 18_944, 28, 28, 4),
-        "completions": 32,
-        "prompt": 128,
-        "completion": 256,
-    },
-    "qwen2.5-1.5b": {
-        "student": qwen2(151_936, 1536, 8960, 28, 12, 2, tied=True),
-        "teacher": qwen2(151_936, 3584, 18_944, 28, 28, 4),
-        "completions": 32,
-        "prompt": 128,
-        "completion": 256,
-    },
+class Shape(NamedTuple):
+    student: Any  # configurations
+    teacher: Any
+    completions: int
+    prompt: int  # tokens
+    completion: int  # tokens
+
+
+QWEN_7B = sized(Qwen2Config, "151936 3584 18944 28 28 4")
+SHAPES: dict[str, Shape] = {
+    "tiny": Shape(sized(Qwen2Config, "1000 64 128 2 4 2"), sized(Qwen2Config, "1000 128 256 4 8 4"), 8, 16, 32),
+    "qwen2.5-0.5b": Shape(
+        sized(Qwen2Config, "151936 896 4864 24 14 2", tie_word_embeddings=True), QWEN_7B, 32, 128, 256
+    ),
+    "qwen2.5-1.5b": Shape(
+        sized(Qwen2Config, "151936 1536 8960 28 12 2", tie_word_embeddings=True), QWEN_7B, 32, 128, 256
+    ),
 }
 
 
@@ -97,11 +91,6 @@ class RandomPrompts:
         return " ".join(map(str, tokens))
 
 
-def synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 def random_model(config: Any, device: torch.device, dtype: torch.dtype, seed: int, scale: float = 1.0) -> Any:
     """A Transformers model with random weights, made on the device."""
     torch.manual_seed(seed)
@@ -120,39 +109,23 @@ def checks(device: torch.device) -> Iterator[Row]:
         largest differences of log-probabilities and D_t, shares of different tokens and decisions, and relative
         differences of gradients of one update.
     """
-    task = RandomPrompts(1000, 12, 24, 16)
-    llama: dict[str, Any] = {
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "eos_token_id": 0,
-        "initializer_range": 0.3,
-    }
-    sizes = ((64, 128, 2), (96, 192, 3))
-    configs = [
-        LlamaConfig(vocab_size=1000, hidden_size=h, intermediate_size=i, num_hidden_layers=n, **llama)
-        for h, i, n in sizes
-    ]
-    models = [random_model(c, torch.device("cpu"), torch.float32, seed) for seed, c in enumerate(configs)]
+    task, cpu = RandomPrompts(1000, 12, 24, 16), torch.device("cpu")
+    sizes = ("1000 64 128 2 4 2", "1000 96 192 3 4 2")
+    configs = [sized(LlamaConfig, numbers, initializer_range=0.3) for numbers in sizes]
+    models = [random_model(c, cpu, torch.float32, seed) for seed, c in enumerate(configs)]
 
     def world(where: torch.device) -> tuple[CausalLM, CausalLM]:
         student, teacher = (CausalLM(copy.deepcopy(m).to(where), eos_token_id=0) for m in models)
         return student, teacher
 
-    prompts = [p.ids for p in task.prompts("train")]
-    scored: list[list[Tensor]] = []
-    for where in (torch.device("cpu"), device):
+    def scored(where: torch.device) -> list[Tensor]:
         tokens = torch.randint(1, 1000, (16, 8), generator=torch.Generator().manual_seed(0))
-        both = []
-        for model in world(where):
-            model.start(prompts)
-            both.append(model.extend(tokens).cpu())
-        scored.append(both)
-    yield Row("log-probabilities", max(float((a - b).abs().max()) for a, b in zip(*scored, strict=True)), "nats", 1e-3)
-    divergences = [reverse_kl(*pair) for pair in scored]
-    yield Row("D_t", float((divergences[0] - divergences[1]).abs().max()), "nats", 1e-3)
-    tau = float(divergences[0].median())
+        both = world(where)
+        for model in both:
+            model.start([p.ids for p in task.prompts("train")])
+        return [model.extend(tokens).cpu() for model in both]
 
-    def one_update(where: torch.device, name: str, draft_length: int) -> tuple[Rollout, list[Tensor]]:
+    def one_update(where: torch.device, name: str, draft_length: int) -> tuple[Rollout, Tensor]:
         student, teacher = world(where)
         env = DistillVectorEnv(16, task, teacher, chunk=8, reveal_teacher=False, autoreset_mode="Disabled")
         config = DistillConfig(METHODS[name].with_tau(tau), OptimizerConfig(1e-4), 16, draft_length=draft_length)
@@ -160,22 +133,34 @@ def checks(device: torch.device) -> Iterator[Row]:
         rollout = agent.rollout(env, PromptStream(env.prompts, 0))
         agent.optimizer.zero_grad()
         agent.backward(rollout)
-        return rollout, [p.grad.cpu().double() for p in student.parameters() if p.grad is not None]
+        gradients = [p.grad.cpu().double().ravel() for p in student.parameters() if p.grad is not None]
+        return rollout, torch.cat(gradients)
 
+    here, there = scored(cpu), scored(device)
+    yield Row(
+        "log-probabilities", max(largest_difference(*pair) for pair in zip(here, there, strict=True)), "nats", 1e-3
+    )
+    divergences = reverse_kl(*here), reverse_kl(*there)
+    yield Row("D_t", largest_difference(*divergences), "nats", 1e-3)
+    tau = float(divergences[0].median())
     for name in METHODS_CHECKED:
-        (here, grads), (there, others) = one_update(torch.device("cpu"), name, 8), one_update(device, name, 8)
-        longest = max(here.tokens.shape[1], there.tokens.shape[1])
-        a, b = (torch.nn.functional.pad(r.tokens, (0, longest - r.tokens.shape[1]), value=-1) for r in (here, there))
-        same = (a == b).all(1)
-        yield Row(f"{name}: completions that differ", float((~same).double().mean()), "share", 0.25)
-        if bool(same.all()):  # gradients of the same completions
-            difference = sum(float((x - y).square().sum()) for x, y in zip(grads, others, strict=True)) ** 0.5
-            size = sum(float(x.square().sum()) for x in grads) ** 0.5
-            yield Row(f"{name}: gradient", difference / size, "relative", 1e-3)
-    one, eight = (one_update(device, "gated", k)[0] for k in (1, 8))
-    width = max(one.tokens.shape[1], eight.tokens.shape[1])
-    a, b = (torch.nn.functional.pad(r.tokens, (0, width - r.tokens.shape[1]), value=-1) for r in (one, eight))
-    yield Row("draft lengths 1 and 8: completions that differ", float((a != b).any(1).double().mean()), "share", 0.25)
+        (by_cpu, expected), (by_device, gradient) = one_update(cpu, name, 8), one_update(device, name, 8)
+        differing = differing_share(by_cpu, by_device)
+        yield Row(f"{name}: completions that differ", differing, "share", 0.25)
+        if differing == 0:  # gradients of the same completions
+            yield Row(f"{name}: gradient", float((gradient - expected).norm() / expected.norm()), "relative", 1e-3)
+    drafts = (one_update(device, "gated", length)[0] for length in (1, 8))
+    yield Row("draft lengths 1 and 8: completions that differ", differing_share(*drafts), "share", 0.25)
+
+
+def largest_difference(a: Tensor, b: Tensor) -> float:
+    return float((a - b).abs().max())
+
+
+def differing_share(a: Rollout, b: Rollout) -> float:
+    """The share of the completions that differ."""
+    pairs = zip(a.tokens.tolist(), b.tokens.tolist(), strict=True)
+    return float(np.mean([[t for t in x if t >= 0] != [t for t in y if t >= 0] for x, y in pairs]))
 
 
 def measurements(device: torch.device, shape: str, dtype: torch.dtype) -> Iterator[Row]:
@@ -184,36 +169,29 @@ def measurements(device: torch.device, shape: str, dtype: torch.dtype) -> Iterat
     Random models agree, since neither knows anything, so tau is the median of their D_t.
     """
     sizes = SHAPES[shape]
-    n, completion = sizes["completions"], sizes["completion"]
-    teacher_model = random_model(sizes["teacher"], device, dtype, 0, scale=1.5)
-    student_model = random_model(sizes["student"], device, dtype, 1, scale=1.5)
-    vocabulary = sizes["student"].vocab_size
-    task = RandomPrompts(vocabulary, sizes["prompt"], completion, n)
+    n, vocabulary = sizes.completions, sizes.student.vocab_size
+    student_model = random_model(sizes.student, device, dtype, 1, scale=1.5)
+    teacher_model = random_model(sizes.teacher, device, dtype, 0, scale=1.5)
+    task = RandomPrompts(vocabulary, sizes.prompt, sizes.completion, n)
     teacher, student = (CausalLM(m, vocab_size=vocabulary, eos_token_id=0) for m in (teacher_model, student_model))
     env = DistillVectorEnv(n, task, teacher, chunk=16, reveal_teacher=False, autoreset_mode="Disabled")
-    keys = episode_keys(0, np.arange(n))
-
-    def timed(work: Callable[[], Any]) -> tuple[float, Any]:
-        synchronize(device)
-        started = time.perf_counter()
-        result = work()
-        synchronize(device)
-        return time.perf_counter() - started, result
 
     inputs = torch.tensor([p.ids for p in task.prompts("train")], device=device)
-    length = {"min_new_tokens": completion, "max_new_tokens": completion}
+    length = {"min_new_tokens": sizes.completion, "max_new_tokens": sizes.completion}
     student_model.generation_config.pad_token_id = 0
-    timed(lambda: student_model.generate(inputs, do_sample=True, **length))
-    seconds, _ = timed(lambda: student_model.generate(inputs, do_sample=True, **length))
-    yield Row(f"generate, {n} x {completion} tokens", seconds, "s")
-    probe = collect(env, student, list(env.prompts), keys, METHODS["gated"].with_tau(1e9).hard_gate, 16)
-    taus = {"1 %": 0.99, "5 %": 0.95, "20 %": 0.8}
-    quantiles = {k: float(probe.score[probe.mask].nanquantile(q)) for k, q in taus.items()}
+    for _ in range(2):  # the first is not counted
+        started = time.perf_counter()
+        student_model.generate(inputs, do_sample=True, **length).cpu()
+        seconds = time.perf_counter() - started
+    yield Row(f"generate, {n} x {sizes.completion} tokens", seconds, "s")
+    gate = METHODS["gated"].with_tau(1e9).hard_gate
+    probe = collect(env, student, list(env.prompts), episode_keys(0, np.arange(n)), gate, 16)
+    score = probe.score[probe.mask]
+    taus = {f"gated, {share} % hard": float(score.nanquantile(1 - share / 100)) for share in (1, 5, 20)}
     del probe
-    for name, tau in (("rkl", 1e9), *((f"gated, {k} hard", t) for k, t in quantiles.items())):
-        config = DistillConfig(
-            METHODS[name.split(",")[0]].with_tau(tau), OptimizerConfig(1e-9), n, micro_batch=min(n, 8)
-        )
+    for name, tau in {"rkl": 1e9, **taus}.items():
+        method = METHODS[name.split(",")[0]].with_tau(tau)
+        config = DistillConfig(method, OptimizerConfig(1e-9), n, micro_batch=min(n, 8))
         yield from iteration(name, DistillAgent(student, config), env, device)
 
 
@@ -225,10 +203,8 @@ def iteration(name: str, agent: DistillAgent, env: DistillVectorEnv, device: tor
         torch.cuda.reset_peak_memory_stats(device)
     agent.learn(env, 1, lambda _, metrics: last.update(metrics))
     yield Row(f"{name}: iteration", last["time/seconds"], "s")
-    yield Row(f"{name}: rollout", last["time/rollout_seconds"], "s")
-    yield Row(f"{name}: student", last["time/student_seconds"], "s")
-    yield Row(f"{name}: teacher", last["time/teacher_seconds"], "s")
-    yield Row(f"{name}: update", last["time/update_seconds"], "s")
+    for part in ("rollout", "student", "teacher", "update"):
+        yield Row(f"{name}: {part}", last[f"time/{part}_seconds"], "s")
     yield Row(f"{name}: speed", last["time/tokens_per_second"], "tokens/s")
     yield Row(f"{name}: rewritten", last["rollout/rewritten_share"], "share")
     if device.type == "cuda":
