@@ -3,6 +3,7 @@ peak memory is then that of the measurement."""
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 import resource
@@ -14,6 +15,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
@@ -34,14 +36,11 @@ GLIBC = {"MALLOC_MMAP_THRESHOLD_": str(2**20), "MALLOC_TRIM_THRESHOLD_": str(2**
 
 def measure_peers(config: BenchmarkConfig) -> dict[str, list[dict[str, Any]]]:
     """Iterations of our agents, also with micro-batches of two completions, and of TRL's trainers, alternating."""
+    ours = itertools.product((0, 2), ("gated", "rkl"))
     contenders: dict[str, tuple[Any, ...]] = {
-        "gated": (agent_iterations, config, "gated"),
-        "rkl": (agent_iterations, config, "rkl"),
-        "gated, micro-batch 2": (agent_iterations, config, "gated", 2),
-        "rkl, micro-batch 2": (agent_iterations, config, "rkl", 2),
-        "DistillationTrainer": (trl_iterations, config, "DistillationTrainer"),
-        "GKDTrainer": (trl_iterations, config, "GKDTrainer"),
+        f"{name}, micro-batch {size}" if size else name: (agent_iterations, config, name, size) for size, name in ours
     }
+    contenders |= {name: (trl_iterations, config, name) for name in ("DistillationTrainer", "GKDTrainer")}
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in contenders}
     for _ in range(config.repetitions):
         for name, call in contenders.items():
@@ -55,16 +54,11 @@ def measure_memory(config: BenchmarkConfig) -> list[dict[str, Any]]:
     Two variables make glibc return every large block to the system at once: otherwise unused blocks are counted, too.
     """
     sizes = [(4, 64, 64), (8, 64, 64), (16, 64, 64), (32, 64, 64), (8, 32, 64), (16, 64, 128), (16, 64, 256)]
-    saved = dict(os.environ)
-    os.environ.update(GLIBC)
-    try:
+    with patch.dict(os.environ, GLIBC):
         return [
             in_new_process(one_update, replace(config, batch=rows, new_tokens=tokens), chunk)
             for rows, tokens, chunk in sizes
         ]
-    finally:
-        os.environ.clear()
-        os.environ.update(saved)
 
 
 def in_new_process(measure: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
@@ -91,7 +85,7 @@ def peak_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
-def agent_iterations(config: BenchmarkConfig, name: str, micro_batch: int = 0) -> dict[str, Any]:
+def agent_iterations(config: BenchmarkConfig, name: str, micro_batch: int) -> dict[str, Any]:
     """Iterations of rkl, or of gated at a tau that makes about 5 % of the positions hard."""
     tau = Rollouts(config, config.batch).tau_for(HARD_RATE) if name == "gated" else 1.0
     agent, env = make_contender(config, name, tau, micro_batch)
@@ -103,39 +97,28 @@ def agent_iterations(config: BenchmarkConfig, name: str, micro_batch: int = 0) -
     }
 
 
-def teacher_only_rollout(prompts: Any, tokens: Any, teacher: Any) -> Rollout:
-    """The student's tokens [n, t] with the teacher's distributions, and 0 for everything else."""
-    zeros = torch.zeros(tokens.shape, dtype=torch.float64)
-    return Rollout(
-        prompts=list(prompts),
-        tokens=tokens,
-        rewritten=zeros > 0,
-        rewards=zeros,
-        token_log_prob=zeros,
-        score=zeros,
-        grades=zeros[:, 0],
-        teacher=teacher,
-        support=None,
-    )
-
-
 def one_update(config: BenchmarkConfig, chunk: int) -> dict[str, Any]:
     """One update on completions of random tokens, four a pass, with the teacher's full distributions."""
     student = build_model(config.student)
-    vocabulary = student.vocab_size
     task = InstructTask(config.task_path, config.teacher, max_prompt_tokens=128)
-    n, t = config.batch, config.new_tokens
+    n, t, vocabulary = config.batch, config.new_tokens, student.vocab_size
     prompts = [p for p in task.prompts("train") if len(p.ids) >= 40][:n]
     tokens = torch.randint(0, vocabulary, (n, t), generator=torch.Generator().manual_seed(0))
     teacher = torch.full((1, vocabulary), 1.0).log_softmax(-1).expand(n * t, vocabulary)  # takes no memory
-    rollout = teacher_only_rollout(prompts, tokens, teacher)
-    optimizer = OptimizerConfig(1e-9)
-    options = DistillConfig(METHODS["rkl"], optimizer, batch_size=n, chunk_positions=chunk, micro_batch=4)
+
+    def rollout(rows: int, length: int) -> Rollout:
+        """The first of the tokens with the teacher's distributions, and 0 for everything else."""
+        zeros = torch.zeros((rows, length), dtype=torch.float64)
+        measured: dict[str, Any] = dict.fromkeys(("rewards", "token_log_prob", "score"), zeros)
+        written: dict[str, Any] = {"prompts": prompts[:rows], "tokens": tokens[:rows, :length], "rewritten": zeros > 0}
+        scored = teacher[: rows * length]
+        return Rollout(**written, **measured, grades=zeros[:, 0], teacher=scored, support=None)
+
+    options = DistillConfig(METHODS["rkl"], OptimizerConfig(1e-9), batch_size=n, chunk_positions=chunk, micro_batch=4)
     agent = DistillAgent(student, options)
-    one = teacher_only_rollout(prompts[:1], tokens[:1, :2], teacher[:2])
-    agent.update(one)  # the optimiser's moments and the gradient now exist
+    agent.update(rollout(1, 2))  # the optimiser's moments and the gradient now exist
     before, started = peak_mib(), time.perf_counter()
-    agent.update(rollout)
+    agent.update(rollout(n, t))
     seconds = [time.perf_counter() - started]
     return {"rows": n, "tokens": t, "chunk": chunk, "update_mib": peak_mib() - before, "seconds": seconds}
 
@@ -155,11 +138,12 @@ def trl_iterations(config: BenchmarkConfig, name: str) -> dict[str, Any]:
     texts = [p.text for p in task.prompts("train")]
     student: Any = AutoModelForCausalLM.from_pretrained(config.student, dtype=torch.float32)
     teacher: Any = AutoModelForCausalLM.from_pretrained(config.teacher, dtype=torch.float32)
-    shared: dict[str, Any] = {"per_device_train_batch_size": config.batch, "max_steps": ITERATIONS}
-    shared |= {"learning_rate": 1e-9, "temperature": 1.0, "beta": 1.0}
-    shared |= {"gradient_checkpointing": False, "bf16": False, "use_cpu": not torch.cuda.is_available()}
-    shared |= {"output_dir": tempfile.mkdtemp(), "report_to": [], "save_strategy": "no", "logging_steps": 1}
-    shared |= {"disable_tqdm": True}
+    options: dict[str, Any] = {
+        **{"per_device_train_batch_size": config.batch, "max_steps": ITERATIONS, "learning_rate": 1e-9},
+        **{"temperature": 1.0, "beta": 1.0, "gradient_checkpointing": False, "bf16": False},
+        **{"use_cpu": not torch.cuda.is_available(), "output_dir": tempfile.mkdtemp(), "report_to": []},
+        **{"save_strategy": "no", "logging_steps": 1, "disable_tqdm": True},
+    }
     user = [[{"role": "user", "content": text}] for text in texts]
     arguments: Any
     make: Any
@@ -167,19 +151,14 @@ def trl_iterations(config: BenchmarkConfig, name: str) -> dict[str, Any]:
         from trl import DistillationConfig, DistillationTrainer
 
         make, data = DistillationTrainer, {"prompt": user}
-        arguments = DistillationConfig(**shared, max_completion_length=config.new_tokens)
+        arguments = DistillationConfig(**options, max_completion_length=config.new_tokens)
     else:
         from trl.experimental.gkd import GKDConfig, GKDTrainer
 
         make, data = GKDTrainer, {"messages": [[*u, {"role": "assistant", "content": "ok"}] for u in user]}
-        arguments = GKDConfig(**shared, lmbda=1.0, max_new_tokens=config.new_tokens, max_length=512)
-    trainer = make(
-        model=student,
-        teacher_model=teacher,
-        args=arguments,
-        train_dataset=Dataset.from_dict(data),
-        processing_class=tokenizer,
-    )
+        arguments = GKDConfig(**options, lmbda=1.0, max_new_tokens=config.new_tokens, max_length=512)
+    models = {"model": student, "teacher_model": teacher, "processing_class": tokenizer}
+    trainer = make(**models, args=arguments, train_dataset=Dataset.from_dict(data))
     seconds: list[float] = []
 
     class Clock(TrainerCallback):

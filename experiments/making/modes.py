@@ -8,15 +8,13 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 if not __package__:  # run as a script: import from the checkout, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-import matplotlib
-
-matplotlib.use("Agg")
 import torch
-from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
@@ -49,8 +47,7 @@ class ModesConfig:
     """Seed of the rollouts."""
 
 
-@dataclass
-class Curve:
+class Curve(NamedTuple):
     """A method's trained student, and what its training logged."""
 
     log_probs: torch.Tensor  # [V]
@@ -62,35 +59,24 @@ def initial_student(config: ModesConfig) -> TabularModel:
     return one_mode(VOCABULARY, mean=config.mean, scale=config.scale)
 
 
-def learn(method: Method, config: ModesConfig, env: DistillVectorEnv) -> Curve:
+def learn(method: Method, config: ModesConfig) -> Curve:
+    sizes = {"vocab_size": VOCABULARY}
+    task = sizes | {"max_new_tokens": 1, "empty_prompt": True}
+    made: dict[str, Any] = {"task_kwargs": task, "teacher_kwargs": sizes, "reveal_teacher": False}
+    env = DistillVectorEnv(16, "categorical", "two_modes", autoreset_mode="Disabled", **made)
     student = initial_student(config)
     options = DistillConfig(method=method, batch_size=env.num_envs, optimizer=OptimizerConfig(0.05), seed=config.seed)
-    curve = Curve(torch.empty(0), [], [])
-
-    def callback(_: int, metrics: dict[str, float]) -> None:
-        curve.divergence.append(metrics["rollout/divergence"])
-        curve.rewritten.append(metrics["rollout/rewritten_share"])
-
-    DistillAgent(student, options).learn(env, config.iterations, callback)
-    curve.log_probs = student.log_table()[0].detach()
-    return curve
+    logged: list[dict[str, float]] = []
+    DistillAgent(student, options).learn(env, config.iterations, lambda _, metrics: logged.append(dict(metrics)))
+    columns = ([row[f"rollout/{key}"] for row in logged] for key in ("divergence", "rewritten_share"))
+    return Curve(student.log_table()[0].detach(), *columns)
 
 
 def main(config: ModesConfig) -> None:
-    task = {"vocab_size": VOCABULARY, "max_new_tokens": 1, "empty_prompt": True}
-    env = DistillVectorEnv(
-        16,
-        "categorical",
-        "two_modes",
-        task_kwargs=task,
-        teacher_kwargs={"vocab_size": VOCABULARY},
-        autoreset_mode="Disabled",
-        reveal_teacher=False,
-    )
     teacher = two_modes(VOCABULARY).log_table()[0].detach()
     methods = {"forward KL": METHODS["fkl"], "reverse KL": METHODS["rkl"]}
-    methods |= {rf"gated, $\tau$ = {tau:g}": METHODS["gated"].with_tau(tau) for tau in config.tau}
-    curves = {label: learn(method, config, env) for label, method in methods.items()}
+    methods |= {f"gated, \u03c4 = {tau:g}": METHODS["gated"].with_tau(tau) for tau in config.tau}
+    curves = {label: learn(method, config) for label, method in methods.items()}
     draw(config, teacher, curves)
     print_table(teacher, curves)
     print(f"wrote {config.out}")
@@ -99,29 +85,25 @@ def main(config: ModesConfig) -> None:
 def draw(config: ModesConfig, teacher: torch.Tensor, curves: dict[str, Curve]) -> None:
     """A panel of each method's student before and after, and one of D_t over the iterations."""
     before = initial_student(config).log_table()[0].detach()
-    n = len(curves)
-    figure, axes = plt.subplots(
-        1, n + 1, figsize=(3 * n + 3.6, 2.9), layout="constrained", width_ratios=[1] * n + [1.25]
-    )
-    x = range(VOCABULARY - 1)
-    for i, (axis, (label, curve)) in enumerate(zip(axes[:n], curves.items(), strict=True)):
+    n, x = len(curves), range(VOCABULARY - 1)
+    figure = Figure(figsize=(3 * n + 3.6, 2.9), layout="constrained")
+    *axes, right = figure.subplots(1, n + 1, width_ratios=[1] * n + [1.25])
+    for i, (axis, (label, curve)) in enumerate(zip(axes, curves.items(), strict=True)):
         axis.bar(x, teacher.exp()[:-1], width=1.0, color="0.8", label="teacher")
         axis.plot(x, before.exp()[:-1], color="0.4", linewidth=1, linestyle=":", label="student before")
         axis.plot(x, curve.log_probs.exp()[:-1], color=f"C{i}", linewidth=2, label="after")
+        axis.set(xlabel="token", ylim=(0, float(teacher.exp().max()) * 1.9))
         axis.set_title(label, fontsize=10)
-        axis.set_xlabel("token", fontsize=9)
-        axis.set_ylim(0, float(teacher.exp().max()) * 1.9)
     axes[0].legend(fontsize=8, frameon=False)
     for i, (label, curve) in enumerate(curves.items()):
         style = {"linewidth": 1.5 if i < 2 else 3, "linestyle": "-" if i < 2 else ":"}
-        axes[n].plot(curve.divergence, color=f"C{i}", label=label, **style)
+        right.plot(curve.divergence, color=f"C{i}", label=label, **style)
     for i, tau in enumerate(config.tau):
-        axes[n].axhline(tau, color=f"C{i + 2}", linewidth=0.7)
-    axes[n].set_xlabel("iteration", fontsize=9)
-    axes[n].set_ylim(0)
-    axes[n].set_title("$D_t$ = KL(student || teacher), nats", fontsize=10)
-    axes[n].legend(fontsize=8, frameon=False, loc="upper right", bbox_to_anchor=(1, 0.9))
-    for axis in axes:
+        right.axhline(tau, color=f"C{i + 2}", linewidth=0.7)
+    right.set(xlabel="iteration", ylim=(0, None))
+    right.set_title("$D_t$ = KL(student || teacher), nats", fontsize=10)
+    right.legend(fontsize=8, frameon=False, loc="upper right", bbox_to_anchor=(1, 0.9))
+    for axis in (*axes, right):
         axis.tick_params(labelsize=8)
         axis.spines[["top", "right"]].set_visible(False)
     config.out.parent.mkdir(parents=True, exist_ok=True)
@@ -134,7 +116,7 @@ def print_table(teacher: torch.Tensor, curves: dict[str, Curve]) -> None:
         student, rewritten = curve.log_probs, curve.rewritten
         values = (forward_kl(student, teacher), reverse_kl(student, teacher), entropy(student))
         table.add_row(
-            label.replace(r"$\tau$", "tau"),
+            label.replace("\u03c4", "tau"),
             *(f"{float(v):.3f}" for v in values),
             f"{rewritten[0]:.0%}, {rewritten[-1]:.0%}",
         )

@@ -13,6 +13,7 @@ import os
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 if not __package__:  # run as a script: import from the checkout, not from this folder
@@ -22,6 +23,7 @@ import numpy as np
 import torch
 from rich.progress import track
 
+from agents.atomic_io import write_text
 from agents.config import DistillConfig, OptimizerConfig
 from agents.distill import DistillAgent
 from agents.evaluation import completion_metrics
@@ -64,73 +66,52 @@ class SweepConfig:
     """Table to write."""
 
 
-def options(config: SweepConfig, seed: int = 0, updates: int = 0) -> DistillConfig:
-    return DistillConfig(
-        method=METHODS["fkl"],
-        optimizer=OptimizerConfig(config.learning_rate, warmup_iterations=100, decay_iterations=updates),
-        batch_size=64,
-        seed=seed,
-    )
-
-
-def student(config: SweepConfig, mlp: int, seed: int) -> CausalLM:
+def agent(config: SweepConfig, mlp: int, seed: int = 0, updates: int = 0) -> DistillAgent:
     torch.manual_seed(seed)
-    return CausalLM(toy_student("sums", config.width, config.layers, mlp), eos_token_id=EOS)
+    student = CausalLM(toy_student("sums", config.width, config.layers, mlp), eos_token_id=EOS)
+    optimizer = OptimizerConfig(config.learning_rate, warmup_iterations=100, decay_iterations=updates)
+    return DistillAgent(student, DistillConfig(METHODS["fkl"], optimizer, batch_size=64, seed=seed))
 
 
 def train(job: tuple[SweepConfig, int, int, int, list[Rollout]]) -> tuple[float, float]:
     """Share of correct chains of a trained student on the test split and out of distribution."""
     config, mlp, seed, updates, data = job
     torch.set_num_threads(1)
-    agent = DistillAgent(student(config, mlp, seed), options(config, seed, updates))
-    for done in epochs(agent, data):
-        if done == updates:
-            break
-    return correct_chains(agent, config, "test"), correct_chains(agent, config, "ood")
+    trained = agent(config, mlp, seed, updates)
+    for _ in islice(epochs(trained, data), updates):
+        pass
+    return correct_chains(trained, config, "test"), correct_chains(trained, config, "ood")
 
 
-def correct_chains(agent: DistillAgent | None, config: SweepConfig, split: Split) -> float:
+def correct_chains(writer: DistillAgent | None, config: SweepConfig, split: Split) -> float:
     """Share of correct chains of the agent, or of the teacher if there is no agent."""
     env = DistillVectorEnv(400, "sums", "sums", split, autoreset_mode="Disabled")
     prompts = [p for p in env.prompts for _ in range(config.samples)]
-    return completion_metrics(generate(agent, env, prompts, 1, teacher_writes=agent is None))["correct_chains"]
+    return completion_metrics(generate(writer, env, prompts, 1, teacher_writes=writer is None))["correct_chains"]
 
 
 def main(config: SweepConfig) -> None:
     env = DistillVectorEnv(64, "sums", "sums", autoreset_mode="Disabled", reveal_teacher=False)
     teacher = correct_chains(None, config, "test")
-    writer = DistillAgent(student(config, config.mlps[0], 0), options(config))
-    data = teacher_completions(writer, env, config.batches)
-    short, long = config.updates
+    data = teacher_completions(agent(config, config.mlps[0]), env, config.batches)
     seeds = len(config.seeds)
     jobs = [(config, *job, data) for job in itertools.product(config.mlps, config.seeds, config.updates)]
     with ProcessPoolExecutor(config.jobs) as pool:
         results = list(track(pool.map(train, jobs), description="students", total=len(jobs)))
     table = np.array(results).reshape(len(config.mlps), seeds, 2, 2)  # size, seed, budget, split
-    head = ["width, layers, feed-forward", "parameters", f"{short:,} updates", f"{long:,} updates"]
-    lines = [[*head, "below the teacher, points", "out of distribution"]]
+    budgets = [f"{updates:,} updates" for updates in config.updates]
+    head = ["width, layers, feed-forward", "parameters", *budgets, "below the teacher, points", "out of distribution"]
+    lines = [head]
     for mlp, by_seed in zip(config.mlps, table, strict=True):
-        parameters = sum(p.numel() for p in student(config, mlp, 0).parameters())
+        parameters = sum(p.numel() for p in agent(config, mlp).student.parameters())
         gap = 100 * (teacher - by_seed[:, 1, 0].mean())
-        cells = [
-            f"{parameters:,}",
-            cell(by_seed[:, 0, 0]),
-            cell(by_seed[:, 1, 0]),
-            f"{gap:.1f}",
-            cell(by_seed[:, 1, 1]),
-        ]
-        lines.append([f"{config.width}, {config.layers}, {mlp}", *cells])
-    page = f"""\
-# The default student of Sums
-
-This page shows how the size of the default student of Sums was chosen: the largest one that stays 5 to 15 points below
-the teacher after convergence. The table gives the correct chains at temperature 1 of students trained by forward KL on
-{64 * config.batches:,} completions of the teacher for training problems: the mean of {seeds} seeds, and each seed in
-parentheses. In distribution the teacher has {teacher:.1%}. The command is `python experiments/making/sweep_student.py`.
-
-{markdown_table(lines)}"""
+        short, long, outside = map(cell, (by_seed[:, 0, 0], by_seed[:, 1, 0], by_seed[:, 1, 1]))
+        size = f"{config.width}, {config.layers}, {mlp}"
+        lines.append([size, f"{parameters:,}", short, long, f"{gap:.1f}", outside])
+    values = {"completions": 64 * config.batches, "seeds": seeds, "teacher": teacher, "table": markdown_table(lines)}
+    page = Path(__file__).with_name("student_sweep_page.txt").read_text().format(**values)
     config.out.parent.mkdir(parents=True, exist_ok=True)
-    config.out.write_text(page + "\n")
+    write_text(config.out, page)
     print(page)
 
 

@@ -23,7 +23,9 @@ if not __package__:  # run as a script: import from the checkout, not from this 
 
 import numpy as np
 import torch
+from jinja2 import Template
 from rich.progress import track
+from torch.nn.utils.rnn import pad_sequence
 from transformers import LlamaForCausalLM
 
 from agents.generation import by_prompt, generate
@@ -34,17 +36,7 @@ from distill_env.tasks.registry import make_task
 from experiments.running.cli import command
 
 SAMPLES = 8  # completions per test problem
-ABOUT = {
-    "sums": "`7+2+9=` is answered `77;29;98`, or in any other order of the digits: each step writes a digit and the "
-    "running total modulo 10",
-    "coins": "`2 5 7 > 9` is answered `7 2 ; 2 0` or `2 7 ; 7 0`: each step takes a coin from the purse and writes the "
-    "amount that remains to be paid",
-}
-HOW = {
-    "sums": "`python experiments/making/train_teacher.py --task sums`",
-    "coins": "the two commands for Coins at the head of `experiments/making/train_teacher.py`; at the end its logits "
-    "are multiplied by 1.5",
-}
+CARD = Path(__file__).with_name("teacher_card.md.j2")
 
 
 @dataclass(frozen=True)
@@ -78,13 +70,12 @@ def supervised_batch(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """n problems with random right answers: inputs int64 [n, L] and labels int64 [n, L], -100 outside the answers."""
     rows = [task.draw(rng, lengths[rng.integers(len(lengths))]) for _ in range(n)]
-    longest = max(len(p) + len(a) for p, a in rows)
-    inputs = torch.full((n, longest), task.eos_token_id)
-    labels = torch.full((n, longest), -100)
-    for i, (prompt, answer) in enumerate(rows):
-        inputs[i, : len(prompt) + len(answer)] = torch.tensor(prompt + answer)
-        labels[i, len(prompt) : len(prompt) + len(answer)] = torch.tensor(answer)
-    return inputs, labels
+    inputs = [torch.tensor(prompt + answer) for prompt, answer in rows]
+    labels = [torch.tensor([-100] * len(prompt) + list(answer)) for prompt, answer in rows]
+    return (
+        pad_sequence(inputs, batch_first=True, padding_value=task.eos_token_id),
+        pad_sequence(labels, batch_first=True, padding_value=-100),
+    )
 
 
 def correct_chains(task_name: str, model: CausalLM, length: int) -> dict[str, float]:
@@ -97,27 +88,6 @@ def correct_chains(task_name: str, model: CausalLM, length: int) -> dict[str, fl
     ways = [len({c.grade.way for c in group if c.grade and c.grade.way}) for group in by_prompt(completions)]
     covered = [n / min(SAMPLES, task.number_of_ways(p)) for n, p in zip(ways, prompts, strict=True)]
     return {"correct": float(np.mean(right)), "problems": len(prompts), "ways": float(np.mean(covered))}
-
-
-def model_card(config: TrainTeacherConfig, parameters: int, results: dict[int, dict[str, float]]) -> str:
-    """The folder's README, with the results by length."""
-    rows = "\n".join(f"| {n} | {r['correct']:.2%} | {r['problems']} | {r['ways']:.1%} |" for n, r in results.items())
-    return f"""---
-license: apache-2.0
-library_name: transformers
----
-# The teacher of {config.task.capitalize()}
-
-A Llama-type model of {parameters:,} weights ({config.layers} layers, width {config.width}), trained from scratch by
-{HOW[config.task]}: {config.batch} problems a step, of lengths {min(results)} to {max(results)}, from the training \
-split. {ABOUT[config.task]}.
-
-Correct chains at temperature 1 on held-out problems, {SAMPLES} samples a problem:
-
-| length | correct chains | problems | distinct right ways used, of those there are (at most {SAMPLES}) |
-| ---: | ---: | ---: | ---: |
-{rows}
-"""
 
 
 def main(config: TrainTeacherConfig) -> None:
@@ -153,7 +123,8 @@ def main(config: TrainTeacherConfig) -> None:
     results = {n: correct_chains(config.task, wrapped, n) for n in lengths}
     wrapped.save_pretrained(out)
     toy_tokenizer(config.task).save_pretrained(out)
-    (out / "README.md").write_text(model_card(config, sum(p.numel() for p in model.parameters()), results))
+    card = {"config": config, "parameters": sum(p.numel() for p in model.parameters()), "samples": SAMPLES}
+    (out / "README.md").write_text(Template(CARD.read_text(), trim_blocks=True).render(**card, results=results))
     print(json.dumps(results, indent=1))
     print(f"wrote {out} in {time.time() - started:.0f} s")
 
