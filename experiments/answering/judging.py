@@ -245,15 +245,10 @@ def summarise(pairs: Sequence[Pair], verdicts: dict[str, Verdict]) -> Summary:
         first += [verdict == "first" for verdict in known.values() if verdict != "tie"]
     if not scores:
         raise ValueError(f"pairs: none of {len(pairs)} has a verdict in both orders; see the replies in the verdicts")
-    return Summary(
-        proportion([float(np.mean(s)) for s in scores.values()]),
-        outcomes["a"],
-        outcomes["b"],
-        outcomes["tie"],
-        float(np.mean(same)),
-        float(np.mean(first)) if first else float("nan"),
-        len(pairs) - outcomes.total(),
-    )
+    win_rate = proportion([float(np.mean(s)) for s in scores.values()])
+    position = float(np.mean(first)) if first else float("nan")
+    a, b, ties = outcomes["a"], outcomes["b"], outcomes["tie"]
+    return Summary(win_rate, a, b, ties, float(np.mean(same)), position, len(pairs) - outcomes.total())
 
 
 def summary_table(summary: Summary, title: str) -> Table:

@@ -150,29 +150,23 @@ def main(config: CostModelConfig) -> None:
 
 def draw_cost_model(config: CostModelConfig) -> list[str]:
     """Write the picture, and return the predictions: a line for each batch size and hard rate."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
+    figure = Figure(figsize=(10, 3.8), layout="constrained")
+    left, right = figure.subplots(1, 2)
     predictions = draw_predicted(right, config)
     if config.measured.exists():
         draw_measured(left, json.loads(config.measured.read_text()))
     else:
-        left.set_visible(False)
-    for axis in (left, right):
-        axis.set_xscale("log")
-        axis.set_xlabel("share of hard positions h")
-        axis.set_ylabel("speed-up over gating token by token")
+        figure.delaxes(left)
+    for axis in figure.axes:
+        axis.set(xscale="log", xlabel="share of hard positions h", ylabel="speed-up over gating token by token")
         axis.axhline(1, color="0.6", linewidth=0.8)
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
-        if axis.get_visible():
-            axis.legend(fontsize=8, frameon=False)
+        axis.legend(fontsize=8, frameon=False)
     config.out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(config.out, dpi=130)
-    plt.close(figure)
     return predictions
 
 
@@ -182,20 +176,16 @@ def draw_predicted(axis: Any, config: CostModelConfig) -> list[str]:
     for rows, colour in ((1, "C2"), (config.rows, "C0"), (4 * config.rows, "C1")):
         step, block = gpu.block(config.student, rows, 1), partial(gpu.block, config.teacher, rows)
         ungated = 64 * step + block(64)  # 64 tokens, scored at the end
-        lengths, best = draw_model(
-            axis, 64, step, block, colour, f"{rows} completion{'s' * (rows > 1)} at a time (step {1e3 * step:.1f} ms)"
-        )
+        label = f"{rows} completion{'s' * (rows > 1)} at a time (step {1e3 * step:.1f} ms)"
+        lengths, best = draw_model(axis, 64, step, block, colour, label)
         for h in (0.01, 0.05, 0.2, 0.5):
             i = int(np.abs(RATES - h).argmin())
             k = lengths[i]
             rate = rows * committed_per_block(h, k) / (k * step + block(k))
-            lines.append(
-                f"{rows} rows, h = {h:.0%}: predicted speed-up {best[i]:.1f} at K = {k}, {rate:,.0f} tokens a second; "
-                f"ungated {64 * rows / ungated:,.0f}"
-            )
-    axis.set_title(
-        f"prediction: {config.teacher / 1e9:g}B teacher, {config.student / 1e9:g}B student, one H100 each", fontsize=10
-    )
+            speeds = f"{rate:,.0f} tokens a second; ungated {64 * rows / ungated:,.0f}"
+            lines.append(f"{rows} rows, h = {h:.0%}: predicted speed-up {best[i]:.1f} at K = {k}, {speeds}")
+    sizes = f"{config.teacher / 1e9:g}B teacher, {config.student / 1e9:g}B student"
+    axis.set_title(f"prediction: {sizes}, one H100 each", fontsize=10)
     return lines
 
 

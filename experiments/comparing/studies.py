@@ -19,6 +19,8 @@ CELLS = {
     ("random", "gated"): "random_rewrite --weighting hard",
 }
 
+CELL_LABELS = {(prefix, loss): f"{prefix} prefix, {loss}" for prefix, loss in CELLS}
+
 # the flag that each method needs a value for, the three values tried on development seeds, and the best of them, from
 # docs/results/tuning.md
 TUNED: dict[str, tuple[str, tuple[float, float, float], float]] = {
@@ -58,7 +60,7 @@ def studies() -> dict[str, list[Contender]]:
     """Every study by name. Each contains the default setting of `gated`."""
     default = Contender("gated", "gated")
     return {
-        "two_by_two": [Contender.read(f"{prefix} prefix, {loss}={cell}") for (prefix, loss), cell in CELLS.items()],
+        "two_by_two": [Contender.read(f"{CELL_LABELS[cell]}={method}") for cell, method in CELLS.items()],
         "tuning": [c for name, (flag, tried, _) in TUNED.items() for c in values(name, flag, *tried, agent=name)],
         "rivals": rivals(),
         "tau": values("tau", "--tau", 0.05, 0.1, 0.25, 0.5, 1.0, 2.0),

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from experiments.comparing.statistics import PairedDifference
+from experiments.comparing.studies import CELL_LABELS, CELLS
 from experiments.reporting.results import ENDPOINT, METHOD_CELLS, Results, Setting, paired
 
-PREFIXES = ("student", "gated", "random")
-LOSSES = ("reverse", "gated", "forward")
 ALL = "on average"
-
-Prefix = str
-Loss = str
+Cell = tuple[str, str]  # who writes the prefix, which loss is minimised
 
 
 @dataclass(frozen=True)
@@ -26,26 +21,23 @@ class Crossed:
     """
 
     setting: Setting
-    prefixes: tuple[Prefix, ...]
-    losses: tuple[Loss, ...]
-    runs: dict[tuple[Prefix, Loss], dict[int, float]]
+    prefixes: tuple[str, ...]
+    losses: tuple[str, ...]
+    runs: dict[Cell, dict[int, float]]
     effects: dict[tuple[str, str], PairedDifference]
 
 
 def crossed(results: Results, setting: Setting) -> Crossed | None:
     """The study `two_by_two`, or the four methods of the main study that are its cells; None without either."""
-    study, cells = "two_by_two", {}
-    for label in results.labels(setting, study):
-        if match := re.fullmatch(r"(.+) prefix, (.+)", label):
-            cells[match[1], match[2]] = label
-    if not cells:
-        study, cells = "main", {c: k for c, k in METHOD_CELLS.items() if k in results.labels(setting)}
-        if len(cells) < len(METHOD_CELLS):
-            return None
+    study, ran = "two_by_two", results.labels(setting, "two_by_two")
+    cells = {cell: label for cell, label in CELL_LABELS.items() if label in ran}
+    if not cells and set(METHOD_CELLS.values()) <= set(results.labels(setting)):
+        study, cells = "main", METHOD_CELLS
     runs = {c: values for c, label in cells.items() if (values := results.by_seed(setting, label, ENDPOINT, study))}
     if not runs:
         return None
-    prefixes, losses = _ordered((p for p, _ in runs), PREFIXES), _ordered((o for _, o in runs), LOSSES)
+    prefixes = tuple(dict.fromkeys(prefix for prefix, _ in CELLS if any(prefix == p for p, _ in runs)))
+    losses = tuple(dict.fromkeys(loss for _, loss in CELLS if any(loss == o for _, o in runs)))
     effects: dict[tuple[str, str], PairedDifference] = {}
     for prefix in prefixes[1:]:
         pairs = {f"with {o} loss": ((prefix, o), (prefixes[0], o)) for o in losses}
@@ -56,15 +48,8 @@ def crossed(results: Results, setting: Setting) -> Crossed | None:
     return Crossed(setting, prefixes, losses, runs, effects)
 
 
-def _ordered(names: Iterable[str], known: Sequence[str]) -> tuple[str, ...]:
-    names = dict.fromkeys(names)
-    return tuple(n for n in known if n in names) + tuple(n for n in names if n not in known)
-
-
 def _effects(
-    runs: dict[tuple[str, str], dict[int, float]],
-    change: str,
-    pairs: dict[str, tuple[tuple[str, str], tuple[str, str]]],
+    runs: dict[Cell, dict[int, float]], change: str, pairs: dict[str, tuple[Cell, Cell]]
 ) -> dict[tuple[str, str], PairedDifference]:
     """Paired differences of cells, level by level and on average, a difference a seed."""
     both = {level: (runs[a], runs[b]) for level, (a, b) in pairs.items() if a in runs and b in runs}

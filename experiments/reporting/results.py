@@ -21,7 +21,7 @@ from experiments.comparing.statistics import (
     paired_difference,
     probability_of_improvement,
 )
-from experiments.comparing.studies import CELLS
+from experiments.comparing.studies import CELL_LABELS, CELLS
 from experiments.running.metric_display import metric
 
 ENDPOINT = "correct_chains"
@@ -66,7 +66,7 @@ def load_results(folder: Path, studies: Sequence[str] = ()) -> list[Row]:
         of = f" of {', '.join(studies)}" if studies else ""
         raise ValueError(f"runs: no run{of} in {str(path)!r} has finished")
     in_main = {(r["env"], r["warm"], r["label"]) for r in rows if r["study"] == "main"}
-    names = {f"{prefix} prefix, {loss}": label for (prefix, loss), label in METHOD_CELLS.items()}
+    names = {CELL_LABELS[cell]: label for cell, label in METHOD_CELLS.items()}
     for row in list(rows):
         label = names.get(row["label"]) if row["study"] == "two_by_two" else row["label"]
         if row["study"] in ("two_by_two", "rivals") and label and (row["env"], row["warm"], label) not in in_main:
@@ -116,7 +116,7 @@ class Results:
         """Contenders in the order of the file, but ours and the baselines first."""
         labels = dict.fromkeys(r["label"] for r in self.of(setting, study))
         front = (OURS, "soft", *BASELINES)
-        return [label for label in front if label in labels] + [label for label in labels if label not in front]
+        return sorted(labels, key=lambda label: front.index(label) if label in front else len(front))
 
     def by_seed(self, setting: Setting, label: str, key: str, study: str = "main") -> dict[int, float]:
         """A metric of a contender by seed. `BEFORE` is the student from which all runs of a seed started."""
@@ -148,9 +148,8 @@ class Results:
 
     def buckets(self, setting: Setting, prefix: str = "") -> list[int]:
         """The measured difficulties; `prefix` is "" or "ood/"."""
-        pattern = re.compile(rf"{prefix}{ENDPOINT}/(\d+)")
-        keys = {k for r in self.rows if (r["env"], r["warm"]) == setting for k in r}
-        return sorted(int(m[1]) for m in map(pattern.fullmatch, keys) if m)
+        keys = {key for row in self.rows if (row["env"], row["warm"]) == setting for key in row}
+        return sorted(int(match[1]) for key in keys if (match := re.fullmatch(rf"{prefix}{ENDPOINT}/(\d+)", key)))
 
 
 def paired(x: dict[int, float], y: dict[int, float]) -> PairedDifference | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,7 +29,10 @@ class Curves:
 
     def __init__(self, folder: Path, results: Results) -> None:
         self.folder, self.results = folder, results
-        self._logs: dict[str, list[dict[str, float]]] = {}
+
+    @cached_property
+    def _logs(self) -> dict[str, list[dict[str, float]]]:
+        return {row["run"]: read_metrics(self.folder / row["run"]) for row in self.results.rows if row["run"]}
 
     def lines(self, setting: Setting, key: str, bins: int = 0) -> dict[str, Line]:
         """A line a contender: the interquartile mean over its runs, and their middle half, or all if fewer than four.
@@ -54,9 +58,7 @@ class Curves:
 
     def _points(self, run: str, key: str, bins: int) -> dict[float, float]:
         """The logged values by iteration, or their means by the middle of each bin."""
-        if run not in self._logs:
-            self._logs[run] = read_metrics(self.folder / run) if run else []
-        log = self._logs[run]
+        log = self._logs.get(run, [])
         width = max(1, math.ceil(len(log) / bins)) if bins else 1
         parts: dict[float, list[float]] = {}
         for row in log:
