@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import tyro
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from agents.methods import GATED
@@ -209,7 +209,7 @@ def completion_lines(task: Task, completions: AssistedCompletions) -> list[Text]
 
 def summary_table(title: str, decoded: Sequence[AssistedCompletions]) -> Table:
     """A column per tau: the teacher's share of the tokens, and the grades."""
-    table = Table("tau, nats", title=title, title_justify="left")
+    table = Table(Column("tau, nats", no_wrap=True), title=title, title_justify="left")
     for completions in decoded:
         table.add_column(f"{completions.tau:g}", justify="right")
     table.add_row("tokens", *(f"{int(c.rollout.mask.sum()):,}" for c in decoded))

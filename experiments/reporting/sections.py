@@ -6,24 +6,14 @@ from collections.abc import Callable
 
 from experiments.reporting import pictures, tables
 from experiments.reporting.answer import answer
-from experiments.reporting.material import Material
+from experiments.reporting.material import Material, text
 from experiments.reporting.page import Block, Page, Section, has_content
 from experiments.reporting.results import BASELINES, OURS, PRIMARY_WARM, Results
 
 
 def method(material: Material) -> list[Block]:
     warm = f" from the {PRIMARY_WARM} warm start" if PRIMARY_WARM in {r["warm"] for r in material.results.rows} else ""
-    return [
-        "All numbers are of the student alone, on problems that it was not trained on. Within a setting, runs with the "
-        "same seed start from the same student, so contenders are compared run by run.",
-        "Estimates are interquartile means over runs (Agarwal et al. 2021, arXiv 2108.13264; the mean of up to three "
-        "runs) with the t interval of Tukey and McLaughlin (1963) for trimmed means. Differences are means over pairs "
-        "of runs that share a seed, with Student's t interval and sign-flip tests. The chance that a run is better has "
-        "the interval of Newcombe (2006). All intervals are 95 %. "
-        f"The primary endpoint is correct chains in distribution{warm}; everything else is description.",
-        "The share kept out of distribution is the accuracy there divided by the accuracy in distribution, run by run. "
-        "A student that is bad at both can have a high share.",
-    ]
+    return list(text("method", warm=warm).split("\n\n"))
 
 
 SECTIONS: tuple[tuple[str, str, Callable[[Material], list[Block]]], ...] = (
@@ -55,11 +45,7 @@ def make_page(material: Material) -> Page:
 def heading(labels: list[str]) -> tuple[str, str]:
     """Title and question, by what was compared."""
     if OURS in labels and any(b in labels for b in BASELINES):
-        return "Does the gate help?", (
-            "With `gated`, the student writes and the teacher rewrites the hard steps. The student learns by reverse "
-            "KL where it wrote, and by forward KL where the teacher wrote. Is that better than one KL alone, and what "
-            "does it cost?"
-        )
+        return "Does the gate help?", text("gated_question")
     names = [f"`{k}`" for k in labels[:4]] + ([f"{len(labels) - 4} others"] if len(labels) > 4 else [])
     return "Comparison of methods", f"How do {', '.join(names)} compare?" if labels else ""
 

@@ -15,7 +15,7 @@ from experiments.reporting.claims import (
     secondary_comparisons,
 )
 from experiments.reporting.crossed import Crossed, crossed
-from experiments.reporting.material import INTERVALS, Material, start_of
+from experiments.reporting.material import Material, start_of, text
 from experiments.reporting.page import Block, Cell, Table, Tone
 from experiments.reporting.results import BASELINES, BEFORE, ENDPOINT, OURS, PURE, Results, Setting
 from experiments.running.metric_display import metric
@@ -79,17 +79,11 @@ def expectations(material: Material) -> list[Block]:
             estimate = difference.estimate if difference else None
             row[f"`{OURS}` minus `{baseline}`"] = number_cell(m.key, estimate, sign=True)
         rows.append(row)
-    caption = (
-        "Differences are paired over seeds, with 95 % intervals. An expectation is true (yes) if every interval it "
-        "depends on lies on the expected side of 0, false (no) if one lies on the other side, and undecided otherwise. "
-        "Loss oscillation and gradient norm depend on the loss, and the losses of the methods differ. "
-        f"{start_of(settings)}"
-    )
-    return [Table("expectations", rows, caption)]
+    return [Table("expectations", rows, text("expectations", start=start_of(settings)))]
 
 
 def contenders(material: Material) -> list[Block]:
-    caption = f"{INTERVALS} The best number is bold."
+    caption = text("contenders")
     return [
         estimates("contenders-table", "The student alone on the test split", material.results, QUALITY, caption),
         estimates("cost-table", "Its training", material.results, COST, caption),
@@ -100,7 +94,7 @@ def ablations(material: Material) -> list[Block]:
     keys = (ENDPOINT, f"ood/{ENDPOINT}", "distinct_ways", "entropy", "teacher_share")
     others = {r["study"]: None for r in material.results.rows if r["study"] not in ("main", "two_by_two", "rivals")}
     return [
-        estimates(address(f"study-{study}"), f"Study: {study}", material.results, keys, INTERVALS, study)
+        estimates(address(f"study-{study}"), f"Study: {study}", material.results, keys, text("intervals"), study)
         for study in others
     ]
 
@@ -136,11 +130,8 @@ def differences(material: Material) -> list[Block]:
     if not comparisons:
         return []
     most = max(c.difference.n for c in comparisons)
-    note = (
-        f"Correct chains in distribution, the primary endpoint. {start_of(settings)} Mean differences of runs that "
-        f"share a seed, and so a warm start, with 95 % intervals over pairs; two-sided sign-flip tests. With {most} "
-        f"pair{'s' if most > 1 else ''} no p-value can be below {p_text(2.0 ** (1 - most))}."
-    )
+    pairs, least = f"{most} pair{'s' if most > 1 else ''}", p_text(2.0 ** (1 - most))
+    note = text("differences", start=start_of(settings), pairs=pairs, least=least)
     over = f"over these {len(primary)}"
     rows = [{"minus": name_cell(c.baseline)} | comparison_cells(c, settings, over) for c in primary]
     tables = {f"`{OURS}` minus each baseline (primary)": rows}
@@ -179,9 +170,8 @@ def prefix_and_loss(material: Material) -> list[Block]:
             test = c.effects.get((change, level))
             row[str(c.setting)] = number_cell(ENDPOINT, test.estimate if test else None, sign=True)
         rows.append(row)
-    note = "Who writes the prefixes that a student is trained on, and which loss is minimised there: correct chains, %."
-    caption = "Points of correct chains that a change makes, paired over seeds, with 95 % intervals."
-    return [note, *map(crossed_table, found), Table("effects", rows, caption, "Effects", sortable=False)]
+    effect_table = Table("effects", rows, text("effects"), "Effects", sortable=False)
+    return [text("crossed"), *map(crossed_table, found), effect_table]
 
 
 def crossed_table(found: Crossed) -> Table:

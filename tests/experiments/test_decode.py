@@ -28,6 +28,7 @@ from experiments import decode as decode_module
 from experiments.answering.assisted import AssistedCompletions, assisted_gate, completion_lines, decode
 from experiments.answering.curve import short_labels
 from experiments.answering.gate_picture import clearest, draw_gate
+from experiments.reporting.viewer import completions_of
 from experiments.running.build import make_env, make_student
 from experiments.running.config_file import to_dict
 from experiments.running.evaluating import EVALUATION_SEED
@@ -223,7 +224,11 @@ def test_the_picture_is_of_the_completion_that_shows_both_writers(tmp_path: Path
         return min(sum(rewritten), sum(d > tau / 10 for d in own))
 
     best = clearest(decoded)
-    assert of_both(best.scores, best.rewritten) == max(of_both(p.scores, p.rewritten) for p in decoded) > 0
+    assert (
+        of_both(best.scores, best.rewritten)
+        == max(of_both(p.scores, p.rewritten) for p in completions_of(decoded.rollout))
+        > 0
+    )
     draw_gate(Ragged(V, HORIZON), decoded, tmp_path / "new" / "gate.png")
     assert (tmp_path / "new" / "gate.png").stat().st_size > 5000
 
