@@ -19,12 +19,13 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from agents.methods import GATED
+from agents.prompts import evenly_spaced
 from distill_env.checks import check_range
 from distill_env.gate_settings import ALWAYS, Gate
 from distill_env.tasks.base import Split
 from distill_env.tasks.registry import make_task
 from experiments.comparing.statistics import Estimate, proportion
-from experiments.reporting.viewer import completions_of, evenly_spaced, load_student
+from experiments.reporting.viewer import completions_of, load_student
 from experiments.running.build import make_env, task_arguments
 from experiments.running.config import DRAFT_LENGTH, RunConfig
 from experiments.running.config_file import load_config
