@@ -6,6 +6,7 @@ import copy
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,7 +24,7 @@ from distill_env.divergence import reverse_kl
 from distill_env.env import DistillVectorEnv
 from distill_env.models.causal_lm import CausalLM
 from distill_env.randomness import episode_keys
-from distill_env.tasks.base import Grade, Prompt, Split
+from distill_env.tasks.base import Prompt
 
 METHODS_CHECKED = ("gated", "rkl", "fkl", "minillm")
 
@@ -69,26 +70,12 @@ class Row:
         return None if self.limit is None else self.value <= self.limit
 
 
-class RandomPrompts:
+def random_task(vocab_size: int, length: int, completion: int, count: int) -> Any:
     """A task of random prompts without grades."""
-
-    graded = False
-    step_end_ids: frozenset[int] = frozenset({2})
-
-    def __init__(self, vocab_size: int, length: int, completion: int, count: int) -> None:
-        self.vocab_size, self.eos_token_id, self.max_new_tokens = vocab_size, 0, completion
-        rng = np.random.default_rng(0)
-        ids = rng.integers(1, vocab_size, (count, length))
-        self._prompts = tuple(Prompt(tuple(map(int, row)), "") for row in ids)
-
-    def prompts(self, split: Split) -> tuple[Prompt, ...]:
-        return self._prompts
-
-    def grade(self, prompt: Prompt, tokens: Any) -> Grade:
-        raise NotImplementedError
-
-    def decode(self, tokens: Any) -> str:
-        return " ".join(map(str, tokens))
+    ids = np.random.default_rng(0).integers(1, vocab_size, (count, length))
+    prompts = tuple(Prompt(tuple(row), "") for row in ids.tolist())
+    limits = {"vocab_size": vocab_size, "eos_token_id": 0, "max_new_tokens": completion}
+    return SimpleNamespace(**limits, graded=False, step_end_ids=frozenset({2}), prompts=lambda split: prompts)
 
 
 def random_model(config: Any, device: torch.device, dtype: torch.dtype, seed: int, scale: float = 1.0) -> Any:
@@ -109,7 +96,7 @@ def checks(device: torch.device) -> Iterator[Row]:
         largest differences of log-probabilities and D_t, shares of different tokens and decisions, and relative
         differences of gradients of one update.
     """
-    task, cpu = RandomPrompts(1000, 12, 24, 16), torch.device("cpu")
+    task, cpu = random_task(1000, 12, 24, 16), torch.device("cpu")
     sizes = ("1000 64 128 2 4 2", "1000 96 192 3 4 2")
     configs = [sized(LlamaConfig, numbers, initializer_range=0.3) for numbers in sizes]
     models = [random_model(c, cpu, torch.float32, seed) for seed, c in enumerate(configs)]
@@ -172,7 +159,7 @@ def measurements(device: torch.device, shape: str, dtype: torch.dtype) -> Iterat
     n, vocabulary = sizes.completions, sizes.student.vocab_size
     student_model = random_model(sizes.student, device, dtype, 1, scale=1.5)
     teacher_model = random_model(sizes.teacher, device, dtype, 0, scale=1.5)
-    task = RandomPrompts(vocabulary, sizes.prompt, sizes.completion, n)
+    task = random_task(vocabulary, sizes.prompt, sizes.completion, n)
     teacher, student = (CausalLM(m, vocab_size=vocabulary, eos_token_id=0) for m in (teacher_model, student_model))
     env = DistillVectorEnv(n, task, teacher, chunk=16, reveal_teacher=False, autoreset_mode="Disabled")
 

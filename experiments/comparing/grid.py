@@ -22,7 +22,6 @@ from rich.markup import escape
 from distill_env.checks import check_range
 from experiments.comparing.pool import FanOut, for_each
 from experiments.comparing.results_file import Row, read_results, write_results
-from experiments.running.build import make_agent, make_env, make_student
 from experiments.running.config_file import flag_values, load_config
 from experiments.running.flags import parse
 from experiments.running.run_folder import read_json
@@ -157,8 +156,7 @@ def run_jobs(
     warm = list({(j.env, j.warm, j.seed): j for j in todo if WARM[j.warm] > 0}.values())
     console.print(f"{len(jobs) - len(todo)} of {len(jobs)} runs are finished. Checking {len(warm)} warm starts.")
     for_each(partial(prepare_warm_start, **common), warm, workers, fan_out, lambda *_: None)
-    estimate = forecast(todo, out, flags)
-    console.print(f"{len(todo)} runs to do, {workers} at a time, each with one torch thread. {estimate}")
+    console.print(f"{len(todo)} runs to do, {workers} at a time, each with one torch thread.")
     started = time.time()
     failed: list[Job] = []
 
@@ -196,33 +194,6 @@ def run_one(job: Job, out: Path, flags: Sequence[str]) -> None:
     arguments = ["--resume", "--out", str(out), "--name", job.name] if resumed else job.arguments(out, flags)
     with (out / f"{job.name}.log").open("a") as log:
         run(parse(arguments), Console(file=log, width=120))
-
-
-def forecast(jobs: Sequence[Job], out: Path, flags: Sequence[str]) -> str:
-    """How long the jobs will take, by the finished runs of the folder, or else by a few iterations of the first job."""
-    paths = [path for path in out.glob("*/evaluation.json") if is_finished(path.parent)]
-    if not jobs:
-        return ""
-    if paths:
-        mean = sum(read_json(path, {"seconds": int | float})["seconds"] for path in paths) / len(paths)
-        source = f"{len(paths)} finished runs took"
-    elif ":" in jobs[0].contender.agent:
-        return "The time of a custom agent is unknown before its first run."
-    else:
-        mean = probe(jobs[0], out, flags)
-        source = f"By three iterations of {jobs[0].contender.label} they take, without evaluations,"
-    return f"{source} {mean:.0f} s each, {mean * len(jobs) / 60:.0f} core minutes for these."
-
-
-def probe(job: Job, out: Path, flags: Sequence[str]) -> float:
-    """Seconds that all iterations of a run would take, by three on a new student. Writes no files."""
-    config = parse(job.arguments(out, flags))
-    env = make_env(config, "train", config.rollout.rows or config.agent_options.batch_size, purpose="train")
-    agent = make_agent(config, make_student(config, env), env)
-    agent.learn(env, 1)  # one-time work
-    started = time.perf_counter()
-    agent.learn(env, 3)
-    return (time.perf_counter() - started) / 3 * config.training.iterations
 
 
 def is_finished(folder: Path) -> bool:

@@ -89,17 +89,11 @@ def cut(model: LlamaForCausalLM, layers: list[int], dtype: str) -> LlamaForCausa
     config.num_hidden_layers = len(layers)
     if getattr(config, "layer_types", None) is not None:
         config.layer_types = [config.layer_types[i] for i in layers]
-    weights: dict[str, Any] = {}
-    for name, weight in model.state_dict().items():
-        prefix, is_layer, rest = name.partition("model.layers.")
-        if is_layer:
-            number, _, rest = rest.partition(".")
-            if int(number) not in layers:
-                continue
-            name = f"{prefix}{is_layer}{layers.index(int(number))}.{rest}"
-        weights[name] = weight
     student = LlamaForCausalLM(config)
-    student.load_state_dict(weights)
+    for name in ("model.embed_tokens", "model.norm", "lm_head"):
+        student.get_submodule(name).load_state_dict(model.get_submodule(name).state_dict())
+    for new, old in enumerate(layers):
+        student.model.layers[new].load_state_dict(model.model.layers[old].state_dict())
     student.generation_config = copy.deepcopy(model.generation_config)
     return student.to(getattr(torch, dtype))
 

@@ -8,17 +8,19 @@ from experiments.running.metric_display import metric
 
 GRADES = {"yes": "is at least as good as both", "no": "is not at least as good as both"}  # else it is undecided
 
+PLACES = {1: "is above both", -1: "is below both", 0: "lies between theirs"}
+
 
 def answer(results: Results) -> list[str]:
     """Per task: who has the most correct chains, whether ours is as good as the pure methods, what ours does."""
-    settings = [s for s in results.primary() if any(results.by_seed(s, k, ENDPOINT) for k in results.labels(s))]
+    settings = [s for s in results.primary() if results.estimates(s, ENDPOINT)]
     if not settings:
         return ["No finished run of the main study was graded, so there is no answer yet."]
     return [" ".join(filter(None, (_best(results, s), _as_good(results, s), _behaviour(results, s)))) for s in settings]
 
 
 def _best(results: Results, setting: Setting) -> str:
-    estimates = {k: e for k in results.labels(setting) if (e := results.estimate(setting, k, ENDPOINT))}
+    estimates = results.estimates(setting, ENDPOINT)
     best = max(estimates, key=lambda k: estimates[k].value)
     runs = results.seeds(setting, best)
     shown = {k: estimates[k].scaled(100).text("{:.1f} %") for k in (best, OURS) if k in estimates}
@@ -49,13 +51,7 @@ def _behaviour(results: Results, setting: Setting) -> str:
         values = _values(results, setting, key)
         if OURS in values and len(values) == 1 + len(PURE):
             ours, others = values[OURS], [values[k] for k in PURE]
-            place = (
-                "is above both"
-                if ours > max(others)
-                else "is below both"
-                if ours < min(others)
-                else "lies between theirs"
-            )
+            place = PLACES[(ours > max(others)) - (ours < min(others))]
             sentences.append(f"Its {noun} {place} ({_listed(key, values)}).")
     shares = _values(results, setting, "teacher_share")
     if OURS in shares:
@@ -64,8 +60,8 @@ def _behaviour(results: Results, setting: Setting) -> str:
 
 
 def _values(results: Results, setting: Setting, key: str) -> dict[str, float]:
-    estimates = {k: results.estimate(setting, k, key) for k in (PURE[0], OURS, PURE[1])}
-    return {k: e.value for k, e in estimates.items() if e}
+    found = results.estimates(setting, key)
+    return {k: found[k].value for k in (PURE[0], OURS, PURE[1]) if k in found}
 
 
 def _listed(key: str, values: dict[str, float]) -> str:

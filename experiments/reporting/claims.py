@@ -96,21 +96,22 @@ def findings(results: Results, setting: Setting) -> list[Finding]:
     """Every claim for which there are measurements."""
     found = []
     for claim in CLAIMS:
-        key = claim.key
-        if key == "hardest":
-            key = f"{ENDPOINT}/{max(results.buckets(setting), default='')}"
+        key = f"{ENDPOINT}/{max(results.buckets(setting), default='')}" if claim.key == "hardest" else claim.key
         differences = {b: d for b in claim.against if (d := results.difference(setting, OURS, b, key))}
-        if not differences:
-            continue
-        estimates = [d.estimate for d in differences.values()]
-        if claim.relation == "between":
-            # ours - lower > 0 and upper - ours > 0; ours differs least from the upper one
-            lower, upper = max(estimates, key=lambda e: e.value), min(estimates, key=lambda e: e.value)
-            estimates = [lower, upper.scaled(-1)]
-        elif claim.relation == "below":
-            estimates = [e.scaled(-1) for e in estimates]
-        verdict = judge(estimates, claim.relation == "at least")
-        if len(differences) < len(claim.against) and (verdict == "yes" or claim.relation == "between"):
-            verdict = "undecided"
-        found.append(Finding(claim, setting, key, differences, verdict))
+        if differences:
+            found.append(Finding(claim, setting, key, differences, verdict(claim, differences)))
     return found
+
+
+def verdict(claim: Claim, differences: dict[str, PairedDifference]) -> Verdict:
+    """Whether a claim is true, by ours minus each of the others."""
+    estimates = [d.estimate for d in differences.values()]
+    if claim.relation == "between":
+        # ours - lower > 0 and upper - ours > 0; ours differs least from the upper one
+        lower, upper = max(estimates, key=lambda e: e.value), min(estimates, key=lambda e: e.value)
+        estimates = [lower, upper.scaled(-1)]
+    elif claim.relation == "below":
+        estimates = [e.scaled(-1) for e in estimates]
+    found = judge(estimates, claim.relation == "at least")
+    half_known = len(differences) < len(claim.against) and (found == "yes" or claim.relation == "between")
+    return "undecided" if half_known else found

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import re
+import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,28 +18,7 @@ from experiments.reporting.results import OURS
 
 INK, MUTED, RULE, HEAT = "#22262d", "#6a717c", "#dde1e7", "#e4572e"
 CSS_VARIABLES = {INK: "var(--ink)", MUTED: "var(--muted)", RULE: "var(--rule)"}
-KNOWN = {
-    # colour, marker; luminances of 0.16 to 0.24: contrast of at least 3.7 to white and to black
-    "gated": ("#d9480f", "o"),
-    "soft": ("#b3790a", "h"),
-    "rkl": ("#3576c9", "s"),
-    "fkl": ("#2b8a57", "^"),
-    "rewrite_only": ("#8a5cd0", "D"),
-    "gate_only": ("#c2458f", "v"),
-    "random_rewrite": ("#7d8590", "X"),
-    "sft": ("#0f8b8d", "<"),
-    "gkd": ("#8a7f1e", ">"),
-}
-OTHERS = (
-    ("#b5535c", "P"),
-    ("#5b8030", "p"),
-    ("#4f7a96", "*"),
-    ("#9b6b43", "d"),
-    ("#6c6cc4", "8"),
-    ("#a85a9a", "H"),
-    ("#3f8a7a", "s"),
-    ("#977325", "^"),
-)
+COLOURS: dict[str, Any] = tomllib.loads(Path(__file__).with_name("colours.toml").read_text())
 BEFORE_STYLE = (MUTED, "o")
 HIGHLIGHTED = (OURS, "soft", "rkl", "fkl", "rewrite_only")
 CROWD = 7  # among more contenders than this, those that are not highlighted are grey
@@ -66,11 +46,12 @@ class Style:
     labels: tuple[str, ...]
 
     def __getitem__(self, label: str) -> tuple[str, str]:
-        others = [name for name in self.labels if name not in KNOWN]
-        if label in KNOWN or label not in others:
-            return KNOWN.get(label, BEFORE_STYLE)
-        turn, at = divmod(others.index(label), len(OTHERS))
-        return OTHERS[at][0], OTHERS[(at + turn) % len(OTHERS)][1]  # when colours repeat, markers differ
+        known, spare = COLOURS["known"], COLOURS["others"]
+        others = [name for name in self.labels if name not in known]
+        if label in known or label not in others:
+            return tuple(known.get(label, BEFORE_STYLE))
+        turn, at = divmod(others.index(label), len(spare))
+        return spare[at][0], spare[(at + turn) % len(spare)][1]  # when colours repeat, markers differ
 
     def mark(self, label: str) -> dict[str, Any]:
         """How matplotlib draws the contender's points."""
