@@ -114,12 +114,6 @@ def curve_points(rows: Sequence[Row], key: str) -> dict[str, dict[float, Point]]
     }
 
 
-def line(x: Sequence[float], y: Sequence[Estimate], m: Metric) -> Line:
-    """A curve in the unit of the metric's title."""
-    scaled = [estimate.scaled(m.scale) for estimate in y]
-    return Line(np.array(x), *(np.array([getattr(e, end) for e in scaled]) for end in ("value", "low", "high")))
-
-
 def write_curve(folder: Path, rows: Sequence[Row]) -> str:
     """Write `curve.csv`, a row per run and tau, `curve.png`, and the table `curve.md`, which is returned."""
     m = next(m for m in QUALITY if all(m.key in row for row in rows))
@@ -130,14 +124,14 @@ def write_curve(folder: Path, rows: Sequence[Row]) -> str:
 
     def by_share(axes: Any) -> None:
         lines = {
-            label: line([100 * p.share.value for p in points.values()], [p.quality for p in points.values()], m)
+            label: Line.of({SHARE.scale * p.share.value: p.quality for p in points.values()}, m.scale)
             for label, points in labels.items()
         }
         figures.curves(axes, lines, style, list(lines), (SHARE.title, m.title))
 
     def by_tau(axes: Any) -> None:
         between = {k: {t: p.share for t, p in points.items() if 0 < t < math.inf} for k, points in labels.items()}
-        lines = {label: line(list(shares), list(shares.values()), SHARE) for label, shares in between.items()}
+        lines = {label: Line.of(shares, SHARE.scale) for label, shares in between.items()}
         figures.curves(axes, lines, style, list(lines), ("tau, nats", SHARE.title))
         axes.set_xscale("log")
         ticks = sorted({tau for shares in between.values() for tau in shares})

@@ -6,8 +6,6 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from experiments.comparing.statistics import Estimate
 from experiments.reporting.drawing import FAINT, HEAT, INK, MUTED, Style, short
 from experiments.reporting.results import OURS
@@ -63,35 +61,7 @@ def curves(axes: Any, values: Mapping[str, Line], style: Style, shown: Sequence[
         axes.plot(line.x, line.middle, color=colour, linewidth=wide, marker=few, markersize=3.5, markeredgewidth=0)
     axes.set(xlabel=titles[0], ylabel=titles[1])
     axes.margins(x=0.01)
-    axes.grid(True, axis="y")
-
-
-def by_difficulty(
-    axes: Any,
-    values: Mapping[str, Mapping[tuple[int, bool], Estimate]],
-    style: Style,
-    shown: Sequence[str],
-    y_label: str,
-) -> None:
-    """Estimates by difficulty and whether it was never trained on, whiskers beside each other."""
-    buckets = dict(sorted({b for found in values.values() for b in found}))
-    outside = [b for b, never_trained_on in buckets.items() if never_trained_on]
-    if outside and len(outside) < len(buckets):
-        axes.axvspan(min(outside) - 0.5, max(outside) + 0.5, color=MUTED, alpha=0.08, linewidth=0)
-        axes.annotate(
-            "out of distribution", (min(outside) - 0.42, 1), (0, -4), xycoords=("data", "axes fraction"),
-            textcoords="offset points", va="top", color=MUTED,
-        )  # fmt: skip
-    for label, found in values.items():
-        at, middle = np.array([b for b, _ in found]), [e.value for e in found.values()]
-        if label not in shown:
-            axes.plot(at, middle, **FAINT, zorder=1)
-            continue
-        at = at + (shown.index(label) - (len(shown) - 1) / 2) * 0.5 / max(len(shown), 4)
-        bars = np.transpose([np.ravel(whisker(e) or (math.nan, math.nan)) for e in found.values()])
-        axes.errorbar(at, middle, yerr=bars, **style.mark(label), markersize=5, linewidth=1.2, elinewidth=1)
-    axes.set(xticks=list(buckets), xlim=(min(buckets) - 0.5, max(buckets) + 0.5), xlabel="difficulty", ylabel=y_label)
-    axes.set_ylim(bottom=0)
+    axes.xaxis.get_major_locator().set_params(integer=all(x.is_integer() for line in values.values() for x in line.x))
     axes.grid(True, axis="y")
 
 

@@ -14,7 +14,7 @@ from experiments.reporting import figures
 from experiments.reporting.drawing import PAGE, Panel
 from experiments.reporting.material import Material, text
 from experiments.reporting.page import Block, Picture, Viewer
-from experiments.reporting.results import ENDPOINT, Setting
+from experiments.reporting.results import ENDPOINT
 from experiments.reporting.training_curves import Line
 from experiments.running.metric_display import metric
 
@@ -22,7 +22,7 @@ BINS = 40  # points of a curve over training
 
 
 def by_setting(
-    material: Material, name: str, found: Mapping[Setting, Mapping[str, Any]], draw: Callable[..., None]
+    material: Material, name: str, found: Mapping[Any, Mapping[str, Any]], draw: Callable[..., None]
 ) -> Picture:
     """One panel a setting, for the data of each contender; the legend is common."""
     legend = list(dict.fromkeys(chain(*found.values())))
@@ -71,16 +71,19 @@ def learning(material: Material) -> list[Block]:
 
 
 def difficulty(material: Material) -> list[Block]:
-    results = material.results
-    found: dict[Setting, dict[str, dict[tuple[int, bool], Estimate]]] = {}
+    results, m = material.results, metric(ENDPOINT)
+    found: dict[str, dict[str, Line]] = {}
     for setting in results.settings():
-        inside = results.buckets(setting)
-        found[setting] = {}
-        for bucket in sorted({*inside, *results.buckets(setting, "ood/")}):
-            key = f"{ENDPOINT}/{bucket}" if bucket in inside else f"ood/{ENDPOINT}/{bucket}"
+        inside, outside = results.buckets(setting), results.buckets(setting, "ood/")
+        keys = {b: f"ood/{m.key}/{b}" for b in outside} | {b: f"{m.key}/{b}" for b in inside}
+        values: dict[str, dict[float, Estimate]] = {}
+        for bucket, key in sorted(keys.items()):
             for label, estimate in results.estimates(setting, key).items():
-                found[setting].setdefault(label, {})[bucket, bucket not in inside] = estimate.scaled(100)
-    draw = partial(figures.by_difficulty, y_label=metric(ENDPOINT).title)
+                values.setdefault(label, {})[bucket] = estimate
+        beyond = ", ".join(str(b) for b in outside if b not in inside)
+        title = f"{setting}{f'; out of distribution: {beyond}' if beyond else ''}"
+        found[title] = {label: Line.of(estimates, m.scale) for label, estimates in values.items()}
+    draw = partial(figures.curves, titles=("difficulty", m.title))
     return [by_setting(material, "difficulty_buckets", found, draw)]
 
 

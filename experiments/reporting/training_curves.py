@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -10,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from experiments.comparing.statistics import Estimate
 from experiments.reporting.results import Results, Setting
 from experiments.running.metric_display import metric
 from experiments.running.run_folder import read_metrics
@@ -22,6 +24,13 @@ class Line(NamedTuple):
     middle: NDArray[np.float64]
     low: NDArray[np.float64]
     high: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, estimates: Mapping[float, Estimate], scale: float) -> Line:
+        """The estimates by x, times `scale`, with their intervals as the band."""
+        scaled = [estimate.scaled(scale) for estimate in estimates.values()]
+        columns = ([getattr(estimate, part) for estimate in scaled] for part in ("value", "low", "high"))
+        return cls(np.array(list(estimates), float), *map(np.array, columns))
 
 
 class Curves:
