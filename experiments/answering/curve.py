@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from rich.console import Console
@@ -120,33 +121,26 @@ def write_curve(folder: Path, rows: Sequence[Row]) -> str:
     labels = curve_points(rows, m.key)
     folder.mkdir(parents=True, exist_ok=True)
     write_csv(rows, folder / "curve.csv")
+    by_share = {
+        label: Line.of({SHARE.scale * p.share.value: p.quality for p in points.values()}, m.scale)
+        for label, points in labels.items()
+    }
+    by_tau = {
+        label: Line.of({tau: p.share for tau, p in points.items() if 0 < tau < math.inf}, SHARE.scale)
+        for label, points in labels.items()
+    }
     style = Style(tuple(labels))
-
-    def by_share(axes: Any) -> None:
-        lines = {
-            label: Line.of({SHARE.scale * p.share.value: p.quality for p in points.values()}, m.scale)
-            for label, points in labels.items()
-        }
-        figures.curves(axes, lines, style, list(lines), (SHARE.title, m.title))
-
-    def by_tau(axes: Any) -> None:
-        between = {k: {t: p.share for t, p in points.items() if 0 < t < math.inf} for k, points in labels.items()}
-        lines = {label: Line.of(shares, SHARE.scale) for label, shares in between.items()}
-        figures.curves(axes, lines, style, list(lines), ("tau, nats", SHARE.title))
-        axes.set_xscale("log")
-        ticks = sorted({tau for shares in between.values() for tau in shares})
-        axes.set_xticks(ticks, [f"{tau:g}" for tau in ticks])
-        axes.minorticks_off()
-        axes.set_ylim(bottom=0)
-
-    panels = [Panel("quality against the teacher's share", by_share)]
-    if any(0 < row["tau"] < math.inf for row in rows):
-        panels.append(Panel("the teacher's share by tau", by_tau))
+    curves = partial(figures.curves, style=style, shown=list(labels))
+    draw = partial(curves, values=by_share, titles=(SHARE.title, m.title))
+    panels = [Panel("quality against the teacher's share", draw)]
+    if any(len(line.x) for line in by_tau.values()):
+        draw = partial(curves, values=by_tau, titles=("tau, nats", SHARE.title), log=True)
+        panels.append(Panel("the teacher's share by tau", draw))
     png(panels, folder / "curve.png", style, tuple(labels))
     names = {math.inf: "inf: the student alone", 0.0: "0: the teacher alone"}
     table = [["tau, nats", *labels]]
     for tau in sorted({row["tau"] for row in rows}, reverse=True):
-        points = [by_tau[tau] for by_tau in labels.values()]
+        points = [by_label[tau] for by_label in labels.values()]
         cells = [f"{SHARE.form.format(p.share.value)}: {p.quality.shown_as(m)}" for p in points]
         table.append([names.get(tau, f"{tau:g}"), *cells])
     text = markdown_table(table)

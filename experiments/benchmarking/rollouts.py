@@ -188,21 +188,17 @@ def measure_precision(config: BenchmarkConfig) -> list[dict[str, Any]]:
 def difference(a: Rollout, b: Rollout) -> dict[str, float]:
     """Completions that differ, tokens up to the first difference, and the teacher's total variation up to there."""
     parted, compared, variations = 0, 0, []
-    at = [torch.cat([torch.zeros(1, dtype=torch.long), r.mask.sum(1).cumsum(0)]) for r in (a, b)]
     width = min(a.tokens.shape[1], b.tokens.shape[1])
     differs = (a.tokens[:, :width] != b.tokens[:, :width]) | (a.rewritten[:, :width] != b.rewritten[:, :width])
-    for i in range(len(a.prompts)):
-        first = int(differs[i].int().argmax()) if differs[i].any() else int(a.mask[i].sum()) - 1
-        parted += bool(differs[i].any())
-        compared += first + 1
-        p, q = (
-            r.teacher[o[i] : o[i] + first + 1].double().exp()  # type: ignore[index]
-            for r, o in zip((a, b), at, strict=True)
-        )
-        variations.append(0.5 * (p - q).abs().sum(-1))
+    teachers = [r.teacher.double().exp().split(r.mask.sum(1).tolist()) for r in (a, b)]  # type: ignore[union-attr]
+    for different, mask, p, q in zip(differs, a.mask, *teachers, strict=True):
+        count = 1 + int(different.int().argmax() if different.any() else mask.sum() - 1)
+        parted += bool(different.any())
+        compared += count
+        variations.append(0.5 * (p[:count] - q[:count]).abs().sum(-1))
     variation = torch.cat(variations)
     return {
-        "answers": len(a.prompts),
+        "answers": len(differs),
         "parted": parted,
         "tokens": compared,
         "mean_total_variation": float(variation.mean()),

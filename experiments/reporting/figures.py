@@ -49,8 +49,17 @@ def whisker(estimate: Estimate) -> list[list[float]] | None:
     return [[max(0.0, estimate.value - estimate.low)], [max(0.0, estimate.high - estimate.value)]]
 
 
-def curves(axes: Any, values: Mapping[str, Line], style: Style, shown: Sequence[str], titles: tuple[str, str]) -> None:
-    """A line a contender with its band; those that are not `shown` are thin and grey."""
+def curves(
+    axes: Any,
+    values: Mapping[str, Line],
+    style: Style,
+    shown: Sequence[str],
+    titles: tuple[str, str],
+    log: bool = False,
+) -> None:
+    """A line a contender with its band; those that are not `shown` are thin and grey. With `log` the x axis is
+    logarithmic, and y begins at 0.
+    """
     for label, line in values.items():
         if label not in shown:
             axes.plot(line.x, line.middle, **FAINT, zorder=1)
@@ -61,8 +70,15 @@ def curves(axes: Any, values: Mapping[str, Line], style: Style, shown: Sequence[
         axes.plot(line.x, line.middle, color=colour, linewidth=wide, marker=few, markersize=3.5, markeredgewidth=0)
     axes.set(xlabel=titles[0], ylabel=titles[1])
     axes.margins(x=0.01)
-    axes.xaxis.get_major_locator().set_params(integer=all(x.is_integer() for line in values.values() for x in line.x))
     axes.grid(True, axis="y")
+    ticks = sorted({float(x) for line in values.values() for x in line.x})
+    if log:
+        axes.set_xscale("log")
+        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axes.minorticks_off()
+        axes.set_ylim(bottom=0)
+    else:
+        axes.xaxis.get_major_locator().set_params(integer=all(tick.is_integer() for tick in ticks))
 
 
 def dots(axes: Any, values: Mapping[str, Estimate], style: Style, x_label: str) -> None:
