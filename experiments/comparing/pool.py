@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -75,22 +76,24 @@ def _over_ray(work: Callable[[T], None], items: Sequence[T], workers: int, repor
 
 
 def _over_processes(work: Callable[[T], None], items: Sequence[T], workers: int, report: Report[T]) -> None:
+    stopped = threading.Event()
     with ThreadPoolExecutor(workers) as threads:
-        running = {threads.submit(_in_a_process, work, item): item for item in items}
+        running = {threads.submit(_in_a_process, work, item, stopped): item for item in items}
         try:
             for done, future in enumerate(as_completed(running), 1):
                 report(running[future], done, future.result())
         finally:
+            stopped.set()
             threads.shutdown(wait=False, cancel_futures=True)
 
 
-def _in_a_process(work: Callable[[T], None], item: T) -> str | None:
-    """Do the work in a process of its own, which may die. Returns the error."""
+def _in_a_process(work: Callable[[T], None], item: T, stopped: threading.Event) -> str | None:
+    """Do the work in a process of its own, and again if it dies, unless everything stops. Returns the error."""
     spawn = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
     for _ in range(ATTEMPTS):
         with ProcessPoolExecutor(1, spawn, _begin) as process:
             error = process.submit(work, item).exception()
-        if not isinstance(error, BrokenProcessPool):
+        if stopped.is_set() or not isinstance(error, BrokenProcessPool):
             return f"{type(error).__name__}: {error}" if error else None
     return f"its worker died {ATTEMPTS} times"
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from experiments.comparing.grid import Contender, GridConfig, Job, check_jobs, load_results, run_jobs
+from experiments.comparing.pool import for_each
 from experiments.comparing.results_file import read_results, write_results
 from experiments.comparing.studies import studies
 from experiments.comparing.tables import paired_table, write_summary
@@ -76,6 +80,28 @@ def test_a_run_whose_worker_dies_is_tried_again_and_then_given_up(
     assert run_all(jobs, tmp_path / "out") == jobs[:1]
     assert (tmp_path / "tries").read_text() == "xx"
     assert [row["label"] for row in load_results(jobs, tmp_path / "out")] == ["gated"]
+
+
+def end_or_die(item: str, folder: Path) -> None:
+    """`die` leaves a mark and dies when the pipe is opened for writing."""
+    if item == "die":
+        with (folder / "tries").open("a") as file:
+            file.write("x")
+        (folder / "pipe").open().close()
+        os._exit(1)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no named pipes")
+def test_what_dies_of_an_interrupt_is_not_tried_again(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+
+    def interrupted(*_: object) -> None:
+        (tmp_path / "pipe").open("w").close()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        for_each(partial(end_or_die, folder=tmp_path), ["end", "die"], 2, "local", interrupted)
+    assert (tmp_path / "tries").read_text() == "x"
 
 
 def test_mistakes_are_told_before_anything_runs(tmp_path: Path) -> None:
