@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from distill_env import ENVIRONMENTS
 from distill_env.randomness import Purpose, uniform
-from experiments.benchmarking.tables import table
+from experiments.running.metric_display import markdown_table
 
 Policy = Callable[[Any, NDArray[np.float32]], NDArray[np.int64]]
 """From the environment and the teacher's log-probabilities [n, V] to actions [n]."""
@@ -63,11 +63,11 @@ def reference_returns(env_id: str, policy: Policy, episodes: int, seed: int = 0,
 
 def returns_table(episodes: int) -> str:
     """All policies in all registered environments, as Markdown."""
-    rows = []
+    lines = [["", *(f"`{env_id}`" for env_id in ENVIRONMENTS)]]
     for name, policy in POLICIES.items():
         found = [reference_returns(env_id, policy, episodes) for env_id in ENVIRONMENTS]
-        rows.append(f"| {name} | {' | '.join(f'{r.mean:.1f} ± {r.deviation:.1f}' for r in found)} |")
-    return table(f"| | {' | '.join(f'`{env_id}`' for env_id in ENVIRONMENTS)} |", rows)
+        lines.append([name, *(f"{r.mean:.1f} ± {r.deviation:.1f}" for r in found)])
+    return markdown_table(lines)
 
 
 class CutOffTruncates(VectorWrapper[Any, Any, Any, Any, Any]):
@@ -107,10 +107,10 @@ def ppo_return(env_id: str, settings: PPOSettings, steps: int, seed: int) -> flo
 
 def ppo_table(env_id: str, steps: int, seeds: int) -> str:
     """PPO under several settings, as Markdown: the mean over seeds, and each seed."""
-    rows = []
+    lines = [["gamma", "horizon", "mean return", "each seed"]]
     for settings in (PPOSettings(), PPOSettings(truncates=True), PPOSettings(0.5), PPOSettings(0.0)):
         found = [ppo_return(env_id, settings, steps, seed) for seed in range(seeds)]
         horizon = "truncation" if settings.truncates else "termination"
         each = ", ".join(f"{value:.1f}" for value in found)
-        rows.append(f"| {settings.gamma} | {horizon} | {np.mean(found):.2f} | {each} |")
-    return table("| gamma | horizon | mean return | each seed |", rows)
+        lines.append([str(settings.gamma), horizon, f"{np.mean(found):.2f}", each])
+    return markdown_table(lines)
