@@ -60,7 +60,7 @@ from distill_env.gate import (
     read_and_decide,
 )
 from distill_env.gate_settings import Gate
-from distill_env.models.base import TrainableModel
+from distill_env.models.base import TrainableModel, ids_of
 from distill_env.models.load import build_model
 from distill_env.ragged import PAD
 from distill_env.randomness import episode_keys
@@ -404,8 +404,7 @@ class DistillAgent:
         tensors, groups = self._gather()
         state = {
             "config": dataclasses.asdict(self.config),
-            "vocab_size": self.student.vocab_size,
-            "eos_token_id": self.student.eos_token_id,
+            "ids": ids_of(self.student),
             "dtype": next(str(t.dtype)[6:] for t in self.student.state_dict().values() if t.is_floating_point()),
             "iteration": self.iteration,
             "mean_length": self.mean_length,
@@ -432,10 +431,10 @@ class DistillAgent:
         tensors, state = load_state(folder, "optimizer")
         with damage_as_value_error(folder):
             config = from_dict(DistillConfig, state["config"])
-            ids = {key: state[key] for key in ("vocab_size", "eos_token_id")}  # the folder's head may have more rows
+            ids = state["ids"]  # the folder's head may have more rows
             student = build_model(folder / "student", **ids, dtype=state.get("dtype", "float32"), **options)
-            if student.vocab_size != state["vocab_size"]:
-                raise ValueError(f"its student has {student.vocab_size} ids, not {state['vocab_size']}")
+            if student.vocab_size != ids["vocab_size"]:
+                raise ValueError(f"its student has {student.vocab_size} ids, not {ids['vocab_size']}")
             processes.shard(student)
             agent = cls(student, config)
             agent.optimizer.restore(tensors, state["param_groups"])

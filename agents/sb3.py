@@ -38,7 +38,7 @@ from agents.config import SB3Config
 from agents.rollout_metrics import count_usage, token_metrics
 from agents.student_actor import StudentActor
 from distill_env.env import DistillVectorEnv
-from distill_env.models.base import TrainableModel
+from distill_env.models.base import TrainableModel, ids_of
 from distill_env.models.load import build_model
 
 
@@ -193,8 +193,7 @@ class SB3Agent:
         save_state(folder, "optimizer", tensors, {"param_groups": groups})
         state = {
             "config": dataclasses.asdict(self.config),
-            "vocab_size": self.student.vocab_size,
-            "eos_token_id": self.student.eos_token_id,
+            "ids": ids_of(self.student),
             "iteration": self.iteration,
         }
         save_state(folder, "agent", self.heads.state_dict(), state)
@@ -206,8 +205,8 @@ class SB3Agent:
         heads, state = load_state(folder, "agent")
         optimizer, saved = load_state(folder, "optimizer")
         with damage_as_value_error(folder):
-            ids = {key: state[key] for key in ("vocab_size", "eos_token_id")}  # the saved head may have more rows
-            agent = cls(build_model(folder / "student", **ids, **options), SB3Config(**state["config"]))
+            # the saved head may have more rows
+            agent = cls(build_model(folder / "student", **state["ids"], **options), SB3Config(**state["config"]))
             agent.heads.load_state_dict(heads)
             restore_optimizer(agent.optimizer, optimizer, saved["param_groups"])
             agent.iteration = state["iteration"]

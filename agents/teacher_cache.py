@@ -118,7 +118,8 @@ def fingerprint(model: Any) -> str:
     for origin in ("_name_or_path", "transformers_version"):
         settings.pop(origin, None)
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
-    digest.update(f"{type(model).__name__} {model.vocab_size} {model.eos_token_id}".encode())
+    absent = getattr(model, "absent_ids", ()) or ""
+    digest.update(f"{type(model).__name__} {model.vocab_size} {model.eos_token_id}{absent}".encode())
     return _hash_tensors(digest, {k: v for k, v in state.items() if isinstance(v, Tensor)})
 
 

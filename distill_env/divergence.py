@@ -8,6 +8,7 @@ one tail bucket.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -153,7 +154,7 @@ def project(log_probs: Tensor, ids: Tensor | None) -> Tensor:
 LEAST_TAIL = 1e-7  # a smaller tail mass is rounding error
 
 
-def from_top_k(ids: Tensor, log_probs: Tensor, vocab_size: int) -> Tensor:
+def from_top_k(ids: Tensor, log_probs: Tensor, vocab_size: int, absent: Sequence[int] = ()) -> Tensor:
     """A distribution of which only the likeliest ids are known; the others share the remaining mass equally.
 
     `project` on these ids returns the known values and the mass of the tail. Single values in the tail mean nothing.
@@ -162,14 +163,17 @@ def from_top_k(ids: Tensor, log_probs: Tensor, vocab_size: int) -> Tensor:
         ids: int64 [..., k], distinct.
         log_probs: [..., k], of these ids.
         vocab_size: V.
+        absent: ids without probability, none of `ids`.
 
     Returns:
         [..., V], normalised.
     """
-    others = vocab_size - ids.shape[-1]
+    others = vocab_size - len(absent) - ids.shape[-1]
     mass = log_probs.exp().sum(-1, keepdim=True)
     tail = (1 - mass).clamp(min=LEAST_TAIL).log() - math.log(max(others, 1))
     spread = tail.expand(*ids.shape[:-1], vocab_size).scatter(-1, ids, log_probs)
+    if absent:
+        spread = spread.index_fill(-1, torch.tensor(absent, device=spread.device), -torch.inf)
     return spread.log_softmax(-1)
 
 

@@ -46,6 +46,12 @@ class TokenModel(Protocol):
         has to be started before it is extended."""
 
 
+def ids_of(model: Any) -> dict[str, Any]:
+    """The ids of a model, as the arguments of `CausalLM` that give another one the same."""
+    absent = list(getattr(model, "absent_ids", ()))
+    return {"vocab_size": model.vocab_size, "eos_token_id": model.eos_token_id, "absent_ids": absent}
+
+
 class TrainableModel(TokenModel, Protocol):
     """A token model that can be trained. Its forward pass has two parts, so that a large vocabulary can be processed in
     chunks of positions: `features` once, `head` for each chunk."""

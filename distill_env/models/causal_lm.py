@@ -45,6 +45,7 @@ class CausalLM:
         vocab_size: the number of ids that exist; logits of higher ids are cut before the softmax (models of a family
             differ in their number of padded rows). By default all rows of the model's head.
         eos_token_id: the token that ends a completion. By default the one in the model's configuration.
+        absent_ids: ids below `vocab_size` that do not exist, as of a tokenizer with holes; their probability is 0.
 
     Attributes:
         max_length: the most tokens of a prompt and its completion; None if there is no limit. It is less than the
@@ -59,7 +60,12 @@ class CausalLM:
     """
 
     def __init__(
-        self, model: PreTrainedModel, *, vocab_size: int | None = None, eos_token_id: int | None = None
+        self,
+        model: PreTrainedModel,
+        *,
+        vocab_size: int | None = None,
+        eos_token_id: int | None = None,
+        absent_ids: Sequence[int] = (),
     ) -> None:
         self.config = decoder_config(model)
         self.model: Any = model.eval()
@@ -73,6 +79,11 @@ class CausalLM:
         if not isinstance(eos, int) or not 0 <= eos < self.vocab_size:
             raise ValueError(f"eos_token_id: {eos}; expected one id from 0 to {self.vocab_size - 1}")
         self.eos_token_id: int = eos
+        self.absent_ids = tuple(absent_ids)
+        if not {*self.absent_ids} <= {*range(self.vocab_size)} - {eos}:
+            raise ValueError(
+                f"absent_ids: {self.absent_ids!r:.60}; expected ids below {self.vocab_size}, not the end token {eos}"
+            )
         self.limit = length_limit(self.config)
         every = sliding_windows(model, self.config)
         windows = {window for window in every if window is not None}
@@ -100,13 +111,14 @@ class CausalLM:
         *,
         vocab_size: int | None = None,
         eos_token_id: int | None = None,
+        absent_ids: Sequence[int] = (),
         **options: Any,
     ) -> CausalLM:
         """Load a folder that `save_pretrained` wrote or an id of the Hugging Face hub.
 
         Args:
             name_or_path: folder or hub id.
-            vocab_size, eos_token_id: as in the constructor.
+            vocab_size, eos_token_id, absent_ids: as in the constructor.
             options: dtype, device and the other arguments of `pretrained.read_pretrained`.
 
         Raises:
@@ -115,7 +127,7 @@ class CausalLM:
         """
         model = read_pretrained(name_or_path, **options)
         try:
-            return cls(model, vocab_size=vocab_size, eos_token_id=eos_token_id)
+            return cls(model, vocab_size=vocab_size, eos_token_id=eos_token_id, absent_ids=absent_ids)
         except ValueError as error:
             raise ValueError(f"{error} (in {str(name_or_path)!r})") from error
 
@@ -312,6 +324,8 @@ class CausalLM:
         cap = getattr(self.config, "final_logit_softcapping", None)
         if cap is not None:
             logits = torch.tanh(logits / cap) * cap
+        if self.absent_ids:
+            logits = logits.index_fill(-1, torch.tensor(self.absent_ids, device=logits.device), -torch.inf)
         return F.log_softmax(logits, -1).to(self.model.device)  # the head may be on another one
 
     def logits(self, features: Tensor) -> Tensor:

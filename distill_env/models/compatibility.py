@@ -153,7 +153,9 @@ def windows_are_exact(lm: Any, windows: set[int]) -> bool:
 def _own(lm: Any, rows: list[list[int]]) -> Tensor:
     """The probabilities after each row, by the model's own forward pass of that row alone, [n, V]."""
     passes = [lm.model(input_ids=torch.tensor([row], device=lm.model.device)) for row in rows]
-    return torch.stack([x.logits[0, -1, : lm.vocab_size] for x in passes]).double().softmax(-1)
+    logits = torch.stack([x.logits[0, -1, : lm.vocab_size] for x in passes]).double()
+    logits[:, list(lm.absent_ids)] = -torch.inf
+    return logits.softmax(-1)
 
 
 def _cached(lm: Any, rows: list[list[int]]) -> Tensor:

@@ -48,6 +48,16 @@ def load_tokenizer(source: TokenizerName) -> Any:
         ) from None
 
 
+def id_range(tokenizer: Any) -> int:
+    """The largest id of a tokenizer, plus one. There may be fewer entries: ids may have holes."""
+    return max(tokenizer.get_vocab().values()) + 1
+
+
+def absent_ids(tokenizer: Any, vocab_size: int) -> tuple[int, ...]:
+    """The ids below `vocab_size` that no entry of the tokenizer has, ascending."""
+    return tuple(sorted({*range(vocab_size)} - {*tokenizer.get_vocab().values()}))
+
+
 def reason_of(error: Exception) -> str:
     """The text of an error in one line of at most 300 characters."""
     return " ".join(str(error).split())[:300] or type(error).__name__

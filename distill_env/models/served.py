@@ -71,6 +71,7 @@ class ServedModel:
         url: of the server, ending in /v1. Its key, if it needs one, is read from $DISTILL_TEACHER_KEY.
         vocab_size: V; higher ids of the server (padding of its head) count as T.
         eos_token_id: the end token.
+        absent_ids: ids below `vocab_size` that do not exist, as of a tokenizer with holes; their probability is 0.
         model: its name on the server; may be empty if the server has one model only.
         top_k: number of likeliest ids that are requested, at most vLLM's `--max-logprobs`, 20 by default. 0: all.
         tokenizer: folder or hub id; the server has to map a text to the same ids.
@@ -89,6 +90,7 @@ class ServedModel:
         *,
         vocab_size: int,
         eos_token_id: int,
+        absent_ids: Sequence[int] = (),
         model: str = "",
         top_k: int = 20,
         tokenizer: str = "",
@@ -100,6 +102,8 @@ class ServedModel:
         if top_k < 0 or not patience > 0:
             raise ValueError(f"top_k, patience: {top_k}, {patience}; expected at least 0, and above 0")
         self.url, self.vocab_size, self.eos_token_id = url.rstrip("/"), vocab_size, eos_token_id
+        self.absent_ids = tuple(absent_ids)
+        self._absent = frozenset(absent_ids)
         self.top_k = top_k if top_k < vocab_size else 0  # 0: complete
         self._patience, self._first_wait, self._warn = patience, first_wait, warn
         self._client = _client(self.url)
@@ -224,9 +228,9 @@ class ServedModel:
         """From the likeliest ids, without the token at this position if the server has added it to them."""
         if self.top_k and len(entries) > self.top_k:
             del entries[token]
-        known = {i: x for i, x in entries.items() if i < self.vocab_size}
+        known = {i: x for i, x in entries.items() if i < self.vocab_size and i not in self._absent}
         values = torch.tensor(list(known.values()), dtype=torch.float64)
-        return from_top_k(torch.tensor(list(known)), values, self.vocab_size).float()
+        return from_top_k(torch.tensor(list(known)), values, self.vocab_size, self.absent_ids).float()
 
     def _complete(self, request: dict[str, Any], halt: threading.Event | None = None) -> Any:
         """The choices of one request."""

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from distill_env.models.hub import TokenizerName, load_tokenizer, reason_of
+from distill_env.models.hub import TokenizerName, id_range, load_tokenizer, reason_of
 from distill_env.tasks.base import SPLITS, Grade, Prompt, Split
 from distill_env.tasks.sources import HubTable, read_rows
 
@@ -38,16 +38,23 @@ class LanguageTask:
         max_prompt_tokens: longer prompts are left out; `dropped` counts them.
         step_pattern: a regular expression; a token whose text contains a match ends a reasoning step. By default a
             token with a newline does, so that a step is a line.
+        vocab_size: the number of ids that the models share, of which no prompt may have a higher one; by default the
+            tokenizer's largest id + 1.
     """
 
     graded = False
     wording: Wording | None = None  # how questions become prompts; None: a prompt is plain text
 
     def __init__(
-        self, tokenizer: TokenizerName, max_new_tokens: int, max_prompt_tokens: int | None, step_pattern: str
+        self,
+        tokenizer: TokenizerName,
+        max_new_tokens: int,
+        max_prompt_tokens: int | None,
+        step_pattern: str,
+        vocab_size: int | None = None,
     ) -> None:
         self.tokenizer = load_tokenizer(tokenizer)
-        self.vocab_size = len(self.tokenizer)
+        self.vocab_size = id_range(self.tokenizer) if vocab_size is None else vocab_size
         if self.tokenizer.eos_token_id is None:
             raise ValueError(f"tokenizer: {str(tokenizer)!r} has no end-of-sequence token")
         self.eos_token_id = int(self.tokenizer.eos_token_id)
@@ -63,18 +70,30 @@ class LanguageTask:
             ends = re.compile(pattern or "\n")
         except re.error as error:
             raise ValueError(f"step_pattern: {pattern!r}; expected a regular expression ({error})") from None
-        pieces = self.tokenizer.batch_decode([[i] for i in range(self.vocab_size)])
-        ids = frozenset(i for i, piece in enumerate(pieces) if ends.search(piece))
+        every = sorted(i for i in self.tokenizer.get_vocab().values() if i < self.vocab_size)
+        pieces = self.tokenizer.batch_decode([[i] for i in every])
+        ids = frozenset(i for i, piece in zip(every, pieces, strict=True) if ends.search(piece))
         if pattern and not ids:
             raise ValueError(f"step_pattern: {pattern!r} matches no token; expected a match in the text of one")
         return ids
 
     def _set_prompts(self, prompts: Mapping[Split, Sequence[Prompt]]) -> None:
-        """Use these prompts, without those that are too long. Raises ValueError if none remains."""
+        """Use these prompts, without those that are too long.
+
+        Raises:
+            ValueError: if none remains, or for one that has no token or a token that the models do not have.
+        """
         most = self.max_prompt_tokens
         lengths = {id(p): len(p.ids) for ps in prompts.values() for p in ps}  # a prompt may be in several splits
         for prompt in (p for ps in prompts.values() for p in ps if not p.ids):
             raise ValueError(f"path: the prompt {prompt.text[:40]!r} has no token; expected at least one")
+        for prompt in {id(p): p for ps in prompts.values() for p in ps}.values():
+            highest = max(*prompt.ids, *(prompt.reference_completion or ()), 0)
+            if highest >= self.vocab_size:
+                raise ValueError(
+                    f"path: {prompt.text[:40]!r} has the token {self.tokenizer.convert_ids_to_tokens(highest)!r}, id "
+                    f"{highest}, which the models do not have; expected text without it"
+                )
         for split, all_prompts in prompts.items():
             self._splits[split] = tuple(p for p in all_prompts if most is None or len(p.ids) <= most)
         self.dropped = 0 if most is None else sum(length > most for length in lengths.values())
@@ -118,7 +137,7 @@ class ExampleTask(LanguageTask):
         path: see `sources.read_rows`; missing validation and test splits are split off train.
         chat, few_shot, seed: see `Wording`.
         max_new_tokens: default horizon; None for the task's own.
-        max_prompt_tokens, step_pattern: see `LanguageTask`.
+        max_prompt_tokens, step_pattern, vocab_size: see `LanguageTask`.
 
     Raises:
         ValueError: for damaged data, or an argument out of range.
@@ -139,8 +158,9 @@ class ExampleTask(LanguageTask):
         max_new_tokens: int | None = None,
         max_prompt_tokens: int | None = None,
         step_pattern: str = "",
+        vocab_size: int | None = None,
     ) -> None:
-        super().__init__(tokenizer, max_new_tokens or self.horizon, max_prompt_tokens, step_pattern)
+        super().__init__(tokenizer, max_new_tokens or self.horizon, max_prompt_tokens, step_pattern, vocab_size)
         rows = read_rows(path, self.hub)
         examples = {split: [self.read_row(*row) for row in part] for split, part in rows.items()}
         wording = Wording(chat, few_shot, seed, self.plain, self.solution, self.request)

@@ -22,8 +22,8 @@ class TextTask(LanguageTask):
     Args:
         path: see `sources.read_rows`; a text file is one text, other rows have a `text`. Empty: WikiText-2 of the hub.
         prompt_tokens: length of a prompt.
-        tokenizer, max_new_tokens, max_prompt_tokens, step_pattern: see `LanguageTask`; max_new_tokens is also the
-            length of the reference completions.
+        tokenizer, max_new_tokens, max_prompt_tokens, step_pattern, vocab_size: see `LanguageTask`; max_new_tokens is
+            also the length of the reference completions.
     """
 
     def __init__(
@@ -34,8 +34,9 @@ class TextTask(LanguageTask):
         max_new_tokens: int = 48,
         max_prompt_tokens: int | None = None,
         step_pattern: str = "",
+        vocab_size: int | None = None,
     ) -> None:
-        super().__init__(tokenizer, max_new_tokens, max_prompt_tokens, step_pattern)
+        super().__init__(tokenizer, max_new_tokens, max_prompt_tokens, step_pattern, vocab_size)
         if prompt_tokens < 1:
             raise ValueError(f"prompt_tokens: {prompt_tokens}; expected at least 1")
         passage = prompt_tokens + max_new_tokens

@@ -79,6 +79,7 @@ def diagnose_run(folder: Path, count: int, samples: int) -> dict[str, float]:
 
     from agents.collector import collect
     from distill_env.gate_settings import ALWAYS, NEVER
+    from distill_env.models.base import ids_of
     from distill_env.models.load import build_model
     from distill_env.randomness import episode_keys
 
@@ -86,7 +87,7 @@ def diagnose_run(folder: Path, count: int, samples: int) -> dict[str, float]:
     prompts = list(make_env(config, "test", 1, purpose="train").prompts)
     prompts = evenly_spaced(prompts, min(count, len(prompts)))
     env = make_env(config, "test", len(prompts), purpose="train")
-    student: Any = build_model(folder / "student", vocab_size=env.vocab_size, eos_token_id=env.task.eos_token_id)
+    student: Any = build_model(folder / "student", **ids_of(env.teacher))
     by_teacher = collect(env, student, prompts, episode_keys(SEED, np.arange(len(prompts))), ALWAYS, 16)
     with torch.no_grad():
         features = student.features([p.ids for p in prompts], by_teacher.tokens, by_teacher.mask)

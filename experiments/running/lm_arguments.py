@@ -1,8 +1,9 @@
 """The arguments with which task, teacher, student and tokenizers are loaded for --env lm. Light to import."""
 
+from functools import lru_cache
 from typing import Any
 
-from distill_env.models.hub import TokenizerSource, load_tokenizer
+from distill_env.models.hub import TokenizerSource, absent_ids, id_range, load_tokenizer
 from distill_env.models.load import is_served
 from experiments.running.config import RunConfig
 
@@ -27,6 +28,7 @@ def task_arguments(config: RunConfig) -> dict[str, Any]:
         "tokenizer": teacher_tokenizer(config),
         "max_prompt_tokens": data.max_prompt_tokens,
         "step_pattern": data.step_pattern,
+        "vocab_size": shared_ids(config)["vocab_size"],
     }
     if data.task != "text":
         chat = {"auto": None, "yes": True, "no": False}[data.chat]
@@ -44,8 +46,9 @@ def require_models(config: RunConfig) -> None:
             raise ValueError(f"{name}: --env lm needs --{name}")
 
 
-def shared_ids(config: RunConfig) -> dict[str, int]:
-    """The number of ids that teacher and student share, and their end token.
+def shared_ids(config: RunConfig) -> dict[str, Any]:
+    """The ids that teacher and student share, as arguments of a model: their number, the end token, and which of them
+    are no token.
 
     Raises:
         ValueError: without a teacher or a student, or if their tokenizers map text to ids differently.
@@ -60,7 +63,32 @@ def shared_ids(config: RunConfig) -> dict[str, int]:
         )
     if teacher.eos_token_id is None:
         raise ValueError(f"teacher: the tokenizer of {config.teacher.model!r} has no end-of-sequence token")
-    return {"vocab_size": len(teacher), "eos_token_id": int(teacher.eos_token_id)}
+    vocab_size = min([id_range(teacher), *head_rows(config).values()])
+    eos, absent = int(teacher.eos_token_id), absent_ids(teacher, vocab_size)
+    return {"vocab_size": vocab_size, "eos_token_id": eos, "absent_ids": absent}
+
+
+def head_rows(config: RunConfig) -> dict[str, int]:
+    """The rows of the heads by the models' configurations, which a tokenizer may exceed; not of a served teacher."""
+    remote = config.loading.trust_remote_code
+    rows = {"student": _rows_by_configuration(config.student.model, remote)}
+    if not is_served(config.teacher.model):
+        rows["teacher"] = _rows_by_configuration(config.teacher.model, remote, config.teacher.gguf_file)
+    return {who: n for who, n in rows.items() if n is not None}
+
+
+@lru_cache(maxsize=8)
+def _rows_by_configuration(name: str, trust_remote_code: bool, gguf_file: str = "") -> int | None:
+    from transformers import AutoConfig
+
+    from distill_env.models.adapters import base_of
+
+    gguf = {"gguf_file": gguf_file} if gguf_file else {}
+    try:
+        config = AutoConfig.from_pretrained(base_of(name), trust_remote_code=trust_remote_code, **gguf)
+        return int(config.get_text_config(decoder=True).vocab_size)
+    except Exception:  # loading the model tells what is wrong with it
+        return None
 
 
 def differing_entries(a: Any, b: Any) -> int:

@@ -20,14 +20,20 @@ from distill_env.divergence import entropy, reverse_kl
 from distill_env.env import DistillVectorEnv
 from distill_env.models.adapters import base_of
 from distill_env.models.base import TokenModel, TrainableModel
-from distill_env.models.hub import load_tokenizer
+from distill_env.models.hub import absent_ids, id_range, load_tokenizer
 from distill_env.models.load import is_served
 from distill_env.ragged import PAD
 from distill_env.randomness import Purpose, episode_keys, inverse_cdf, uniform
 from distill_env.tasks.base import Prompt
 from experiments.running.build import make_env, make_student
 from experiments.running.config import Acceptable, RunConfig
-from experiments.running.lm_arguments import differing_entries, require_models, student_tokenizer, teacher_tokenizer
+from experiments.running.lm_arguments import (
+    differing_entries,
+    head_rows,
+    require_models,
+    student_tokenizer,
+    teacher_tokenizer,
+)
 from experiments.running.memory_estimate import estimate, free_bytes
 
 Status = Literal["ok", "warning", "error", "accepted"]
@@ -50,12 +56,24 @@ class Row:
     change: str = ""
 
 
-def tokenizer_row(teacher: Any, student: Any) -> Row:
-    """Teacher and student map every text to the same id."""
+def tokenizer_row(teacher: Any, student: Any, heads: Mapping[str, int]) -> Row:
+    """Teacher and student map every text to the same id.
+
+    Args:
+        teacher, student: tokenizers.
+        heads: rows of the models' heads.
+    """
     if differing := differing_entries(teacher, student):
         result = f"{differing:,} entries differ between teacher and student"
         return Row("tokenizer", "error", result, "take a student of the teacher's family")
-    return Row("tokenizer", "ok", f"the same mapping, {len(teacher):,} ids; logits are cut to these")
+    used = id_range(teacher)
+    vocab_size = min([used, *heads.values()])
+    result = f"the same mapping, {vocab_size:,} ids; logits are cut to these"
+    if absent := len(absent_ids(teacher, vocab_size)):
+        result += f"; {absent:,} of them are no token, and never drawn"
+    if used > vocab_size:
+        result += f"; of {used:,} ids of the tokenizer, those that a head lacks are never drawn"
+    return Row("tokenizer", "ok", result)
 
 
 def special_tokens_row(teacher: Any, student: Any) -> Row:
@@ -268,7 +286,7 @@ def file_rows(config: RunConfig) -> list[Row]:
     if not is_served(config.teacher.model):
         ends["teacher"] = end_tokens(config.teacher.model, **remote, **gguf)
     return [
-        tokenizer_row(teacher, student),
+        tokenizer_row(teacher, student, head_rows(config)),
         special_tokens_row(teacher, student),
         end_of_turn_row(teacher, ends, turn_end_token(teacher) if used else None),
         chat_template_row(teacher, student, used),

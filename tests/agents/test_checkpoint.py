@@ -374,11 +374,11 @@ def test_a_table_survives_the_disk(tmp_path: Path, model: TabularModel) -> None:
 def test_a_student_cut_to_the_shared_ids_comes_back_cut(kind: str, tmp_path: Path) -> None:
     """Its folder holds all rows of the head; which of them exist, and which one ends, are the agent's to remember."""
     torch.manual_seed(0)
-    student = CausalLM(small_teacher("sums", 8, 1), vocab_size=12, eos_token_id=11)
+    student = CausalLM(small_teacher("sums", 8, 1), vocab_size=12, eos_token_id=11, absent_ids=(2, 5))
     agent = DistillAgent(student, DistillConfig()) if kind == "distill" else SB3Agent(student, SB3Config())
     agent.save(tmp_path / "checkpoint")
     back = type(agent).load(tmp_path / "checkpoint").student
-    assert (back.vocab_size, back.eos_token_id) == (12, 11)
+    assert (back.vocab_size, back.eos_token_id, back.absent_ids) == (12, 11, (2, 5))
     assert torch.equal(back.start([(3, 4)]), student.fork().start([(3, 4)]))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -48,3 +49,11 @@ def flags(teacher: str, student: str, prompts: str, *more: object) -> list[str]:
     size = ["--batch-size", 4, "--max-new-tokens", 6, "--draft-length", 3, "--eval-prompts", 2, "--eval-samples", 1]
     paths = ["--teacher", teacher, "--student", student, "--task-path", prompts]
     return [str(x) for x in ("--env", "lm", *paths, *size, "--validate-every", 9, "--track", "none", *more)]
+
+
+def move_ids(folder: str, **ids: int) -> None:
+    """Give entries of the folder's tokenizer other ids, so that theirs are holes, or add entries."""
+    path = Path(folder) / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    tokenizer["model"]["vocab"] |= {name.removeprefix("_"): i for name, i in ids.items()}
+    path.write_text(json.dumps(tokenizer))

@@ -14,6 +14,7 @@ import transformers
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from distill_env.divergence import reverse_kl
 from distill_env.models.causal_lm import CausalLM
 from distill_env.models.toy import toy_student, small_teacher
 from tests.helpers.random_walks import RandomWalk, alone
@@ -171,6 +172,22 @@ def test_a_cut_vocabulary_is_the_softmax_of_the_cut_logits() -> None:
     torch.testing.assert_close(torch.cat([first, after[0]]), expected[1:], rtol=0, atol=1e-9)
     log_probs = lm.head(lm.features([[5, 6]], tokens, tokens >= 0))
     torch.testing.assert_close(log_probs.detach(), expected[1:3], rtol=0, atol=1e-9)
+
+
+def test_ids_that_do_not_exist_have_no_probability_and_no_gradient() -> None:
+    model = build("Gemma2", head_dim=8, final_logit_softcapping=5.0)
+    absent = [0, 7, 30]
+    lm = CausalLM(model, vocab_size=31, absent_ids=absent)
+    tokens = torch.tensor([[8, 9]])
+    actual = lm.head(lm.features([[5, 6]], tokens, tokens >= 0))
+    masked = alone(model, [5, 6, 8], vocab_size=31)[1:].index_fill(-1, torch.tensor(absent), -torch.inf)
+    torch.testing.assert_close(actual.detach(), masked.log_softmax(-1), rtol=0, atol=1e-6)
+    torch.testing.assert_close(lm.start([[5, 6]])[0], actual[0].detach(), rtol=0, atol=1e-6)
+    reverse_kl(actual, torch.full_like(actual, -3.0)).sum().backward()
+    assert all(bool(p.grad.isfinite().all()) for p in lm.parameters() if p.grad is not None)
+    for wrong in ([31], [-1], [EOS]):
+        with pytest.raises(ValueError, match="absent_ids: "):
+            CausalLM(model, vocab_size=31, absent_ids=wrong)
 
 
 @pytest.mark.parametrize(

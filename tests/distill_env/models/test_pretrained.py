@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from tests.helpers.tiny_models import EOS, IDS, flags, write_model, write_prompts
+from tests.helpers.tiny_models import EOS, IDS, flags, move_ids, write_model, write_prompts
 from safetensors.torch import load_file
-from tests.distill_env.models.test_causal_lm import alone, build
+from tests.distill_env.models.test_causal_lm import build
+from tests.helpers.random_walks import alone
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -188,6 +189,40 @@ def test_heads_of_different_rows_are_cut_to_the_shared_ids(tmp_path: Path) -> No
     for name, model in ((teacher, env.teacher), (student, lm)):
         expected = alone(AutoModelForCausalLM.from_pretrained(name), [3, 4, 5], vocab_size=IDS)[-1]
         torch.testing.assert_close(model.fork().start([[3, 4, 5]])[0], expected, rtol=0, atol=1e-5)  # type: ignore[attr-defined]
+
+
+def holes_and_more(tmp_path: Path) -> tuple[str, str, str]:
+    """Teacher, student and prompts: the ids 3 and 5 are no token, 17 and 15 are, and 18 is in no head but one."""
+    pair = write_model(tmp_path / "teacher", 1, rows=24), write_model(tmp_path / "student", 2, rows=18)
+    for folder in pair:
+        move_ids(folder, _3=17, _5=15, unused=18)
+    return *pair, write_prompts(tmp_path)
+
+
+def test_ids_of_no_token_have_no_probability_and_ids_beyond_a_head_are_cut(tmp_path: Path) -> None:
+    *pair, prompts = holes_and_more(tmp_path)
+    config = parse([*flags(*pair, prompts), "--out", str(tmp_path)])
+    env = make_env(config, "train", 2, purpose="train")
+    assert env.vocab_size == 18
+    assert max(t for p in env.prompts for t in p.ids) == 17
+    exist = torch.tensor([i not in (3, 5, 14, 16) for i in range(18)])
+    for name, model in zip(pair, (env.teacher, make_student(config, env)), strict=True):
+        plain = alone(AutoModelForCausalLM.from_pretrained(name), [2, 4, 17], vocab_size=18)[-1]
+        actual = model.fork().start([[2, 4, 17]])[0]  # type: ignore[attr-defined]
+        assert torch.equal(actual.isfinite(), exist)
+        torch.testing.assert_close(actual[exist], plain[exist].log_softmax(-1), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("agent", ["gated", "ppo"])
+def test_a_run_of_a_tokenizer_with_holes_draws_tokens_only(agent: str, tmp_path: Path) -> None:
+    *pair, prompts = holes_and_more(tmp_path)
+    arguments = [*flags(*pair, prompts), "--out", str(tmp_path / "runs"), "--name", "r", "--agent", agent]
+    if agent == "ppo":  # which drafts nothing
+        del arguments[(at := arguments.index("--draft-length")) : at + 2]
+    assert run_module.main([*arguments, "--iterations", "1"]) == 0
+    assert run_module.main(["--resume", "--name", "r", "--out", str(tmp_path / "runs"), "--iterations", "2"]) == 0
+    weights = load_file(checkpoints(tmp_path / "runs/r/checkpoints")[0] / "agent/student/model.safetensors")
+    assert all(bool(w.isfinite().all()) for w in weights.values())
 
 
 @pytest.mark.parametrize("more", [(), ("--lora-rank", 2, "--gradient-checkpointing")], ids=["full", "adapter"])

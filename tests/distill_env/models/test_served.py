@@ -66,6 +66,19 @@ def assert_equal(actual: Rollout, expected: Rollout) -> None:
         )
 
 
+@pytest.mark.parametrize("top_k", [0, 2])
+def test_ids_that_do_not_exist_have_no_probability(server: CompletionsServer, top_k: int) -> None:
+    teacher = ask(server, top_k, absent_ids=(1, 2))
+    (log_probs,) = teacher.start([[0, 3]]).double()
+    expected = TEACHER.fork().start([[0, 3]])[0].double()
+    assert bool(log_probs[[1, 2]].isneginf().all())
+    torch.testing.assert_close(log_probs.exp().sum(), torch.ones((), dtype=torch.float64))
+    if top_k == 0:
+        expected[[1, 2]] = -torch.inf
+        torch.testing.assert_close(log_probs, expected.log_softmax(-1), rtol=1e-4, atol=1e-5)
+    teacher.close()
+
+
 @pytest.mark.parametrize("rewrite", ["sample", "nucleus", "argmax"])
 def test_with_all_ids_it_equals_the_local_teacher(server: CompletionsServer, rewrite: str) -> None:
     teacher = ask(server)

@@ -248,6 +248,15 @@ def test_mistakes_are_named_in_one_line(message: str, words: dict[bool, str], tm
     assert "\n" not in str(error.value)
 
 
+def test_a_token_that_the_models_do_not_have_is_named(words: dict[bool, str], tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", {"prompt": "x", "completion": "y<e>"})
+    task: Any = make_task("instruct", path=path, tokenizer=words[False])
+    end = task.tokenizer.eos_token_id
+    with pytest.raises(ValueError, match=f"path: 'x' has the token '<e>', id {end}") as error:
+        make_task("instruct", path=path, tokenizer=words[False], vocab_size=end)
+    assert "\n" not in str(error.value)
+
+
 def test_unknown_paths_and_tasks(words: dict[bool, str], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"path: '.*nowhere.jsonl'"):
         make_task("gsm8k", path=str(tmp_path / "nowhere.jsonl"), tokenizer=words[False])
