@@ -19,16 +19,18 @@ def corpus_perplexity(
     window: int,
     stride: int,
     progress: Callable[[int], None] | None = None,
+    opening: Sequence[int] = (),
 ) -> float:
-    """exp of the mean negative log-likelihood of a text's tokens, except the first, which has no context.
+    """exp of the mean negative log-likelihood of a text's tokens; the first one counts if it has a context.
 
     Args:
         model: any model with `features` and `head`.
-        ids: the text, at least two tokens.
-        window: tokens read by a forward pass.
+        ids: the text, at least two tokens with the opening.
+        window: tokens read by a forward pass, with the opening.
         stride: tokens scored by a forward pass. The first pass scores all that it reads; later tokens have a context of
             at least `window - stride` tokens.
         progress: called with the number of tokens that each pass has scored.
+        opening: tokens that every pass begins with and that are not scored, such as a beginning-of-sequence token.
 
     Raises:
         ValueError: for a window beyond the model's context, a stride not below the window, or a text too short.
@@ -36,15 +38,17 @@ def corpus_perplexity(
     longest = getattr(model, "max_length", None)
     if window < 2 or (longest is not None and window > longest):
         raise ValueError(f"window: {window} tokens; expected at least 2 and at most the model's context of {longest}")
+    window -= len(opening)
     if not 1 <= stride < window:
-        raise ValueError(f"stride: {stride}; expected 1 to {window - 1}, less than the window")
-    if len(ids) < 2:
-        raise ValueError(f"ids: {len(ids)} tokens; expected at least 2")
+        raise ValueError(f"stride: {stride}; expected 1 to {window - 1}, less than the window of text")
+    scored = 0 if opening else 1
+    if len(ids) <= scored:
+        raise ValueError(f"ids: {len(ids)} tokens; expected at least {scored + 1}")
     log_probs: list[float] = []
-    scored, end = 1, min(window, len(ids))
+    end = min(window, len(ids))
     while scored < len(ids):
         begin = max(0, end - window)
-        log_probs += token_log_probs(model, [ids[begin:scored]], [ids[scored:end]])[0]
+        log_probs += token_log_probs(model, [[*opening, *ids[begin:scored]]], [ids[scored:end]])[0]
         if progress is not None:
             progress(end - scored)
         scored, end = end, min(end + stride, len(ids))

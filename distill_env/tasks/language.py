@@ -13,6 +13,7 @@ import numpy as np
 
 from distill_env.models.hub import TokenizerName, id_range, load_tokenizer, reason_of
 from distill_env.tasks.base import SPLITS, Grade, Prompt, Split
+from distill_env.tasks.encoding import continuations, opening, token_ids
 from distill_env.tasks.sources import HubTable, read_rows
 
 SMALLEST_TRAIN = 20  # examples; a smaller train split is used as validation and test, too
@@ -116,8 +117,8 @@ class LanguageTask:
     def make_prompts(self, texts: Sequence[str]) -> list[Prompt]:
         """Prompts from the user's texts, worded as the task's own."""
         if self.wording is None:
-            ids = [self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] for text in texts]
-            return [Prompt(tuple(i), text) for i, text in zip(ids, texts, strict=True)]
+            begin, ids = opening(self.tokenizer), token_ids(self.tokenizer, texts)
+            return [Prompt((*begin, *i), text) for i, text in zip(ids, texts, strict=True)]
         examples: dict[Split, Sequence[Example]] = {"train": self._train, "test": [Example(text) for text in texts]}
         return self.wording.encode(examples, self.tokenizer)["test"]
 
@@ -202,14 +203,13 @@ class Wording:
         for example in distinct:
             solved = [s for s in shots if s.question != example.question][: self.few_shot]
             texts.append(self._conversation(example, solved, tokenizer) if chat else self._plainly(example, solved))
-        bare = {"return_attention_mask": False, "return_token_type_ids": False, "verbose": False}
-        ids = tokenizer(texts, add_special_tokens=not chat, **bare)["input_ids"]
+        begin, ids = () if chat else opening(tokenizer), token_ids(tokenizer, texts)
         form = "{}" if chat else self.solution
         solutions = [form.format(e.solution) if e.solution else "" for e in distinct]
-        references = tokenizer(solutions, add_special_tokens=False, **bare)["input_ids"]
+        references = continuations(tokenizer, texts, solutions)
         end = (tokenizer.eos_token_id,)
         prompts = {
-            id(e): Prompt(tuple(i), e.question, e.difficulty, (*r, *end) if e.solution else None, e.final_answer)
+            id(e): Prompt((*begin, *i), e.question, e.difficulty, (*r, *end) if e.solution else None, e.final_answer)
             for e, i, r in zip(distinct, ids, references, strict=True)
         }
         return {split: [prompts[id(e)] for e in es] for split, es in examples.items()}

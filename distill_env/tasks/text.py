@@ -6,6 +6,7 @@ from pathlib import Path
 
 from distill_env.models.hub import TokenizerName
 from distill_env.tasks.base import Prompt, Split
+from distill_env.tasks.encoding import opening, token_ids
 from distill_env.tasks.language import LanguageTask
 from distill_env.tasks.sources import HubTable, columns_of, find_files, read_file, read_rows, read_text
 
@@ -21,7 +22,7 @@ class TextTask(LanguageTask):
 
     Args:
         path: see `sources.read_rows`; a text file is one text, other rows have a `text`. Empty: WikiText-2 of the hub.
-        prompt_tokens: length of a prompt.
+        prompt_tokens: length of a prompt, without the beginning-of-sequence token that some tokenizers put before it.
         tokenizer, max_new_tokens, max_prompt_tokens, step_pattern, vocab_size: see `LanguageTask`; max_new_tokens is
             also the length of the reference completions.
     """
@@ -39,14 +40,14 @@ class TextTask(LanguageTask):
         super().__init__(tokenizer, max_new_tokens, max_prompt_tokens, step_pattern, vocab_size)
         if prompt_tokens < 1:
             raise ValueError(f"prompt_tokens: {prompt_tokens}; expected at least 1")
-        passage = prompt_tokens + max_new_tokens
+        passage, begin = prompt_tokens + max_new_tokens, opening(self.tokenizer)
         prompts: dict[Split, list[Prompt]] = {}
         for split, text in read_corpus(path).items():
-            ids = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+            (ids,) = token_ids(self.tokenizer, [text])
             cut = [ids[i : i + passage] for i in range(0, len(ids) - passage + 1, passage)]
             if not cut:
                 raise ValueError(f"path: the {split} text has {len(ids)} tokens; expected at least {passage}")
-            parts = [(tuple(p[:prompt_tokens]), tuple(p[prompt_tokens:])) for p in cut]
+            parts = [((*begin, *p[:prompt_tokens]), tuple(p[prompt_tokens:])) for p in cut]
             prompts[split] = [Prompt(p, self.decode(p), reference_completion=completion) for p, completion in parts]
         self._set_prompts(_complete(prompts))
 

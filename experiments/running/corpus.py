@@ -11,10 +11,11 @@ from agents.base import Metrics
 from agents.likelihood import corpus_perplexity
 from distill_env.models.hub import load_tokenizer
 from distill_env.models.load import build_model, is_served, load_model
+from distill_env.tasks.encoding import opening, token_ids
 from distill_env.tasks.text import read_corpus
 from experiments.running.cli import progress_bar
 from experiments.running.config import RunConfig
-from experiments.running.lm_arguments import new_student_arguments, teacher_arguments, teacher_tokenizer
+from experiments.running.lm_arguments import new_student_arguments, shared_ids, teacher_arguments, teacher_tokenizer
 
 
 def corpus_perplexities(
@@ -36,8 +37,11 @@ def corpus_perplexities(
         raise ValueError(f"corpus: a run of --env {run.env}; expected --env lm, and an agent with a student")
     splits = read_corpus(path)
     text = splits.get("test") or next(iter(splits.values()))
-    ids = load_tokenizer(teacher_tokenizer(run))(text, add_special_tokens=False, verbose=False)["input_ids"]
-    ids = ids[: tokens or None]
+    tokenizer, vocab_size = load_tokenizer(teacher_tokenizer(run)), shared_ids(run)["vocab_size"]
+    begin, ids = opening(tokenizer), token_ids(tokenizer, [text])[0][: tokens or None]
+    if max(ids, default=0) >= vocab_size:
+        token = tokenizer.convert_ids_to_tokens(max(ids))
+        raise ValueError(f"corpus: {path!r} has the token {token!r}, which the models do not have")
     models = {
         "before": lambda: build_model(run.student.model, **new_student_arguments(run)),
         "after": lambda: agent.student,
@@ -49,9 +53,9 @@ def corpus_perplexities(
         metrics["teacher"] = math.nan
     with progress_bar(console) as progress:
         for name, load in models.items():
-            bar = progress.add_task(f"perplexity, {name}", total=max(1, len(ids) - 1))
+            bar = progress.add_task(f"perplexity, {name}", total=max(1, len(ids) - (not begin)))
             advance = partial(progress.advance, bar)
-            metrics[name] = corpus_perplexity(load(), ids, window, stride, advance)
+            metrics[name] = corpus_perplexity(load(), ids, window, stride, advance, begin)
     return metrics
 
 

@@ -124,6 +124,21 @@ def test_the_perplexity_of_a_corpus_is_transformers_loss() -> None:
     assert math.log(corpus_perplexity(model, ids, 8, 1)) == pytest.approx(-float(torch.stack(losses).mean()), rel=1e-4)
 
 
+def test_every_window_of_a_corpus_begins_with_the_opening() -> None:
+    """And the first token of the text has a context then."""
+    model, opening = build_model("sums"), [13]
+    ids = [7, 10, 2, 11, 7, 7, 12, 2, 9, 13, 1, 10, 4, 11, 4, 4]
+    with torch.no_grad():
+        losses = [
+            model.model(input_ids=torch.tensor([[*opening, *ids[max(0, t - 6) : t]]])).logits[0, -1].log_softmax(-1)[i]
+            for t, i in enumerate(ids)
+        ]
+    scored: list[int] = []
+    value = corpus_perplexity(model, ids, 8, 1, scored.append, opening)
+    assert math.log(value) == pytest.approx(-float(torch.stack(losses).mean()), rel=1e-4)
+    assert sum(scored) == len(ids)
+
+
 def test_windows_that_cannot_be_are_named() -> None:
     model = build_model("sums")
     with pytest.raises(ValueError, match=r"^window: 65"):
