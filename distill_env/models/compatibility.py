@@ -154,7 +154,8 @@ def _own(lm: Any, rows: list[list[int]]) -> Tensor:
     """The probabilities after each row, by the model's own forward pass of that row alone, [n, V]."""
     passes = [lm.model(input_ids=torch.tensor([row], device=lm.model.device)) for row in rows]
     logits = torch.stack([x.logits[0, -1, : lm.vocab_size] for x in passes]).double()
-    logits[:, list(lm.absent_ids)] = -torch.inf
+    if lm.absent_ids:
+        logits = logits.index_fill(-1, torch.tensor(lm.absent_ids, device=logits.device), -torch.inf)
     return logits.softmax(-1)
 
 
