@@ -1,4 +1,4 @@
-"""The methods: one table. A method says who writes, which loss is descended, and how two KLs are weighted."""
+"""The methods: one table. A method says who writes, which loss is minimised, and how two KLs are weighted."""
 
 from __future__ import annotations
 

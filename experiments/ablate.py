@@ -27,7 +27,7 @@ class AblateConfig(GridConfig):
     """Vary one part of the method at a time."""
 
     studies: tuple[str, ...] = ("two_by_two",)
-    """Which: two_by_two, tuning, rivals, tau, alpha, gate, equal_cost, draw, truncation, score, span; or all."""
+    """Studies: two_by_two, tuning, rivals, tau, alpha, gate, equal_cost, draw, truncation, score, span; or all."""
     out: Path = Path("runs/ablate")
     """Folder for the runs, results.csv and summary-<study>.md."""
 

@@ -27,9 +27,9 @@ class DeviceCheckConfig:
     device: str = "auto"
     """cpu, cuda, cuda:1, ...; auto takes cuda if there is one."""
     shape: Literal["tiny", "qwen2.5-0.5b", "qwen2.5-1.5b", "none"] = "tiny"
-    """Sizes of student and teacher that are measured, with random weights; the Qwen ones have a 7B teacher."""
+    """Sizes of the measured student and teacher, with random weights; the Qwen shapes have a 7B teacher."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Weights in the measurements; the checks are in float32."""
+    """Data type of the weights in the measurements; the checks are in float32."""
     out: Path | None = None
     """JSON file for the results."""
 

@@ -42,13 +42,13 @@ class DiagnoseConfig:
     warm: str = "weak"
     """Warm start."""
     labels: tuple[str, ...] = ()
-    """Contenders; all by default."""
+    """Labels of contenders; all by default."""
     seeds: tuple[int, ...] = ()
     """Seeds; all by default."""
     prompts: int = 60
-    """Test prompts."""
+    """Number of test prompts."""
     samples: int = 4
-    """Completions of the student to each prompt."""
+    """Number of completions per prompt."""
 
 
 def diagnose(config: DiagnoseConfig) -> None:

@@ -35,13 +35,13 @@ class ReportConfig:
     out: Path | None = None
     """Folder for report.html, report.md and images/; by default report/ in the folder of the comparison."""
     studies: tuple[str, ...] = ()
-    """Studies of results.csv; all by default."""
+    """Studies in results.csv; all by default."""
     viewer: bool = True
-    """Let the students write completions for the gate viewer. Without it no model is loaded."""
+    """Include the gate viewer, for which the students write completions. Without it no model is loaded."""
     contenders: Count = 6
-    """Contenders in the viewer, at most; one run of each."""
+    """Maximum number of contenders in the viewer, one run of each."""
     prompts: Count = 4
-    """Prompts in the viewer."""
+    """Number of prompts in the viewer."""
 
 
 def write_report(config: ReportConfig) -> None:

@@ -25,7 +25,7 @@ class SideBySideConfig:
     runs: tyro.conf.Positional[tuple[Path, ...]]
     """Folders of finished runs."""
     prompts: int = 10
-    """Prompts whose completions are shown, the first of each writer (--env lm)."""
+    """Number of prompts (--env lm); the first completion of each writer is shown."""
 
 
 def show(config: SideBySideConfig) -> None:
