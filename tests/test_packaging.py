@@ -86,9 +86,10 @@ def test_the_wheel_has_every_file_of_the_package(wheel: list[str]) -> None:
         assert f"distill_env/{file}" in wheel
 
 
-@pytest.fixture
-def foreign(tmp_path: Path) -> dict[str, str]:
+@pytest.fixture(scope="module")
+def foreign(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """An environment whose site-packages begin with packages of others named as our folders, and have no extra's."""
+    tmp_path = tmp_path_factory.mktemp("foreign")
     site = tmp_path / "site-packages"
     (site / "agents").mkdir(parents=True)
     for file in ("agents/__init__.py", "evaluate.py", "experiments.py", "tests.py"):
@@ -102,13 +103,23 @@ def foreign(tmp_path: Path) -> dict[str, str]:
     return variables
 
 
-@pytest.mark.parametrize("agent", ["gated", "ppo"])
-def test_a_run_beside_foreign_packages_and_without_extras(agent: str, foreign: dict[str, str], tmp_path: Path) -> None:
+def test_runs_beside_foreign_packages_and_without_extras(foreign: dict[str, str], tmp_path: Path) -> None:
     """From another folder, too."""
-    tiny = f"--agent {agent} --env categorical --iterations 1 --batch-size 4 --eval-samples 2 --out here".split()
-    trained = run(sys.executable, REPOSITORY / "experiments/run.py", *tiny, cwd=tmp_path, **foreign)
+    small = ["--iterations", "1", "--batch-size", "4", "--eval-samples", "2"]
+    tiny = ["--env", "categorical", *small, "--out", "here", "--agent"]
+    path = str(REPOSITORY / "experiments/run.py")
+    code = (
+        "import runpy, sys\n"
+        "for agent in ('gated', 'ppo'):\n"
+        f"    sys.argv = [{path!r}, *{tiny!r}, agent]\n"
+        "    try:\n"
+        f"        runpy.run_path({path!r}, run_name='__main__')\n"
+        "    except SystemExit as stop:\n"
+        "        assert not stop.code\n"
+    )
+    trained = run(sys.executable, "-c", code, cwd=tmp_path, **foreign)
     assert trained.returncode == 0, trained.stderr
-    assert list((tmp_path / "here").glob("*/evaluation.json"))
+    assert len(list((tmp_path / "here").glob("*/evaluation.json"))) == 2
 
 
 @pytest.mark.parametrize("command", sorted(p.name for p in (REPOSITORY / "experiments").glob("[!_]*.py")))

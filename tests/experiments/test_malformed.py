@@ -508,8 +508,6 @@ def test_a_command_that_cannot_be_done(case: Act, name: str, check: Check, monke
 
 PROCESSES = {
     "run.py --tau nan": "tau",
-    "run.py --iterations 0": "iterations",
-    "run.py --env categorical --out /dev/null": "out",
     "evaluate.py /nowhere": "run",
     "compare.py --agents gated --warm warm --out /nowhere/runs": "warm",
 }

@@ -1,14 +1,15 @@
 """Kill a run by SIGKILL just before its k-th change of the file system, resume it, and so on over its life.
 
-    python tests/helpers/killed_runs.py OUT POINTS FLAG...
+    python tests/helpers/killed_runs.py OUT '{"NAME": [POINTS, [FLAG, ...]], ...}'
 
 Between two such changes the disk is the same whenever the kill comes. Every run is a fork of this process, which has
-imported everything. OUT then has the run `whole`, and for every point a run `<k>` that was killed and resumed. The
+imported everything. OUT/NAME then has the run `whole`, and for every point a run `<k>` that was killed and resumed. The
 change before which each was killed is printed.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import sacrebleu  # noqa: F401
 import torch
 import torch.utils.tensorboard
 
@@ -65,6 +67,7 @@ def watched(folder: Path, arguments: list[str], die_at: int | None) -> int:
 
 def main(out: Path, points: int, flags: list[str]) -> None:
     torch.set_num_threads(1)
+    out.mkdir(parents=True)
     lifecycle.draw_curves = lambda *_: None  # it takes most of a short run's time, and no run resumes from it
 
     def arguments(name: str) -> list[str]:
@@ -89,4 +92,5 @@ def main(out: Path, points: int, flags: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:])
+    for name, (points, flags) in json.loads(sys.argv[2]).items():
+        main(Path(sys.argv[1]) / name, points, flags)
