@@ -86,7 +86,7 @@ def contenders(material: Material) -> list[Block]:
     caption = text("contenders")
     return [
         estimates("contenders-table", "The student alone on the test split", material.results, QUALITY, caption),
-        estimates("cost-table", "Its training", material.results, COST, caption),
+        estimates("cost-table", "Training cost and stability", material.results, COST, caption),
     ]
 
 
