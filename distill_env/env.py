@@ -237,9 +237,10 @@ class DistillVectorEnv(VectorEnv):
             )
         longest, context = self.max_prompt_length + self.max_new_tokens, getattr(teacher, "max_length", None)
         if context is not None and longest > context:
-            room = context - self.max_prompt_length
+            room, because = context - self.max_prompt_length, getattr(getattr(teacher, "limit", None), "because", "")
             raise ValueError(
-                f"max_new_tokens: {self.max_new_tokens}; expected at most {room}, to fit the teacher's context"
+                f"max_new_tokens: {self.max_new_tokens}; expected at most {room}, since the teacher takes rows of "
+                f"{context} tokens at most{because}"
             )
         return teacher
 

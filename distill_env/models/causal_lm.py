@@ -404,5 +404,5 @@ class CausalLM:
             i = int(over.nonzero()[0])
             raise ValueError(
                 f"tokens: row {int(rows[i])} needs {int(prompts[i])} prompt tokens + {int(tokens[i])} new tokens; "
-                f"expected at most {self.max_length} together, {self.limit.reason}"
+                f"expected at most {self.max_length} together{self.limit.because}"
             )

@@ -21,10 +21,16 @@ _NARROW = 3  # tokens: the attention window with which sliding windows are tried
 
 
 class Limit(NamedTuple):
-    """The most tokens of a prompt and its completion, None if any number will do, and what sets it."""
+    """The most tokens of a prompt and its completion, None if any number will do, and what sets it if it is not the
+    context."""
 
     tokens: int | None
-    reason: str
+    reason: str = ""
+
+    @property
+    def because(self) -> str:
+        """The reason as the end of a message."""
+        return f", {self.reason}" if self.reason else ""
 
 
 def decoder_config(model: PreTrainedModel) -> Any:
@@ -46,7 +52,7 @@ def decoder_config(model: PreTrainedModel) -> Any:
 
 def length_limit(config: Any) -> Limit:
     """The least length at which the context ends or the model begins to compute otherwise, sliding windows apart."""
-    limits = [Limit(getattr(config, "max_position_embeddings", None), "the model's context")]
+    limits = [Limit(getattr(config, "max_position_embeddings", None))]
     parameters = getattr(config, "rope_parameters", None) or {}
     for rope in [parameters, *parameters.values()]:  # of the model, or of each type of layer
         if isinstance(rope, dict) and rope.get("rope_type") == "longrope":
@@ -59,7 +65,7 @@ def length_limit(config: Any) -> Limit:
 def least(limits: Iterable[Limit]) -> Limit:
     """The limit of the fewest tokens."""
     numbers = [limit for limit in limits if limit.tokens is not None and limit.tokens > 0]
-    return min(numbers, key=lambda limit: limit.tokens or 0, default=Limit(None, ""))
+    return min(numbers, key=lambda limit: limit.tokens or 0, default=Limit(None))
 
 
 def sliding_windows(model: PreTrainedModel, config: Any) -> list[int | None]:

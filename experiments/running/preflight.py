@@ -177,15 +177,19 @@ def _token(tokenizer: Any, number: int | None) -> str:
     return f"{tokenizer.convert_ids_to_tokens(number)} ({number})" if number is not None else "none"
 
 
-def context_row(longest: int, allowed: int, lengths: Mapping[str, int | None]) -> Row:
+def context_row(
+    longest: int, allowed: int, lengths: Mapping[str, int | None], because: Mapping[str, str] | None = None
+) -> Row:
     """Prompts and completions fit into the contexts.
 
     Args:
         longest: tokens of the longest prompt and the horizon.
         allowed: --max-prompt-tokens and the horizon.
         lengths: context lengths of teacher and student; None is no limit.
+        because: what sets a length that is less than the context.
     """
-    result = f"{longest:,} tokens; " + ", ".join(f"{who} {n:,}" if n else f"{who} any" for who, n in lengths.items())
+    parts = [f"{who} {n:,}{(because or {}).get(who, '')}" if n else f"{who} any" for who, n in lengths.items()]
+    result = "; ".join([f"{longest:,} tokens", *parts])
     short = min((n for n in lengths.values() if n), default=allowed)
     if longest > short:
         return Row("context", "error", result, f"lower --max-prompt-tokens or --max-new-tokens by {longest - short}")
@@ -296,9 +300,11 @@ def file_rows(config: RunConfig) -> list[Row]:
 def model_rows(config: RunConfig, env: DistillVectorEnv, student: Any, shards: int = 1) -> list[Row]:
     """Checks of the loaded models and the task."""
     teacher: Any = env.teacher
-    lengths = {"teacher": teacher.max_length, "student": student.max_length}
+    models = {"teacher": teacher, "student": student}
+    lengths = {who: model.max_length for who, model in models.items()}
+    because = {who: model.limit.because for who, model in models.items() if hasattr(model, "limit")}
     longest = env.max_prompt_length + env.max_new_tokens
-    context = context_row(longest, config.data.max_prompt_tokens + env.max_new_tokens, lengths)
+    context = context_row(longest, config.data.max_prompt_tokens + env.max_new_tokens, lengths, because)
     if is_served(config.teacher.model):
         rows = [weights_row({"student": student.model}), context]
     else:
