@@ -20,7 +20,7 @@ _APPROXIMATELY = re.compile(r"\\approx(?![A-Za-z])|\u2248")
 _RELATION = re.compile(r"[<>]|\\[lg]e(?![a-z])")
 _TEXT = re.compile(r"\([A-Z]\)|[A-Za-z]{3,}(?:[ '-][A-Za-z]+)*|[A-Za-z]{2}(?:[ '-][A-Za-z]+)+")
 _WRAPPED_TEXT = re.compile(r"\\(?:text\w*|mathrm|mbox|mathbf) ?\{(?! *[ei] *\})[^{}\\]*\}[ .]*")
-_CHOICE = re.compile(r"(?:option |choice )?(?:\(([A-Z])\)|([A-Z])(?=[.:),]|$))", re.IGNORECASE)
+_CHOICE = re.compile(r"(?:option |choice )?(?:\(([A-Z])\)|([A-Z])(?=[.:)]|$))", re.IGNORECASE)
 _REASON = re.compile(r"[.,;:(]|\b(?:because|since|as)\b")
 _ARTICLE = re.compile(r"\b(?:an?|the)\b|[^a-z0-9]+")
 _UNIT = re.compile(
@@ -113,7 +113,8 @@ def _same_text(a: str, b: str) -> bool:
     choice = re.fullmatch(r"\(?([A-Z])\)?", a)
     if choice:
         found = _CHOICE.match(b)
-        return found is not None and (found[1] or found[2]).upper() == choice[1]
+        alone = len(set(re.findall(r"\([A-Z]\)", b))) < 2
+        return found is not None and alone and (found[1] or found[2]).upper() == choice[1]
     return _words(a) in (_words(b), _words(_REASON.split(b, maxsplit=1)[0]))
 
 

@@ -26,10 +26,12 @@ _MARKER = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 _HEADING = re.compile(r"[A-Za-z]{2}")
+_ABBREVIATIONS = r"(?<!\bRs)(?<!\bNo)(?<!\bM[rs])(?<!\bMrs)(?<!\b[DS][rt])(?<!\bsq)"
 _SENTENCE_END = re.compile(
-    r"\n|(?<!\\)[!?](?=\s|$)(?!\s*[=+*/<>-])|(?<!\bRs)(?<!\bNo)(?<!\bM[rs])(?<!\bMrs)(?<!\b[DS][rt])(?<!\bsq)\.(?![0-9}])(?!\w\.)"
+    rf"\n|(?<!\\)[!?](?=\s|$)(?!\s*[=+*/<>-])|{_ABBREVIATIONS}\.(?![0-9}},;])(?!\w\.)"  # but not 5! = 120
 )
 _MATHEMATICS = (("$$", "$$"), (r"\[", r"\]"), (r"\(", r"\)"), ("$", "$"))
+_LINES = re.compile(r"\\(?:begin|end)\{(?:align|gather|split|eqnarray)\w*\*?\}")
 _MARKUP = " \n*_$#:"
 
 
@@ -77,8 +79,11 @@ def last_formula(text: str) -> str | None:
         end = text.rfind(closing)
         begin = text.rfind(opening, 0, max(end, 0))
         if begin >= 0 and text[begin + len(opening) : end].strip():
-            found.append((end, text[begin + len(opening) : end].strip().rstrip(".,")))
-    return max(found, key=lambda f: f[0])[1] if found else None
+            found.append((end, text[begin + len(opening) : end]))
+    formula = max(found)[1] if found else ""
+    if _LINES.search(formula):
+        formula = _LINES.sub("", formula.strip().rpartition(r"\\")[2]).replace("&", "")
+    return formula.strip().rstrip(".,") or None
 
 
 def sentences(text: str) -> Iterator[str]:

@@ -37,7 +37,7 @@ LONGEST_COMPLETION = 10_000  # characters; only the end of a longer one is read
 
 _DIGIT = re.compile(r"\d", re.ASCII)
 _MARKUP = " .$*\n)]\\"  # what may follow a formula at the end
-_ONLY_WORDS = re.compile(r"[^\d\\]*[A-Za-z]{3}[^\d\\]*", re.ASCII)
+_WORDS = re.compile(r"(?!.*(?:\b[B-H]\b|ption A\b))[^\d\\]*[A-Za-z]{3}[^\d\\]*", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -68,25 +68,21 @@ def grade(reference: str, completion: str, symbolic: bool, ended: bool = True) -
 def _find_answer(reference: str, text: str, ended: bool) -> str | None:
     """The final answer, and of one that says more than a number only the number, if the reference is one."""
     numeric = number(reference) is not None
-    words = _ONLY_WORDS.fullmatch(reference) is not None or (not numeric and r"\text" in reference)
+    words = _WORDS.fullmatch(clean(reference)) is not None
     answer = last_boxed(text)
     if answer is None:
-        # "the answer is correct" marks nothing, unless a word is expected
-        said = (
-            a
-            for a in said_answers(text)
-            if words or not _ONLY_WORDS.fullmatch(a) or (numeric and len(a) <= LONGEST_ANSWER and read(a))
+        # "the answer is correct" marks nothing, unless a word is expected, or a number in words
+        answer = next(
+            (a for a in said_answers(text) if words or not _WORDS.fullmatch(a) or (numeric and read(a))), None
         )
-        answer = next(said, None)
     if answer is None and ended:
         answer = last_formula(text)
         if numeric and not (answer and text.rstrip(_MARKUP).endswith(answer.rstrip(_MARKUP))):
             return next(filter(None, map(last_number, filter(_DIGIT.search, sentences(text)))), None)
-    if answer is None or len(answer) > LONGEST_ANSWER or not numeric or read(answer, loose=True):
+    if answer is None or len(answer) > LONGEST_ANSWER or not numeric:
         return answer
-    if "approx" in clean(answer):
-        return answer
-    return leading_number(answer) or answer
+    whole = read(answer, loose=True) or "approx" in clean(answer)
+    return answer if whole else leading_number(answer) or answer
 
 
 def _normalised(answer: str) -> str | None:

@@ -1,12 +1,14 @@
 r"""LaTeX and prose in one plain spelling, and the numbers in it as fractions.
 
-What is removed leaves a space, so that nothing is joined: `5\text{ or }7` is "5 or 7" and no number.
+What is removed leaves a space, so that nothing is joined: `4\text{ or }9` is "4 or 9" and no number.
 """
 
 from __future__ import annotations
 
 import re
 from fractions import Fraction
+
+LONGEST = 500  # characters; a longer text is no number
 
 _CHARACTERS = str.maketrans(
     {
@@ -61,7 +63,9 @@ _CLEANING = tuple(
 )
 LETTERS = r"[mgshlLWVJNCFKA]"  # units of one letter
 _WRAPPED = re.compile(rf"\\{_WRAPPERS}\s*\{{([^{{}}]*)\}}")
-_WRAPPED_UNIT = re.compile(rf"(\d|[}})])(?:\s|\\[,;: ])*\\{_WRAPPERS}\s*\{{\s*{LETTERS}(?:/[^{{}}]*)?\s*\}}", re.ASCII)
+_WRAPPED_UNIT = re.compile(
+    rf"(\d|[}})])(?:\s|\\[,;: ])*\\{_WRAPPERS}\s*\{{[\s~]*{LETTERS}(?:/[^{{}}]*)?\s*\}}", re.ASCII
+)
 
 _DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?![\d]|,\d)|\d{1,2}(?:,\d{2})+,\d{3}(?![\d]|,\d)|\d+)"
 _SPACED_DIGITS = rf"(?:\d{{1,3}}(?: \d{{3}})+(?!\d)|{_DIGITS})"
@@ -176,6 +180,8 @@ def read(text: str, loose: bool = False) -> tuple[Fraction, bool] | None:
     Args:
         loose: units of one letter (25 m) and a remark in parentheses are no part of the value.
     """
+    if len(text) > LONGEST:
+        return None
     text = unwrapped(plain(text))
     match = QUANTITY.match(text)
     if match is None:

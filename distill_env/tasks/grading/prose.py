@@ -1,4 +1,4 @@
-"""The one number that a sentence gives as its answer, such as 72 in "72 clips in 2 months"."""
+"""The one number that a sentence gives as its answer, such as 90 in "90 pages in 3 days"."""
 
 from __future__ import annotations
 
@@ -25,6 +25,9 @@ _UNITS = r"(?>[ -]?(?!and\b|or\b)[A-Za-z\u00b0%/.^\d{}]+){0,4}?"
 _ALTERNATIVE = re.compile(rf"\s*[,;&]\s*\$?[-+]?[\d.]|{_UNITS},? ?(?:\band|\bor|&) [-+]?\$?\d")
 _COMPOUND = re.compile(r" ?(?:feet|foot|ft|hours?|hrs?|h|minutes?|min|dollars?|pounds?|lbs?|weeks?|days?|years?),? \d")
 _REASON = re.compile(r",? (?:because|since)\b.*| \([^()]*=[^()]*\)", re.DOTALL)
+_RESULT = re.compile(
+    r"\bround|\b(?:so|thus|therefore|namely|that is|i\.e\.|total of|totaling|making(?: it)?),? [-+$]*\d"
+)
 _COMPUTATION = re.compile(r"[\\^*+_]|(?<![A-Za-z])/|/(?![A-Za-z])")
 _WORD = re.compile(r"[A-Za-z]{2}")
 _PERIOD = r"(?:second|minute|hour|day|night|week|month|year|decade)s?"
@@ -58,7 +61,7 @@ def leading_number(text: str) -> str | None:
         rest = text[number.end() :]
         if (_FORMULA.match(rest) and not UNIT.match(rest)) or _COMPOUND.match(rest):
             return None
-        if not _OPERATION.match(rest) and "round" not in rest:
+        if not _OPERATION.match(rest) and not _RESULT.search(rest):
             return number[0]
     words = QUANTITY_IN_TEXT.sub("", text)
     return last_number(text) if _WORD.search(words) and not _COMPUTATION.search(words) else None

@@ -89,7 +89,7 @@ def prepare() -> None:
 def repair(grader: Any) -> None:
     """Replace three comparisons of math-verify that are wrong in both directions.
 
-    Numbers are rounded to six places, and what is small is cut off: 2^-99 was 2^-98. Roots are compared for negative
+    Numbers are rounded to six places, and what is small is cut off: 3^-80 was 3^-79. Roots are compared for negative
     variables, too: sqrt(1/n) was not 1/sqrt(n). Equations without a solution were all equal.
     """
     from sympy import Abs, Float, MatrixBase, N, Symbol, simplify, solve

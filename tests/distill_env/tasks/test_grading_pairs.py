@@ -317,6 +317,9 @@ FORMULAS: dict[str, Pairs] = {
         (r"\text{(D)}", r"The answer is (D).", True),
         (r"\text{(D)}", r"\boxed{\textbf{(D)}\ 17}", True),
         (r"\text{(D)}", r"\boxed{\text{(A)}}", False),
+        (r"\text{(D)}", "The answer is option D.", True),
+        (r"\text{(D)}", r"\boxed{(D) or (E)}", False),
+        (r"\text{(D)}", "The answer is (D). I hope the answer is correct.", True),
     ],
     "units": [
         (r"5\sqrt{3} \text{ cm}", r"\boxed{5\sqrt{3}}", True),
