@@ -29,9 +29,9 @@ def job(text: str, seed: int = 0) -> Job:
     return Job("main", "categorical", "none", Contender.read(text), seed)
 
 
-def run_all(jobs: list[Job], out: Path, told: list[int] | None = None, workers: int = 2) -> list[Job]:
+def run_all(jobs: list[Job], out: Path, told: list[int] | None = None) -> list[Job]:
     counted = [] if told is None else told
-    return run_jobs(jobs, out, FLAGS, workers, QUIET, lambda: counted.append(len(load_results(jobs, out))))
+    return run_jobs(jobs, out, FLAGS, 2, QUIET, lambda: counted.append(len(load_results(jobs, out))))
 
 
 def test_a_contender_is_a_method_or_a_label_with_an_agent_and_flags() -> None:
@@ -42,24 +42,23 @@ def test_a_contender_is_a_method_or_a_label_with_an_agent_and_flags() -> None:
 def test_runs_equal_those_by_hand_and_only_what_is_not_finished_is_run_again(tmp_path: Path) -> None:
     """A failing run stops no other, an interrupted one goes on, and a finished one is left alone."""
     out = tmp_path / "grid"
-    jobs = [job("gated"), job("nowhere:Agent"), job("loose=gated --tau 1", 1)]
+    finished, failing, other = jobs = [job("rkl", 1), job("nowhere:Agent"), job("loose=gated --tau 1")]
+    run(parse(finished.arguments(out, FLAGS)), QUIET)
+    path, before = out / finished.name / "evaluation.json", (out / finished.name / "evaluation.json").stat().st_mtime_ns
     told: list[int] = []
-    assert run_all(jobs, out, told) == [jobs[1]]
-    assert len(told) == 3
+    assert run_all(jobs, out, told) == [failing]
+    assert len(told) == 2
     assert told[-1] == 2
-    for one in (jobs[0], jobs[2]):
-        run(parse(one.arguments(tmp_path / "hand", FLAGS)), QUIET)
-        name = f"{one.name}/student/table.safetensors"
-        by_grid, by_hand = (load_file(tmp_path / where / name) for where in ("grid", "hand"))
-        assert all(bool((by_grid[k] == by_hand[k]).all()) for k in by_hand)
-    path, finished = (out / one.name / "evaluation.json" for one in (jobs[0], jobs[2]))
+    assert path.stat().st_mtime_ns == before
+    run(parse(other.arguments(tmp_path / "hand", FLAGS)), QUIET)
+    by_grid, by_hand = (load_file(root / other.name / "student/table.safetensors") for root in (out, tmp_path / "hand"))
+    assert all(bool((by_grid[k] == by_hand[k]).all()) for k in by_hand)
+    path = out / other.name / "evaluation.json"
     whole = json.loads(path.read_text())
     path.write_text(json.dumps({k: whole[k] for k in ("before", "seconds")}))  # as if killed before its evaluation
-    before = finished.stat().st_mtime_ns
-    assert run_all(jobs, out, workers=1) == [jobs[1]]
-    assert finished.stat().st_mtime_ns == before
+    assert run_all([finished, other], out) == []
     assert json.loads(path.read_text())["after"] == whole["after"]
-    assert [row["label"] for row in load_results(jobs, out)] == ["gated", "loose"]
+    assert [row["label"] for row in load_results(jobs, out)] == ["rkl", "loose"]
 
 
 @pytest.mark.slow
