@@ -41,7 +41,7 @@ def decoder_config(model: PreTrainedModel) -> Any:
     """
     name = type(model).__name__
     if not isinstance(model, PreTrainedModel) or model.base_model is model or model.get_output_embeddings() is None:
-        raise ValueError(f"model: {name} is not a Transformers causal language model")
+        raise ValueError(f"model: {name} is not a Transformers model with a decoder and, on top of it, a head")
     config: Any = model.config.get_text_config(decoder=True)
     if config._attn_implementation not in ("sdpa", "eager"):
         raise ValueError(f"model: its attention is {config._attn_implementation!r}; expected 'sdpa' or 'eager'")

@@ -14,11 +14,16 @@ VOCABULARY, CONTEXT, ORIGINAL, WINDOW = 64, 72, 24, 8
 MOST_WEIGHTS = 100_000_000
 # What some types need beyond that.
 MORE: dict[str, dict[str, Any]] = {
-    "cohere_compass_text": {"sliding_window_pattern": 3},
-    "gemma3n_text": {"num_kv_shared_layers": 2},
+    "dots1": {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1, "n_group": 1, "topk_group": 1},
+    "dots3_note_text": {"num_hidden_layers": 2},
+    "gemma3n_text": {"num_hidden_layers": 10, "num_kv_shared_layers": 5},
     "gpt_neo": {"attention_types": [[["global", "local"], 3]]},
+    "lfm2": {"layer_types": ["full_attention", "conv"] * 3},
+    "lfm2_moe": {"layer_types": ["full_attention", "conv"] * 3},
     "mamba2": {"num_heads": 8},
     "reformer": {"is_decoder": True},
+    "xmod": {"default_language": "en_XX", "is_decoder": True},
+    "zamba2": {"layers_block_type": ["mamba", "hybrid"] * 3},
     "zaya": {"num_experts_per_tok": 1},
 }
 USUAL = ("head_dim", "num_key_value_heads")
