@@ -30,7 +30,7 @@ def encode(ids: NDArray[Any], form: ObservationForm, vocab_size: int) -> NDArray
     return ids.astype(np.int64 if form == "ids" else np.float32)
 
 
-class EncodeObservation(VectorWrapper[Any, Any, Any, Any, Any]):
+class EncodeObservation(VectorWrapper):
     """Observations of ids as floating-point numbers or one-hot vectors.
 
     Args:
@@ -42,7 +42,7 @@ class EncodeObservation(VectorWrapper[Any, Any, Any, Any, Any]):
         ValueError: for another observation space or another form.
     """
 
-    def __init__(self, env: VectorEnv[Any, Any, Any], form: ObservationForm) -> None:
+    def __init__(self, env: VectorEnv, form: ObservationForm) -> None:
         super().__init__(env)
         self._form, (self._count, length) = form, _count_and_length(env.single_observation_space, form)
         self.single_observation_space = observation_space(form, self._count, length)

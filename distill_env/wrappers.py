@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 Step = tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]
 
 
-class RewriteImplausible(VectorWrapper[Any, Any, Any, Any, Any]):
+class RewriteImplausible(VectorWrapper):
     """Replace an own token that the teacher finds implausible by REWRITE.
 
     A token is implausible if it is not among the teacher's `top_k` likeliest, or if its log-probability is below
@@ -29,7 +29,7 @@ class RewriteImplausible(VectorWrapper[Any, Any, Any, Any, Any]):
         ValueError: if `top_k` is negative; at `reset`, if `info` has no `teacher_log_probs`.
     """
 
-    def __init__(self, env: VectorEnv[Any, Any, Any], top_k: int = 0, min_log_prob: float = -np.inf) -> None:
+    def __init__(self, env: VectorEnv, top_k: int = 0, min_log_prob: float = -np.inf) -> None:
         super().__init__(env)
         self._log_probs = np.zeros((env.num_envs, 1), np.float32)  # of the current states, [n, V] after reset
         self._limits = _check_top_k(top_k), min_log_prob

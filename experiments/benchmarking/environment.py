@@ -7,36 +7,51 @@ from functools import partial
 from statistics import median
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 
 from distill_env.env import DistillVectorEnv
 from experiments.benchmarking.config import BenchmarkConfig
 from experiments.benchmarking.timing import alternate
 
-STEPS = 200
+STEPS, SINGLE_STEPS = 200, 10_000
+CONTENDERS = (("toy", "Distill/Categorical-v0", 7), ("cartpole", "CartPole-v1", 2))  # name, id, actions
 
 
-def measure_environment(config: BenchmarkConfig) -> list[dict[str, float]]:
-    """Steps a second of the toy environment and of CartPole, and the environment's share of PPO's time."""
-    import gymnasium as gym
+def measure_environment(config: BenchmarkConfig) -> list[dict[str, Any]]:
+    """Steps a second of the toy environment and of CartPole, and the environment's share of PPO's time.
 
-    def run(env: Any, actions: Any) -> None:
-        for action in actions:
-            env.step(action)
-
-    results = []
+    The first entry is the single form, as `gym.make` returns it, with a reset after every episode.
+    """
+    single = {name: partial(play, gym.make(env_id), n_actions) for name, env_id, n_actions in CONTENDERS}
+    times = alternate(single, config.repetitions)
+    results: list[dict[str, Any]] = [{"rows": "single", **{k: SINGLE_STEPS / median(v) for k, v in times.items()}}]
     for rows in (1, 64, 1024):
-        toy: Any = gym.make_vec("Distill/Categorical-v0", num_envs=rows)
-        pole: Any = gym.make_vec("CartPole-v1", num_envs=rows, vectorization_mode="vector_entry_point")
-        contenders = {}
-        for name, env, n_actions in (("toy", toy, 7), ("cartpole", pole, 2)):
-            env.reset(seed=0)
-            actions = np.random.default_rng(0).integers(0, n_actions, (STEPS, rows))
-            contenders[name] = partial(run, env, actions)
-        times = alternate(contenders, config.repetitions)
+        batches = {name: partial(play_batch, made(env_id, rows), n) for name, env_id, n in CONTENDERS}
+        times = alternate(batches, config.repetitions)
         results.append({"rows": rows, **{k: STEPS * rows / median(v) for k, v in times.items()}})
     results[0]["ppo_share"] = ppo_share()
     return results
+
+
+def made(env_id: str, rows: int) -> Any:
+    return gym.make_vec(env_id, num_envs=rows, vectorization_mode="vector_entry_point")
+
+
+def play(env: Any, n_actions: int) -> None:
+    """`SINGLE_STEPS` random actions."""
+    env.reset(seed=0)
+    for action in np.random.default_rng(0).integers(0, n_actions, SINGLE_STEPS).tolist():
+        _, _, terminated, truncated, _ = env.step(action)
+        if terminated or truncated:
+            env.reset()
+
+
+def play_batch(env: Any, n_actions: int) -> None:
+    """`STEPS` random actions in every row, which are reset by themselves."""
+    env.reset(seed=0)
+    for actions in np.random.default_rng(0).integers(0, n_actions, (STEPS, env.num_envs)):
+        env.step(actions)
 
 
 def ppo_share() -> float:

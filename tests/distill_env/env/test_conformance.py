@@ -7,6 +7,8 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from typing import Any, get_type_hints
 
 import gymnasium as gym
@@ -24,7 +26,8 @@ from distill_env.env_arguments import EnvArguments, VectorEnvArguments
 from distill_env.models.causal_lm import CausalLM
 from distill_env.models.load import load_model
 from distill_env.models.toy import small_teacher
-from tests.helpers.environments import assert_equal
+from experiments.benchmarking.returns import POLICIES, reference_returns
+from tests.helpers.environments import REWRITE, V, assert_equal
 from tests.helpers.paths import HELPERS
 
 
@@ -125,3 +128,71 @@ def test_a_fresh_language_model_serves_as_a_live_teacher() -> None:
     env.reset(seed=0)
     assert env.step(np.array([3, env.rewrite_action]))[0].shape == env.observation_space.shape
     assert load_model("sums").vocab_size == env.vocab_size
+
+
+WRAPPERS: dict[str, Callable[[gym.Env[Any, Any]], gym.Env[Any, Any]]] = {
+    "RecordEpisodeStatistics": gym.wrappers.RecordEpisodeStatistics,
+    "NormalizeObservation": gym.wrappers.NormalizeObservation,
+    "NormalizeReward": gym.wrappers.NormalizeReward,
+    "FrameStackObservation": partial(gym.wrappers.FrameStackObservation, stack_size=3),
+    "FlattenObservation": gym.wrappers.FlattenObservation,
+    "TimeLimit": partial(gym.wrappers.TimeLimit, max_episode_steps=2),
+    "Autoreset": gym.wrappers.Autoreset,
+}
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+@pytest.mark.parametrize("env_id", ["Distill/Categorical-v0", "Distill/Sums-v0"])
+def test_wrappers_of_gymnasium_fit(env_id: str, wrapper: str) -> None:
+    """Two episodes in each; a time limit from outside truncates."""
+    env = WRAPPERS[wrapper](gym.make(env_id))
+    rewrite = env.unwrapped.rewrite_action  # type: ignore[attr-defined]
+    truncations = 0
+    for seed in range(2):
+        observation, _ = env.reset(seed=seed)
+        for _ in range(4):
+            assert env.observation_space.contains(observation)
+            observation, _, terminated, truncated, _ = env.step(rewrite)
+            truncations += truncated
+            if terminated or truncated:
+                break
+    assert bool(truncations) == (wrapper == "TimeLimit")
+
+
+@pytest.mark.parametrize("mode", ["sync", "async", "vector_entry_point"])
+def test_every_vectorization_mode_plays(mode: str) -> None:
+    envs = gym.make_vec("Distill/Categorical-v0", num_envs=2, vectorization_mode=mode)
+    envs.reset(seed=0)
+    _, rewards, *_ = envs.step(np.full(2, REWRITE))
+    assert rewards.tolist() == [-1.0, -1.0]
+    envs.close()
+
+
+def test_frames_of_an_episode_are_recorded() -> None:
+    env = gym.make("Distill/Categorical-v0", render_mode="rgb_array_list")
+    env.reset(seed=0)
+    env.step(REWRITE)
+    frames: Any = env.render()
+    assert [frame.shape for frame in frames] == [(240, 800, 3)] * 2
+
+
+def test_names_of_classes_make_an_environment_that_json_can_hold() -> None:
+    """A task and a teacher of one's own, by `package.module:name`."""
+    names = {"task": "tests.helpers.tables:Ragged", "teacher": "distill_env.models.tabular:markov"}
+    arguments = {"task_kwargs": {"vocab_size": V, "max_new_tokens": 4}, "teacher_kwargs": {"vocab_size": V}}
+    env = gym.make("Distill/Categorical-v0", **names, **arguments)
+    assert env.spec is not None
+    again = gym.make(EnvSpec.from_json(env.spec.to_json()))
+    assert_equal(again.reset(seed=1), env.reset(seed=1))
+    assert_equal(again.step(REWRITE), env.step(REWRITE))
+
+
+@pytest.mark.parametrize("env_id", ENVIRONMENTS)
+def test_writing_well_beats_asking_and_asking_beats_giving_up(env_id: str) -> None:
+    write, ask, give_up, random = (
+        reference_returns(env_id, POLICIES[name], 300)
+        for name in ("write like the teacher", "always REWRITE", "end at once", "random actions")
+    )
+    assert write.mean > ask.mean + 0.5
+    assert ask.mean > give_up.mean + 0.5
+    assert give_up.mean > random.mean + 5.0
