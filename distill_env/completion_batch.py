@@ -32,6 +32,7 @@ class CompletionBatch:
         lengths: int64 [n], tokens of the completion.
         keys: uint64 [n], from which all randomness of the episode follows.
         ended: bool [n], whether the completion has ended; True before the first `begin`.
+        changes: calls of `begin` and `append`, but not of `begin_next` and `append_one`, whose caller knows the row.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class CompletionBatch:
         self.prompt_lengths, self.lengths, self._episodes = np.zeros((3, num_rows), np.int64)
         self.keys, self._seeds = np.zeros((2, num_rows), np.uint64)
         self.ended = np.ones(num_rows, np.bool_)
+        self.changes = 0
         self._prompt_array, self._prompt_ids = _as_array(prompts), _flatten(prompts)
 
     def __len__(self) -> int:
@@ -58,6 +60,7 @@ class CompletionBatch:
         self, rows: Ints, prompts: Sequence[Prompt] | None = None, keys: NDArray[np.uint64] | None = None
     ) -> None:
         """Start the next episode of `rows` with these prompts and keys, [len(rows)], or those that the seed gives."""
+        self.changes += 1
         if keys is None:
             keys = episode_keys(self._seeds[rows], self._episodes[rows])
         if prompts is None:
@@ -79,6 +82,7 @@ class CompletionBatch:
 
     def append(self, tokens: Ints, counts: Ints, rewritten: Bools, rewards: NDArray[np.float64]) -> None:
         """Append the first `counts[i]` of row i's tokens [n, k], written by the teacher where `rewritten` [n, k]."""
+        self.changes += 1
         rows, columns = row_and_column(counts)
         place = (self.prompt_lengths + self.lengths)[rows] + columns
         self.ids[rows, place] = tokens[rows, columns]

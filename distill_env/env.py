@@ -282,7 +282,7 @@ class DistillVectorEnv(VectorEnv):
 
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Ints, dict[str, Any]]:
+    ) -> tuple[NDArray[Any], dict[str, Any]]:
         """Begin new completions in all rows or in those of `reset_mask`; the class documents the options.
 
         Raises:
@@ -312,7 +312,7 @@ class DistillVectorEnv(VectorEnv):
         self._begin(rows, prompts, keys)
         return self._observe(self.completions.ids), self._info(mask)
 
-    def step(self, actions: Any) -> tuple[Ints, NDArray[np.float64], Bools, Bools, dict[str, Any]]:
+    def step(self, actions: Any) -> tuple[NDArray[Any], NDArray[np.float64], Bools, Bools, dict[str, Any]]:
         """Carry out a chunk of actions, int [n] or [n, k]; the class documents actions, rewards and info.
 
         Raises:
@@ -530,22 +530,18 @@ class DistillVectorEnv(VectorEnv):
         self._scorer.start([p.ids for p in self.completions.prompts[rows]], rows)
         self.started = True
 
-    def ending(self, row: int) -> dict[str, Any]:
-        """What `info` has of a completion that has ended, without masks."""
-        completions = self.completions
-        last_token = completions.ids[row, completions.prompt_lengths[row] + completions.lengths[row] - 1]
-        info: dict[str, Any] = {"cut_off": np.array(last_token != self.task.eos_token_id)}
-        if self.task.graded:
-            grade = self.task.grade(completions.prompts[row], completions.completion(row)[0])
-            info["grade"] = np.float64(grade.score)
-        return info
+    def grade(self, row: int) -> float:
+        """The grade of a row's completion."""
+        tokens, _ = self.completions.completion(row)
+        return self.task.grade(self.completions.prompts[row], tokens).score
 
     def _endings(self, ended: Bools) -> Arrays:
-        endings = {"cut_off": np.zeros(self.num_envs, np.bool_), "grade": np.zeros(self.num_envs)}
-        for row in np.flatnonzero(ended).tolist():
-            for key, value in self.ending(row).items():
-                endings[key][row] = value
-        return endings
+        """What `info` has of completions that have ended."""
+        grades = np.zeros(self.num_envs)
+        if self.task.graded:
+            for row in np.flatnonzero(ended).tolist():
+                grades[row] = self.grade(row)
+        return {"grade": grades, "cut_off": ended & (self.completions.last_tokens() != self.task.eos_token_id)}
 
     def _observe(self, ids: Ints) -> NDArray[Any]:
         """Observations of these prompts and completions, in new arrays."""
@@ -619,7 +615,7 @@ class DistillVectorEnv(VectorEnv):
         return prompt
 
 
-class DistillEnv(gym.Env[Ints, Any]):
+class DistillEnv(gym.Env[NDArray[Any], Any]):
     """One row of a `DistillVectorEnv`, whose docstring is the manual of both.
 
     The arguments are the same but for `num_envs` and `autoreset_mode`. `info` has the row's values without masks, as

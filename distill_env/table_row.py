@@ -44,13 +44,13 @@ class TableRow:
     def __init__(self, env: DistillVectorEnv) -> None:
         self._env, self._completions = env, env.completions
         self._teacher: Any = env.teacher
-        self._rewrite, self._eos = env.rewrite_action, env.task.eos_token_id
+        self._rewrite = env.rewrite_action
         self._width = 1 if env.rewrite_span == "token" else env.max_new_tokens
-        self._stops = {*env.task.step_end_ids, self._eos} if self._width > 1 else {*range(env.vocab_size)}
+        self._stops = {*env.task.step_end_ids} if self._width > 1 else {*range(env.vocab_size)}
         self._states: dict[int, TableState] = {}
         self._version = -1  # of the weights from which `_states` was worked out
-        self._after = 0, -1  # the key of the episode and the length of the completion after which `_state` stands
-        self._state = 0
+        self._changes = -1  # of the completion by the batch, up to which `_state` and `_key` are right
+        self._state, self._key = 0, 0  # after the completion; of its episode
         self._executed: list[tuple[int, TableState]] = []  # position and state of each token of the last step
 
     @staticmethod
@@ -61,7 +61,7 @@ class TableRow:
     def reset(self) -> dict[str, Any]:
         """Begin the next episode of the row's seed. Returns `info`."""
         self._completions.begin_next(0)
-        self._executed = []
+        self._changes, self._executed = -1, []
         self._env.written_by(self)
         return self._revealed(self._here())
 
@@ -85,23 +85,24 @@ class TableRow:
             state = self._rules(self._state)
             if not by_teacher or token in self._stops:
                 break
-        self._after = self._after[0], position
         env.written_by(self)
         info = self._report(tokens, by_teacher, reward) | {"floored": floored}
         if not ended:
             return reward, False, info | self._revealed(state)
-        ending = env.ending(0)
-        return reward + env.task_reward * float(ending.get("grade", 0.0)), True, info | ending
+        info["cut_off"] = np.array(token != env.task.eos_token_id)
+        if env.task.graded:
+            info["grade"] = np.float64(env.grade(0))
+            reward += env.task_reward * float(info["grade"])
+        return reward, True, info
 
     def _here(self) -> TableState:
         """The state after the completion, which the batch may have begun or written."""
         completions = self._completions
-        after = int(completions.keys[0]), int(completions.lengths[0])
-        if after != self._after:
-            state = self._teacher.walk(completions.prompts[0].ids)
+        if self._changes != completions.changes:
+            self._changes, self._key = completions.changes, int(completions.keys[0])
+            self._state = self._teacher.walk(completions.prompts[0].ids)
             for token in completions.completion(0)[0]:
-                state = self._rules(state).next_state[token]
-            self._after, self._state = after, state
+                self._state = self._rules(self._state).next_state[token]
         return self._rules(self._state)
 
     @torch.no_grad()
@@ -125,7 +126,7 @@ class TableRow:
 
     def _draw(self, state: TableState, position: int) -> int:
         self._env.teacher_usage.tokens += 1
-        return inverse_cdf_number(state.cumulative, uniform_number(self._after[0], position, Purpose.TEACHER))
+        return inverse_cdf_number(state.cumulative, uniform_number(self._key, position, Purpose.TEACHER))
 
     def _revealed(self, state: TableState) -> dict[str, Any]:
         usage = self._env.teacher_usage

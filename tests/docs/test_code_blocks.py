@@ -211,7 +211,7 @@ def test_files_and_links_of_a_page_exist(page: Path) -> None:
 
 
 FLAG = re.compile(r"(?<![\w-])--([a-z][a-z-]+[a-z])(?![\w-])")
-OTHER_PROGRAMS = {"help", "help-all", "config", "max-logprobs", "tensor-parallel-size"}
+OTHER_PROGRAMS = {"capture-video", "help", "help-all", "config", "max-logprobs", "tensor-parallel-size"}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(REPOSITORY)))

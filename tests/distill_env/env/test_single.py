@@ -73,6 +73,24 @@ def test_both_forms_are_the_same_to_the_last_bit(settings: dict[str, Any]) -> No
     np.testing.assert_array_equal(single.batch.completions.rewards, batch.completions.rewards)
 
 
+def test_an_episode_is_told_from_another_with_the_same_key() -> None:
+    """Of another prompt, and of other tokens that were written by arrays."""
+    single, batch = pair()
+    for prompt, arrays in (((0,), False), ((1, 2), False), ((0,), True), ((1, 2), True), ((0,), False)):
+        options = {"prompts": [prompt], "episode_keys": np.array([5], np.uint64)}
+        single.reset(options=options)
+        batch.reset(options=options)
+        for action in (prompt[-1] + 1, REWRITE):
+            single.step(np.array(action) if arrays else action)
+            batch.step(np.array([action]))
+        assert_equal(as_arrays(single.step(2)), first_row(batch.step(np.array([2]))))
+    single.reset()
+    key = {"episode_keys": single.batch.completions.keys.copy(), "prompts": [(3, 0, 1)]}
+    single.reset(options=key)
+    batch.reset(options=key)
+    assert_equal(as_arrays(single.step(1)), first_row(batch.step(np.array([1]))))
+
+
 def test_the_teachers_work_is_counted_alike() -> None:
     single, batch = pair()
     single.reset(seed=0)
