@@ -50,7 +50,8 @@ def test_an_item_whose_worker_dies_once_is_done_the_second_time(tmp_path: Path) 
     assert (tmp_path / "dies once").read_text() == "xx"
 
 
-def test_each_item_has_one_thread(tmp_path: Path) -> None:
+def test_each_item_has_one_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "4")
     for_each(partial(note, folder=tmp_path), ["a", "b", "c"], 2, "local", lambda *_: None)
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == dict.fromkeys("abc", "1")
 
