@@ -169,7 +169,7 @@ def test_bfloat16_with_masters_stays_near_float32() -> None:
     assert (features.dtype, narrow.student.head(features).dtype) == (torch.bfloat16, torch.float32)
 
 
-@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+@pytest.mark.parametrize("weight_decay", [pytest.param(0.0, marks=pytest.mark.slow), 0.1])
 def test_a_resumed_bfloat16_run_equals_the_uninterrupted_one(weight_decay: float, tmp_path: Path) -> None:
     """Masters, moments and weights, bit by bit; the student's folder holds bfloat16."""
     optimizer = OptimizerConfig(1e-3, warmup_iterations=0, weight_decay=weight_decay)

@@ -1,6 +1,6 @@
 """Kill a run by SIGKILL just before its k-th change of the file system, resume it, and so on over its life.
 
-    python tests/helpers/killed_runs.py OUT '{"NAME": [POINTS, [FLAG, ...]], ...}'
+    python -m tests.helpers.killed_runs OUT '{"NAME": [POINTS, [FLAG, ...]], ...}'
 
 Between two such changes the disk is the same whenever the kill comes. Every run is a fork of this process, which has
 imported everything. OUT/NAME then has the run `whole`, and for every point a run `<k>` that was killed and resumed. The

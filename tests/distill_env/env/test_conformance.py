@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import re
 import subprocess
 import sys
@@ -28,7 +29,7 @@ from distill_env.models.load import load_model
 from distill_env.models.toy import small_teacher
 from experiments.benchmarking.returns import POLICIES, reference_returns
 from tests.helpers.environments import REWRITE, V, assert_equal
-from tests.helpers.paths import HELPERS
+from tests.helpers.paths import HELPERS, REPOSITORY
 
 
 @pytest.mark.parametrize("check", [gymnasium_check, sb3_check])
@@ -82,7 +83,8 @@ def test_a_single_file_ppo_written_for_cartpole_learns_here() -> None:
     script = HELPERS / "cartpole_ppo.py"
     options = ["--env-id", "distill_env:Distill/Categorical-v0", "--total-timesteps", "2048"]
     command = [sys.executable, str(script), *options]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     returns = [float(x) for x in re.findall(r"episodic_return=(\S+)", done.stdout)]
     assert len(returns) == 2
     assert returns[1] > returns[0] + 1.0

@@ -46,7 +46,7 @@ CASES: dict[str, tuple[int, list[str]]] = {
 )
 def test_killed_and_resumed_it_ends_the_same(names: tuple[str, ...], tmp_path: Path) -> None:
     chosen = json.dumps({name: CASES[name] for name in names})
-    command = [sys.executable, "tests/helpers/killed_runs.py", str(tmp_path), chosen]
+    command = [sys.executable, "-m", "tests.helpers.killed_runs", str(tmp_path), chosen]
     subprocess.run(command, check=True, cwd=REPOSITORY)
     for name in names:
         whole = end_of(tmp_path / name / "whole")
