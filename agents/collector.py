@@ -185,15 +185,15 @@ class Collector:
         draft = self._draft()
         teacher, width = self._look_ahead(draft)
         first = draft.first if draft.student is None else self._first_hard(draft, teacher)
-        ended = self._execute(draft, first)
+        by_end_token, ended = self._execute(draft, first)
         if isinstance(self.draft_length, DraftLength):
             scored = np.minimum(first + 1, draft.states)[~handed_over]
-            cut_short = ((first < draft.states) | ended[0])[~handed_over]
+            cut_short = ((first < draft.states) | by_end_token)[~handed_over]
             drafting = self.cost.student_seconds - drafting_before
             rest = time.perf_counter() - started - drafting
             counts = int(cut_short.sum()), int(scored.sum())
             self.draft_length.observe(writing, *counts, self.seconds_per_step, width, rest)
-        self._finish(np.flatnonzero((ended[0] | ended[1]) & self.active))
+        self._finish(np.flatnonzero(ended & self.active))
 
     def _draft(self) -> _Draft:
         """Let the student draft a block, as far as it is known that its tokens can be accepted."""
@@ -321,7 +321,7 @@ class Collector:
         """Step the environment along the drafts, up to and including the first rewrite of each row.
 
         Returns:
-            `terminated` and `truncated`, bool [n] each.
+            Whether each row's completion has ended in its end token, and whether it has ended at all, bool [n] each.
         """
         length = draft.tokens.shape[1]
         accepted = np.minimum(first, (draft.tokens >= 0).sum(1))
@@ -333,7 +333,9 @@ class Collector:
         _, reward, terminated, truncated, info = self.env.step(actions[:, :used])
         self.cost.teacher_seconds += time.perf_counter() - clock
         self._commit(actions[:, :used], accepted, draft.log_prob, reward, info)
-        return terminated, truncated
+        done = terminated | truncated
+        last = self.tokens[self.episode, self.lengths - 1]
+        return done & (last == self.core.task.eos_token_id), done
 
     def _commit(
         self,
