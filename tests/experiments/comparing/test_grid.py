@@ -75,6 +75,7 @@ def test_a_run_whose_worker_dies_is_tried_again_and_then_given_up(
         "    learn = act = save = load = print\n"
     )
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)  # as a command does
     jobs = [job("deadly:Agent"), job("gated")]
     assert run_all(jobs, tmp_path / "out") == jobs[:1]
     assert (tmp_path / "tries").read_text() == "xx"
