@@ -27,6 +27,7 @@ from distill_env.env_arguments import (
     RewriteSpan,
     VectorEnvArguments,
 )
+from distill_env.models.absent import AbsentTeacher
 from distill_env.models.base import TokenModel
 from distill_env.models.load import load_model
 from distill_env.observations import encode, observation_space
@@ -123,7 +124,8 @@ class DistillVectorEnv(VectorEnv):
             `package.module:Class`, or a `Task`. An environment that is made from names alone has a spec that can be
             written as JSON.
         teacher: a name or path for `load_model`, `package.module:Class`, or a `TokenModel` (not with `gym.make`, which
-            copies its arguments).
+            copies its arguments). Without one (None) REWRITE is refused, every token pays 0, and only `task_reward`
+            is left: the environment in which a student is on its own.
         split: the task's prompts to draw from: train, validation, test or ood.
         task_kwargs: arguments of the task.
         teacher_kwargs: arguments of `load_model` or of the class.
@@ -173,7 +175,7 @@ class DistillVectorEnv(VectorEnv):
         self,
         num_envs: int = 1,
         task: str | Task = "categorical",
-        teacher: str | TokenModel = "markov",
+        teacher: str | TokenModel | None = "markov",
         split: Split = "train",
         task_kwargs: dict[str, Any] | None = None,
         teacher_kwargs: dict[str, Any] | None = None,
@@ -216,7 +218,7 @@ class DistillVectorEnv(VectorEnv):
         self.completions = CompletionBatch(
             num_envs, self.prompts, self.max_prompt_length, self.max_new_tokens, self.task.eos_token_id
         )
-        self._reveals_teacher = chunk == 1 and reveal_teacher
+        self._reveals_teacher = chunk == 1 and reveal_teacher and teacher is not None
         self._width = chunk if rewrite_span == "token" else self.max_new_tokens
         self.started = False
         # row, position, column, log p of what the last step executed
@@ -225,6 +227,8 @@ class DistillVectorEnv(VectorEnv):
     def _load_teacher(self) -> TokenModel:
         """The teacher with rows of its own. Raises ValueError if its vocabulary or its context does not fit."""
         source, kwargs = self._teacher_source
+        if source is None:
+            return AbsentTeacher(self.vocab_size, self.task.eos_token_id)
         if isinstance(source, str) and IMPORTED.fullmatch(source):
             teacher: TokenModel = import_name("teacher", source)(**kwargs)
         elif isinstance(source, str):
@@ -367,11 +371,13 @@ class DistillVectorEnv(VectorEnv):
             completion has ended, have no meaning. Do not write to this tensor: the environment uses it in `step`.
 
         Raises:
-            ValueError: if `tokens` are not such a draft.
+            ValueError: if `tokens` are not such a draft, or there is no teacher.
             gymnasium.error.ResetNeeded: before the first reset.
         """
         if not self.started:
             raise gym.error.ResetNeeded("lookahead: call reset before lookahead")
+        if self._teacher_source[0] is None:
+            raise ValueError("lookahead: the environment has no teacher")
         ids = tokens.numpy()
         inside = ids.dtype.kind == "i" and ((ids >= PAD) & (ids < self.vocab_size)).all()
         if len(ids) != self.num_envs or not inside or ((ids[:, :-1] == PAD) & (ids[:, 1:] != PAD)).any():
@@ -599,6 +605,8 @@ class DistillVectorEnv(VectorEnv):
             raise ValueError(f"actions: {actions.dtype}; expected integers")
         if actions.min() < PAD or actions.max() > self.rewrite_action:
             raise ValueError(f"actions: {actions.min()} to {actions.max()}; expected {PAD} to {self.rewrite_action}")
+        if self._teacher_source[0] is None and (actions == self.rewrite_action).any():
+            raise ValueError(f"actions: REWRITE ({self.rewrite_action}) without a teacher; expected tokens below it")
         return actions.astype(np.int64)
 
     def _check_prompt(self, prompt: Any) -> Prompt:

@@ -20,7 +20,7 @@ class EnvArguments(TypedDict, total=False):
     """What both environments take; `DistillVectorEnv` says what each argument means, and holds the defaults."""
 
     task: str | Task
-    teacher: str | TokenModel
+    teacher: str | TokenModel | None
     split: Split
     task_kwargs: dict[str, Any] | None
     teacher_kwargs: dict[str, Any] | None
