@@ -1,11 +1,15 @@
 """Completions that an agent writes without its teacher, and measurements at each of their positions."""
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import repeat
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from agents import metrics as measures
 from agents.base import Agent
@@ -13,9 +17,13 @@ from distill_env.divergence import entropy, reverse_kl
 from distill_env.env import DistillVectorEnv
 from distill_env.gate import DraftBlock, GateState, raw_score, read_and_decide
 from distill_env.gate_settings import Gate
+from distill_env.models.base import TokenModel, TrainableModel
+from distill_env.observations import encode
 from distill_env.ragged import PAD
 from distill_env.randomness import episode_keys
 from distill_env.tasks.base import Grade, Prompt
+
+BLOCK_NUMBERS = 2**24  # log-probabilities of each model that are in memory at a time
 
 
 @dataclass
@@ -43,65 +51,140 @@ def generate(
     teacher_writes: bool = False,
     gate: Gate | None = None,
     progress: Callable[[int], None] | None = None,
+    written: Sequence[Sequence[int]] | None = None,
 ) -> list[Completion]:
-    """One completion for each prompt, in batches of the environment's rows.
+    """One completion for each prompt, in batches of the environment's rows, and what both models say along it.
+
+    An agent writes in an environment without a teacher, which refuses REWRITE.
 
     Args:
         agent: who writes, or who only reads along if the teacher writes; None for the teacher alone.
-        env: made with `chunk=1`, autoreset disabled and the teacher's log-probabilities in `info`.
+        env: with the teacher, made with `chunk=1`.
         prompts: N prompts.
         seed: of the draws.
         teacher_writes: every action is REWRITE.
         gate: says which positions are hard, without deciding anything.
         progress: called with the number of completions of each batch.
+        written: the tokens of completions [N] that the agent wrote elsewhere; they are only measured.
+
+    Raises:
+        ValueError: if the agent writes what is no token.
     """
-    log_probs = getattr(agent, "log_probs", None)
     completions: list[Completion] = []
-    for batch, begin in enumerate(range(0, len(prompts), env.num_envs)):
+    alone = env if teacher_writes else env_without_teacher(env)
+    for begin in range(0, len(prompts), env.num_envs):
         chosen = list(prompts[begin : begin + env.num_envs])
-        written = [Completion(p) for p in chosen]
-        rows = [*chosen, *[chosen[-1]] * (env.num_envs - len(chosen))]
-        keys = episode_keys(seed, np.arange(begin, begin + env.num_envs))
-        if agent is not None and hasattr(agent, "reseed"):
-            agent.reseed(seed * 100_003 + batch)
-        observation, info = env.reset(options={"prompts": rows, "episode_keys": keys})
-        active = np.arange(env.num_envs) < len(chosen)
-        while active.any():
-            live = np.flatnonzero(active)
-            teacher = torch.from_numpy(info["teacher_log_probs"][live])
-            student = torch.from_numpy(log_probs(observation)[live]) if log_probs is not None else None
-            actions = np.full(env.num_envs, PAD)
-            if teacher_writes:
-                actions[live] = env.rewrite_action
-            else:
-                assert agent is not None
-                actions[live] = agent.act(observation, info)[live]
-            observation, _, terminated, truncated, info = env.step(actions)
-            tokens = torch.from_numpy(info["tokens"][live, 0])
-            measured = {"tokens": tokens, "teacher_log_probs": teacher.gather(1, tokens[:, None])[:, 0]}
-            if student is not None:
-                measured["log_probs"] = student.gather(1, tokens[:, None])[:, 0]
-                measured["entropies"] = entropy(student)
-                measured["divergences"] = reverse_kl(student, teacher.double()).clamp(min=0)
-                if gate is not None:
-                    alone = DraftBlock(tokens[:, None], tokens[:, None] >= 0, tokens[:, None].double(), tokens.double())
-                    measured["scores"] = raw_score(gate, student[:, None], teacher[:, None].double(), alone)[:, 0]
-            for name, values in measured.items():
-                for row, value in zip(live, values.tolist(), strict=True):
-                    getattr(written[row], name).append(value)
-            for row, token in zip(live, tokens.tolist(), strict=True):
-                written[row].ended |= token == env.task.eos_token_id
-            active &= ~(terminated | truncated)
-        for completion in written:
+        if written is not None:
+            tokens = [list(row) for row in written[begin : begin + len(chosen)]]
+        else:
+            tokens = write(None if teacher_writes else agent, alone, chosen, seed, begin)
+        done = [Completion(prompt, row) for prompt, row in zip(chosen, tokens, strict=True)]
+        measure(done, agent, env, gate)
+        for completion in done:
+            completion.ended = completion.tokens[-1:] == [env.task.eos_token_id]
             completion.steps = measures.count_steps(completion.tokens, env.task.step_end_ids, env.task.eos_token_id)
             if env.task.graded:
                 completion.grade = env.task.grade(completion.prompt, completion.tokens)
             if gate is not None and completion.scores:
                 completion.hard = hard_positions(gate, completion, env.task.step_end_ids)
-        completions += written
+        completions += done
         if progress is not None:
-            progress(len(written))
+            progress(len(done))
     return completions
+
+
+def env_without_teacher(env: DistillVectorEnv) -> DistillVectorEnv:
+    """An environment of the same completions without a teacher."""
+    shape = {name: getattr(env, name) for name in ("max_new_tokens", "task_reward", "observation")}
+    return DistillVectorEnv(env.num_envs, env.task, None, env.split, autoreset_mode="Disabled", **shape)
+
+
+def write(
+    agent: Agent | None, env: DistillVectorEnv, prompts: Sequence[Prompt], seed: int, begin: int = 0
+) -> list[list[int]]:
+    """The tokens of one completion for each prompt.
+
+    Args:
+        agent: who writes; None for the teacher.
+        env: with at least as many rows as there are prompts; without a teacher if the agent is to be on its own.
+        prompts: N prompts.
+        seed: of the draws.
+        begin: number of the first completion in its stream.
+    """
+    rows = [*prompts, *[prompts[-1]] * (env.num_envs - len(prompts))]
+    keys = episode_keys(seed, np.arange(begin, begin + env.num_envs))
+    if agent is not None and hasattr(agent, "reseed"):
+        agent.reseed(seed * 100_003 + begin // env.num_envs)
+    with env.without_autoreset():
+        observation, info = env.reset(options={"prompts": rows, "episode_keys": keys})
+        active = np.arange(env.num_envs) < len(prompts)
+        while active.any():
+            actions = env.rewrite_action if agent is None else agent.act(observation, info)
+            observation, _, terminated, truncated, info = env.step(np.where(active, actions, PAD))
+            active &= ~(terminated | truncated)
+    return [env.completions.completion(row)[0] for row in range(len(prompts))]
+
+
+@torch.no_grad()
+def measure(completions: Sequence[Completion], agent: Agent | None, env: DistillVectorEnv, gate: Gate | None) -> None:
+    """Read completions with the teacher, and with the agent if it has log-probabilities, and note what they say.
+
+    Neither steps the environment. A student is read in blocks of tokens, as the teacher is; another agent is asked for
+    `log_probs` of one observation after the other.
+    """
+    prompts = [c.prompt.ids for c in completions]
+    tokens = pad_sequence([torch.tensor(c.tokens) for c in completions], batch_first=True, padding_value=PAD)  # [n, T]
+    width = max(1, BLOCK_NUMBERS // (len(completions) * env.vocab_size))
+    own: Iterator[Tensor | None] = repeat(None)
+    student: TrainableModel | None = getattr(agent, "student", None)
+    if student is not None:
+        own = read_along(student.fork(), prompts, tokens, width)
+    elif hasattr(agent, "log_probs"):
+        own = _ask_along(agent, env, prompts, tokens, width)
+    theirs = read_along(env.teacher, prompts, tokens, width)
+    for teacher, log_q, ids in zip(theirs, own, tokens.split(width, 1), strict=False):
+        at = (ids != PAD).to(teacher.device)
+        drawn, p = ids.to(teacher.device)[at], teacher[at].double()
+        measured = {"teacher_log_probs": p.gather(1, drawn[:, None])[:, 0]}
+        if log_q is not None:
+            q = log_q.to(teacher.device)[at].double()
+            measured["log_probs"] = q.gather(1, drawn[:, None])[:, 0]
+            measured["entropies"] = entropy(q)
+            measured["divergences"] = reverse_kl(q, p).clamp(min=0)
+            if gate is not None:
+                ones = torch.ones_like(drawn).double()
+                block = DraftBlock(drawn[:, None], ones[:, None] > 0, ones[:, None], ones)
+                measured["scores"] = raw_score(gate, q[:, None], p[:, None], block)[:, 0]
+        counts = (ids != PAD).sum(1).tolist()
+        for name, values in measured.items():
+            for completion, part in zip(completions, values.cpu().split(counts), strict=True):
+                getattr(completion, name).extend(part.tolist())
+
+
+def read_along(model: TokenModel, prompts: Sequence[Sequence[int]], tokens: Tensor, width: int) -> Iterator[Tensor]:
+    """log p at the positions of completions [n, T], `width` at a time: [n, width, V], without meaning at padding."""
+    before = model.start(prompts)[:, None]
+    for block in tokens.split(width, 1):
+        after = model.extend(block)
+        yield torch.cat([before, after[:, :-1]], 1)
+        before = after[:, -1:]
+
+
+def _ask_along(
+    agent: Any, env: DistillVectorEnv, prompts: Sequence[Sequence[int]], tokens: Tensor, width: int
+) -> Iterator[Tensor]:
+    """The same of an agent's own `log_probs`."""
+    ids = np.full((len(prompts), env.max_prompt_length + env.max_new_tokens), PAD)
+    for row, prompt in zip(ids, prompts, strict=True):
+        row[: len(prompt)] = prompt
+    lengths = np.array([len(prompt) for prompt in prompts])
+    for block in tokens.split(width, 1):
+        seen = []
+        for written in block.T.numpy():
+            seen.append(torch.from_numpy(agent.log_probs(encode(ids, env.observation, env.vocab_size))))
+            ids[np.arange(len(ids)), np.minimum(lengths, ids.shape[1] - 1)] = written
+            lengths = lengths + 1
+        yield torch.stack(seen, 1)
 
 
 def hard_positions(gate: Gate, completion: Completion, step_end_ids: frozenset[int]) -> list[bool]:
