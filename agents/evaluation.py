@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 from agents import metrics as measures
 from agents.base import Agent, Metrics
-from agents.generation import Completion, by_prompt, generate
+from agents.generation import Completion, by_prompt, generate, write_on_call
 from agents.likelihood import reference_log_probs
 from distill_env.env import DistillVectorEnv
 from distill_env.gate_settings import Gate
@@ -105,12 +105,14 @@ def evaluate(
     seed: int,
     gate: Gate | None = None,
     progress: Callable[[int], None] | None = None,
+    written: Sequence[Sequence[int]] | None = None,
 ) -> tuple[Metrics, list[Completion], list[Completion]]:
     """Evaluate an agent on its own completions and on texts that it did not write.
 
     Besides `completion_metrics`: `perplexity` and `divergence_on_teacher_prefix` on one completion of the teacher per
     prompt; `exposure_gap`, by how much D_t is larger on the agent's own completions (nats); `reference_perplexity` on
-    reference completions, if the agent has a `student`; `self_bleu` with several samples.
+    reference completions, if the agent has a `student`; `self_bleu` with several samples; `on_call/accuracy`,
+    `on_call/correct_chains` and `on_call/teacher_share`, if the agent has `act_on_call` and the task is graded.
 
     Args:
         agent: the agent.
@@ -120,12 +122,13 @@ def evaluate(
         seed: of the draws.
         gate: says which positions are hard, for `hard_share`.
         progress: called with the number of completions of each batch.
+        written: the tokens of the completions, if the agent has written them elsewhere.
 
     Returns:
         The metrics, the agent's completions, and the teacher's, if the agent has `log_probs`.
     """
     repeated = [p for p in prompts for _ in range(samples)]
-    completions = generate(agent, env, repeated, seed, gate=gate, progress=progress)
+    completions = generate(agent, env, repeated, seed, gate=gate, progress=progress, written=written)
     metrics = completion_metrics(completions)
     if samples > 1:
         metrics["self_bleu"] = measures.mean(measures.self_bleu([c.tokens for c in g]) for g in by_prompt(completions))
@@ -141,4 +144,11 @@ def evaluate(
         read = reference_log_probs(agent.student, prompts, env.num_envs)
         if read:
             metrics["reference_perplexity"] = measures.perplexity([x for log_probs in read for x in log_probs])
+    if hasattr(agent, "act_on_call") and env.task.graded:
+        tokens, share = write_on_call(agent, env, repeated, seed)
+        grades = [env.task.grade(prompt, row) for prompt, row in zip(repeated, tokens, strict=True)]
+        metrics["on_call/accuracy"] = measures.mean(g.correct for g in grades)
+        if all(g.chain_correct is not None for g in grades):
+            metrics["on_call/correct_chains"] = measures.mean(bool(g.chain_correct) for g in grades)
+        metrics["on_call/teacher_share"] = share
     return metrics, completions, held_out

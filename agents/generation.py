@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -93,16 +94,41 @@ def generate(
     return completions
 
 
+def write_on_call(
+    agent: Any, env: DistillVectorEnv, prompts: Sequence[Prompt], seed: int
+) -> tuple[list[list[int]], float]:
+    """What an agent with `act_on_call` writes with its teacher on call.
+
+    Returns:
+        the tokens of one completion for each prompt, and the share of all tokens that the teacher wrote.
+    """
+    completions: list[list[int]] = []
+    rewritten = 0
+    for begin in range(0, len(prompts), env.num_envs):
+        chosen = prompts[begin : begin + env.num_envs]
+        completions += write(agent, env, chosen, seed, begin, agent.act_on_call)
+        rewritten += sum(sum(env.completions.completion(row)[1]) for row in range(len(chosen)))
+    return completions, rewritten / max(sum(map(len, completions)), 1)
+
+
 def env_without_teacher(env: DistillVectorEnv) -> DistillVectorEnv:
     """An environment of the same completions without a teacher."""
     shape = {name: getattr(env, name) for name in ("max_new_tokens", "task_reward", "observation")}
     return DistillVectorEnv(env.num_envs, env.task, None, env.split, autoreset_mode="Disabled", **shape)
 
 
+Act = Callable[[NDArray[Any], dict[str, Any]], NDArray[np.int64]]
+
+
 def write(
-    agent: Agent | None, env: DistillVectorEnv, prompts: Sequence[Prompt], seed: int, begin: int = 0
+    agent: Agent | None,
+    env: DistillVectorEnv,
+    prompts: Sequence[Prompt],
+    seed: int,
+    begin: int = 0,
+    act: Act | None = None,
 ) -> list[list[int]]:
-    """The tokens of one completion for each prompt.
+    """The tokens of one completion for each prompt. Who wrote them is in `env.completions`.
 
     Args:
         agent: who writes; None for the teacher.
@@ -110,16 +136,18 @@ def write(
         prompts: N prompts.
         seed: of the draws.
         begin: number of the first completion in its stream.
+        act: instead of the agent's `act`.
     """
     rows = [*prompts, *[prompts[-1]] * (env.num_envs - len(prompts))]
     keys = episode_keys(seed, np.arange(begin, begin + env.num_envs))
     if agent is not None and hasattr(agent, "reseed"):
         agent.reseed(seed * 100_003 + begin // env.num_envs)
+    act = act or (agent.act if agent is not None else None)
     with env.without_autoreset():
         observation, info = env.reset(options={"prompts": rows, "episode_keys": keys})
         active = np.arange(env.num_envs) < len(prompts)
         while active.any():
-            actions = env.rewrite_action if agent is None else agent.act(observation, info)
+            actions = np.asarray(env.rewrite_action if act is None else act(observation, info))
             observation, _, terminated, truncated, info = env.step(np.where(active, actions, PAD))
             active &= ~(terminated | truncated)
     return [env.completions.completion(row)[0] for row in range(len(prompts))]

@@ -157,6 +157,10 @@ class SB3Agent:
         """Sample a token for every row of [n, T], never REWRITE."""
         return self.actor.act(observation)
 
+    def act_on_call(self, observation: NDArray[np.int64], info: dict[str, Any] | None = None) -> NDArray[np.int64]:
+        """Sample an action for every row of [n, T] from pi, REWRITE included."""
+        return self.actor.draw(torch.from_numpy(self.action_log_probs(observation)))
+
     def log_probs(self, observation: NDArray[np.int64]) -> NDArray[np.float64]:
         """log q, from which `act` samples: [n, T] -> [n, V], nats."""
         return self.actor.log_probs(observation).double().cpu().numpy()

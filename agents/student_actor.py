@@ -32,9 +32,13 @@ class StudentActor:
 
     def act(self, observation: NDArray[np.int64]) -> NDArray[np.int64]:
         """Sample a token for every row: [n, T] -> [n]."""
-        draws = uniform(episode_keys(self._seed, np.arange(len(observation))), self._acts, Purpose.STUDENT)
+        return self.draw(self.log_probs(observation))
+
+    def draw(self, log_probs: Tensor) -> NDArray[np.int64]:
+        """Sample from log-probabilities [n, ...] -> [n], each call with new random numbers."""
+        draws = uniform(episode_keys(self._seed, np.arange(len(log_probs))), self._acts, Purpose.STUDENT)
         self._acts += 1
-        return inverse_cdf(self.log_probs(observation), draws).cpu().numpy()
+        return inverse_cdf(log_probs, draws).cpu().numpy()
 
     def log_probs(self, observation: NDArray[np.int64]) -> Tensor:
         """log q: [n, T] -> [n, V], nats. Rows that extend the last observation are continued; others are read again."""

@@ -52,8 +52,9 @@ def import_name(argument: str, name: str) -> Any:
     """
     try:
         return resolve_name(name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"{argument}: {name!r} cannot be imported ({error}); expected package.module:Class") from None
+    except Exception as error:  # a module may raise anything
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{argument}: {name!r} cannot be imported ({reason}); expected package.module:Class") from None
 
 
 @lru_cache(maxsize=4)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -13,16 +12,19 @@ from distill_env.models.load import is_served
 from distill_env.tasks.base import Split
 from experiments.running.config import RunConfig
 from experiments.running.lm_arguments import new_student_arguments, student_arguments, task_arguments, teacher_arguments
+from experiments.running.plugins import make_plugin, plugin
 from experiments.running.section import errors_name_flags
 
 if TYPE_CHECKING:
     from agents.base import Agent
     from distill_env.env import DistillVectorEnv
+    from distill_env.env_arguments import AutoresetName
     from distill_env.models.base import TrainableModel
     from distill_env.tasks.base import Task
 
 CATEGORICAL_VOCABULARY = 6
 OWN_AGENTS: dict[type, str] = {DistillConfig: "agents.distill:DistillAgent", SB3Config: "agents.sb3:SB3Agent"}
+AUTORESET: dict[type, AutoresetName] = {SB3Config: "SameStep", PluginConfig: "NextStep"}  # which its training needs
 # arguments of a served teacher, and of a task and a teacher that are loaded, and their flags
 SERVED_FLAGS = {"path": "task_path", "url": "teacher", "model": "teacher_model", "tokenizer": "teacher_tokenizer"}
 SERVED_FLAGS |= {"top_k": "teacher_top_k", "patience": "teacher_timeout"}
@@ -50,6 +52,7 @@ def make_env(
     *,
     purpose: Literal["train", "evaluate", "decode"],
     task: Task | None = None,
+    with_teacher: bool = True,
 ) -> DistillVectorEnv:
     """The run's environment.
 
@@ -60,22 +63,29 @@ def make_env(
         purpose: for training it is as the agent requires it, for evaluation it goes token by token, for decoding by
             whole drafts.
         task: instead of the run's own.
+        with_teacher: False for an agent on its own; REWRITE is then refused.
     """
     from distill_env.env import DistillVectorEnv
 
-    kind = type(config.agent_options) if purpose == "train" else None
+    kind = type(config.agent_options) if purpose == "train" else object
     drafts = purpose == "decode" or kind is DistillConfig
     own = config.environment
     arguments = task_and_teacher(config) | vars(own) | {"rewrite_cost": min(own.rewrite_cost, -own.log_prob_floor)}
     if task is not None:
         arguments |= {"task": task, "task_kwargs": None}
+    if not with_teacher:
+        arguments |= {"teacher": None, "teacher_kwargs": None}
     with errors_name_flags(SERVED_FLAGS if is_served(config.teacher.model) else LOADED_FLAGS):
         return DistillVectorEnv(
             rows,
             split=split,
             chunk=config.rollout.draft_limit if drafts else 1,
             reveal_teacher=not drafts,
-            autoreset_mode="SameStep" if kind is SB3Config else "NextStep" if kind is PluginConfig else "Disabled",
+            autoreset_mode="SameStep"
+            if kind is SB3Config
+            else "NextStep"
+            if issubclass(kind, PluginConfig)
+            else "Disabled",
             **arguments,
         )
 
@@ -115,7 +125,7 @@ def make_agent(config: RunConfig, student: TrainableModel, env: DistillVectorEnv
     """The agent of a run, around that student."""
     options = config.agent_options
     if isinstance(options, PluginConfig):
-        return agent_class(config)(env, seed=options.seed)
+        return make_plugin(agent_class(config), env, options, student)
     return agent_class(config)(student, options)
 
 
@@ -135,22 +145,3 @@ def agent_loader(config: RunConfig, **options: Any) -> Callable[[Path], Any]:
     if isinstance(config.agent_options, DistillConfig):
         load = partial(load, **options)
     return load if isinstance(config.agent_options, PluginConfig) else partial(load, **student_arguments(config))
-
-
-def plugin(name: str) -> Any:
-    """`package.module:Class` -> the class.
-
-    Raises:
-        ValueError: if it cannot be imported, or is no agent.
-    """
-    module, _, attribute = name.partition(":")
-    try:
-        loaded = getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # a module may raise anything
-        reason = f"{type(error).__name__}: {error}"
-        raise ValueError(f"agent: {name!r} cannot be imported ({reason}); expected package.module:Class") from None
-    missing = [verb for verb in ("learn", "act", "save", "load") if not callable(getattr(loaded, verb, None))]
-    if missing or not isinstance(loaded, type):
-        lacks = f"has no {', '.join(missing)}" if missing else "is no class"
-        raise ValueError(f"agent: {name!r} {lacks}; expected a class as agents.base.Agent describes it")
-    return loaded

@@ -11,9 +11,9 @@ from agents.config import DistillConfig, OptimizerConfig, PluginConfig, Positive
 from agents.methods import METHODS, Method, check_cacheable
 from distill_env.checks import Count, Finite, Natural, Range, Share, check_range
 from distill_env.tasks.registry import LANGUAGE_TASKS
+from experiments.running.plugins import is_name, plugin_config
 from experiments.running.section import Section, flag
 
-LanguageTaskName = Literal[*LANGUAGE_TASKS]  # type: ignore[valid-type]
 EnvName = Literal["sums", "coins", "categorical", "lm"]
 Acceptable = Literal["special_tokens", "end_of_turn", "chat_template", "memory"]  # rows of the preflight
 Track = Literal["tensorboard", "wandb", "trackio", "none"]
@@ -130,8 +130,8 @@ class LoadingConfig(Section):
 class DataConfig(Section):
     """The task of --env lm."""
 
-    task: LanguageTaskName = "instruct"
-    """Task; docs/your_data.md lists the formats of its data."""
+    task: str = "instruct"
+    """Task, or package.module:Class; docs/your_data.md lists the formats of its data."""
     path: Annotated[str, flag("task-path")] = ""
     """Data of the task: a file (.jsonl, .json, .csv, .parquet, .txt), a folder of files with train, validation or test
     in their names, or a hub id. By default the data set of that name on the hub; instruct has no default."""
@@ -143,6 +143,11 @@ class DataConfig(Section):
     """Regular expression for tokens that end a reasoning step; the default is a newline."""
     max_prompt_tokens: Count = 256
     """Maximum prompt length in tokens; longer prompts are skipped."""
+
+    def check(self) -> None:
+        if self.task not in LANGUAGE_TASKS and not is_name(self.task):
+            known = ", ".join(LANGUAGE_TASKS)
+            raise ValueError(f"task: {self.task!r}; expected {known} or package.module:Class")
 
 
 @dataclass(frozen=True)
@@ -266,6 +271,8 @@ ENV_DEFAULTS: dict[str, dict[str, Any]] = {
 }
 BATCH_SIZE = {"sums": 64, "coins": 64, "categorical": 32, "lm": 8}
 LEARNING_RATE = {"sums": 2e-3, "coins": 2e-3, "categorical": 0.05, "lm": 1e-4}
+# PPO and A2C make many steps per iteration; the rates above ruin a warm student in the first one
+SB3_LEARNING_RATE = {"sums": 1e-4, "coins": 1e-4, "categorical": 0.05, "lm": 1e-5}
 # 0 adapts it. Fixed on the small tasks, so that a run repeats itself: an adapted length follows a clock, and blocks of
 # another length round otherwise.
 DRAFT_LENGTH = {"sums": 6, "coins": 6, "categorical": 6, "lm": 0}
@@ -283,8 +290,8 @@ def default_options(agent: str, env: str) -> AgentOptions:
     if agent in METHODS:
         return DistillConfig(METHODS[agent], OptimizerConfig(rate), size, draft_length=DRAFT_LENGTH[env])
     if agent in SB3_AGENTS:
-        return SB3Config(SB3_AGENTS[agent], size, rate)
+        return SB3Config(SB3_AGENTS[agent], size, SB3_LEARNING_RATE[env])
     if ":" in agent:
-        return PluginConfig(size)
+        return plugin_config(agent, size)
     expected = ", ".join([*METHODS, *SB3_AGENTS])
     raise ValueError(f"agent: {agent!r} is unknown; expected one of {expected}, or package.module:Class")

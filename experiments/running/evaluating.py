@@ -1,6 +1,7 @@
 """What a run measures of its student: evaluations before and after the training, and sample completions."""
 
 import hashlib
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,12 @@ from rich.text import Text
 
 from agents.atomic_io import write_text
 from agents.base import Agent
+from agents.config import PluginConfig
 from agents.prompts import evenly_spaced
 from distill_env.gate_settings import Gate
 from distill_env.tasks.base import Split
 from experiments.running import completions_file
+from experiments.running.alone import fresh_process
 from experiments.running.build import make_env
 from experiments.running.cli import progress_bar
 from experiments.running.config import LARGEST_RUN_SEED, RunConfig
@@ -31,7 +34,8 @@ def gate_of(agent: Any) -> Gate | None:
 
 
 def evaluate_before(config: RunConfig, agent: Agent, warm_folder: Path | None, console: Console) -> dict[str, float]:
-    """The evaluation of the student that a run begins with. Runs that share a warm start share it.
+    """The evaluation of the student that a run begins with. Runs that share a warm start share it, but for agents of
+    somebody else's, which may be another policy.
 
     Args:
         config: of the run.
@@ -39,7 +43,7 @@ def evaluate_before(config: RunConfig, agent: Agent, warm_folder: Path | None, c
         warm_folder: of the warm start; None without one.
         console: for the progress.
     """
-    if warm_folder is None:
+    if warm_folder is None or isinstance(config.agent_options, PluginConfig):
         return evaluate_all(config, agent, console, "before training")
     gate = hashlib.sha256(repr(gate_of(agent)).encode()).hexdigest()[:8]
     settings = f"{config.evaluation.prompts}-{config.evaluation.samples}-{gate}"
@@ -54,6 +58,8 @@ def evaluate_all(
 ) -> dict[str, float]:
     """Metrics on the test split and, under `ood/`, on the out-of-distribution split of a task that has one.
 
+    An agent of somebody else's writes in a process of its own, which has nothing of the teacher.
+
     Args:
         config: of the run.
         agent: to evaluate.
@@ -66,7 +72,8 @@ def evaluate_all(
     metrics: dict[str, float] = {}
     lines: list[dict[str, Any]] = []
     samples = config.evaluation.samples
-    with progress_bar(console) as progress:
+    foreign = isinstance(config.agent_options, PluginConfig)
+    with progress_bar(console) as progress, fresh_process(config, agent) if foreign else nullcontext() as write_there:
         for split, prefix in SPLITS:
             if config.env == "categorical" and prefix:
                 continue  # all its splits are the same
@@ -79,7 +86,12 @@ def evaluate_all(
             env = make_env(config, split, rows, purpose="evaluate")
             bar = progress.add_task(f"evaluation {when}, {split} split", total=len(prompts) * (samples + 1))
             advance = partial(progress.advance, bar)
-            measured, own, teachers = evaluate(agent, env, prompts, samples, EVALUATION_SEED, gate_of(agent), advance)
+            written = None
+            if write_there is not None:
+                written = write_there(split, [p for p in prompts for _ in range(samples)], rows, EVALUATION_SEED)
+            measured, own, teachers = evaluate(
+                agent, env, prompts, samples, EVALUATION_SEED, gate_of(agent), advance, written
+            )
             metrics |= {prefix + key: value for key, value in measured.items()}
             if completions is not None:
                 lines += completions_file.completion_lines(env.task, split, "student", own)

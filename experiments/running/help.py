@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from agents.config import DistillConfig
 from agents.methods import METHODS, Method
 from distill_env.gate_settings import SCORE_NAMES
+from distill_env.tasks.registry import LANGUAGE_TASKS
 from experiments.running.config import SB3_AGENTS, SMALL_TASKS, DataConfig, LoadingConfig, RunConfig, TeacherConfig
 from experiments.running.section import Flag, flag_names, flags_of
 
@@ -66,6 +67,8 @@ def choices(flag: Flag) -> tuple[str, ...]:
         return (*METHODS, *SB3_AGENTS, "package.module:Class")
     if flag.name == "score":
         return (*SCORE_NAMES, "package.module:function")
+    if flag.name == "task":
+        return (*LANGUAGE_TASKS, "package.module:Class")
     hint = get_type_hints(type(flag.section))[flag.path[-1]]
     return get_args(hint) if get_origin(hint) is Literal else ()
 
@@ -78,7 +81,11 @@ def short(text: str) -> str:
 @lru_cache
 def docstrings(config_class: Any) -> dict[str, str]:
     """The sentences under the fields of a dataclass."""
-    body = ast.parse(textwrap.dedent(inspect.getsource(config_class))).body[0].body  # type: ignore[attr-defined]
+    try:
+        source = inspect.getsource(config_class)
+    except (OSError, TypeError):  # made from the parameters of somebody else's agent
+        return docstrings(config_class.__mro__[1])
+    body = ast.parse(textwrap.dedent(source)).body[0].body  # type: ignore[attr-defined]
     texts = {}
     for field, text in itertools.pairwise(body):
         if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):

@@ -22,7 +22,7 @@ from distill_env.env import DistillVectorEnv
 from distill_env.models.base import TrainableModel
 from distill_env.models.toy import toy_tokenizer
 from experiments.running import completions_file
-from experiments.running.build import agent_loader, make_agent, make_env, make_student, plugin
+from experiments.running.build import agent_loader, make_agent, make_env, make_student
 from experiments.running.cli import print_warning
 from experiments.running.config import SMALL_TASKS, RunConfig
 from experiments.running.config_file import to_dict
@@ -30,6 +30,7 @@ from experiments.running.curves import draw_curves
 from experiments.running.evaluating import evaluate_all, evaluate_before, show_samples
 from experiments.running.loop import TrainingLoop
 from experiments.running.model_card import model_card, push
+from experiments.running.plugins import wants_student
 from experiments.running.preflight import checked_pair
 from experiments.running.run_folder import finite, read_json, read_metrics, write_json
 from experiments.running.signals import signals, stop
@@ -42,8 +43,6 @@ FILES = ("metrics.csv", "curves.png", "evaluation.json", "samples.txt", completi
 
 def launch(config: RunConfig) -> None:
     """What each process of a run does."""
-    if ":" in config.agent:
-        plugin(config.agent)  # before anything is made
     processes = init_distributed()
     if processes.rank:
         follow(config, processes)
@@ -175,7 +174,7 @@ def run_locked(
         agent.cache = cache
         processes.continue_or_stop()
         agent.join_group(processes)
-    alarms = TrainingLoop(config, agent, env, console).run()
+    alarms = TrainingLoop(config, agent, env, console, evaluation["before"]).run()
     # sums and coins have many short completions, which evaluate.py --completions writes again
     completions = folder / completions_file.FILE if config.env == "lm" else None
     evaluation["after"] = evaluate_all(config, agent, console, "after training", completions)
@@ -201,7 +200,8 @@ def start(
 ) -> tuple[Any, dict[str, Any]]:
     """The agent before its first iteration, evaluated and saved, and the evaluation."""
     warm_folder = None
-    if config.training.warm_start and env.task.graded and not config.student.model:
+    uses_student = ":" not in config.agent or wants_student(config.agent)
+    if config.training.warm_start and env.task.graded and not config.student.model and uses_student:
         student, warm_folder = warm_start(config, console)
     agent: Agent = make_agent(config, student, env)
     evaluation = {"before": evaluate_before(config, agent, warm_folder, console), "seconds": 0.0}

@@ -1,6 +1,9 @@
 """The training of a run: validations, checkpoints, alarms, and what the terminal shows meanwhile."""
 
 import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console, Group
@@ -9,7 +12,7 @@ from rich.text import Text
 
 from agents.base import Agent, Metrics
 from agents.checkpoint import checkpoints, save_checkpoint
-from agents.config import DistillConfig
+from agents.config import DistillConfig, PluginConfig
 from agents.evaluation import completion_metrics
 from agents.generation import generate
 from agents.prompts import evenly_spaced
@@ -22,6 +25,7 @@ from experiments.running.config import RunConfig
 from experiments.running.config_file import to_dict
 from experiments.running.evaluating import EVALUATION_SEED, gate_of
 from experiments.running.metric_display import metric
+from experiments.running.section import errors_name_flags
 from experiments.running.signals import Request, signals
 from experiments.running.tracking import Tracker
 
@@ -53,20 +57,36 @@ class TrainingLoop:
         agent: to train, at the iteration of its checkpoint.
         env: for the training.
         console: for progress and warnings.
+        before: the evaluation before the training.
     """
 
-    def __init__(self, config: RunConfig, agent: Agent, env: DistillVectorEnv, console: Console) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        agent: Agent,
+        env: DistillVectorEnv,
+        console: Console,
+        before: Mapping[str, float | None],
+    ) -> None:
         self.config, self.settings, self.env, self.console = config, config.training, env, console
         self.agent: Any = agent
         folder = config.folder
         self.checkpoints = folder / "checkpoints"
         self.done: int = getattr(agent, "iteration", 0)
         self.tracker = Tracker(folder, self.done, config.logging.track, to_dict(config))
-        self.log = AlarmLog(folder / "alarms.log", self.tracker.rows, env.max_new_tokens, gated=is_gated(config))
         rows = LM_VALIDATION_ROWS if config.env == "lm" else VALIDATION_ROWS
+        self.log = AlarmLog(
+            folder / "alarms.log",
+            self.tracker.rows,
+            env.max_new_tokens,
+            gated=is_gated(config),
+            own_metrics=not isinstance(config.agent_options, PluginConfig),
+            before=before,
+            validated=rows,
+        )
         self.validation = make_env(config, "validation", rows, purpose="evaluate")
         self.spent = sum(used(row, self.settings.limit_of) for row in self.tracker.rows)
-        self.clock, self.written = time.perf_counter(), env.teacher_usage.tokens
+        self.clock, self.usage = time.perf_counter(), replace(env.teacher_usage)
         self.progress = progress_bar(console)
         self.bar = self.progress.add_task(
             f"{config.agent} on {config.env}", total=self.settings.iterations, completed=self.done
@@ -92,6 +112,8 @@ class TrainingLoop:
                         stop = total
                     self.agent.learn(self.env, min(stop, total) - self.done, self.after_iteration)
                     self.done = min(stop, total)
+                    if self.done not in map(int_name, checkpoints(self.checkpoints)):
+                        self.save(self.done)  # of an agent that calls no callback
                 self.request.obey()
             except LimitReached:
                 at = getattr(self.agent, "iteration", "?")
@@ -114,8 +136,11 @@ class TrainingLoop:
     def after_iteration(self, iteration: int, metrics: Metrics) -> None:
         """Log, validate, raise alarms, show, and save."""
         metrics.setdefault("time/seconds", time.perf_counter() - self.clock)
-        metrics.setdefault("cost/teacher_tokens", self.env.teacher_usage.tokens - self.written)
-        self.clock, self.written = time.perf_counter(), self.env.teacher_usage.tokens
+        for name, count in vars(self.env.teacher_usage).items():
+            metrics.setdefault(f"cost/teacher_{name}", float(count - getattr(self.usage, name)))
+        self.clock, self.usage = time.perf_counter(), replace(self.env.teacher_usage)
+        if self.settings.limit and LIMITS[self.settings.limit_of] not in metrics:
+            raise ValueError(f"limit_of: {self.settings.limit_of!r} is not among the metrics that the agent reports")
         self.spent += used(metrics, self.settings.limit_of)
         last = iteration >= self.settings.iterations or self.limit_reached
         if iteration == 1 or iteration % self.settings.validate_every == 0 or last:
@@ -136,7 +161,9 @@ class TrainingLoop:
         """Metrics of the student alone on the validation split."""
         env = self.validation
         prompts = evenly_spaced(env.prompts, min(env.num_envs, len(env.prompts)))
-        measured = completion_metrics(generate(self.agent, env, prompts, EVALUATION_SEED, gate=gate_of(self.agent)))
+        with errors_name_flags({"actions": "agent"}):
+            written = generate(self.agent, env, prompts, EVALUATION_SEED, gate=gate_of(self.agent))
+        measured = completion_metrics(written)
         return {f"validation/{k}": measured[k] for k in VALIDATED if k in measured}
 
     def show(self, iteration: int, metrics: Metrics) -> None:
@@ -165,9 +192,14 @@ class TrainingLoop:
             iteration = getattr(self.agent, "iteration", self.done) + 1
             self.log.add(iteration, Alarm("not finite", str(error), "", fatal=True))
         good = checkpoints(self.checkpoints)[0]
-        return FloatingPointError(
-            f"{error}; the last good checkpoint is {good}, from which --student {good}/agent/student begins another run"
-        )
+        student = good / "agent" / "student"
+        hint = f", from which --student {student} begins another run" if student.is_dir() else ""
+        return FloatingPointError(f"{error}; the last good checkpoint is {good}{hint}")
+
+
+def int_name(checkpoint: Path) -> int:
+    """The iteration of a checkpoint."""
+    return int(checkpoint.name)
 
 
 def used(metrics: Metrics, limit_of: str) -> float:

@@ -84,6 +84,13 @@ EVALUATION: dict[str, tuple[Metric, ...]] = {
 }
 """Metrics of an evaluation, by topic. Keys with "ood/" come from the out-of-distribution split."""
 
+ON_CALL: tuple[Metric, ...] = (
+    Metric("on_call/accuracy", "accuracy of the final value", "{:.1%}", "more"),
+    Metric("on_call/correct_chains", "correct chains", "{:.1%}", "more"),
+    Metric("on_call/teacher_share", "tokens written by the teacher", "{:.1%}", "less"),
+)
+"""Metrics of an agent that may ask its teacher while it writes."""
+
 TRAINING: tuple[Metric, ...] = (
     Metric("tokens", "training tokens", "{:,.0f}"),
     Metric("student_tokens", "training tokens written by the student", "{:,.0f}"),
@@ -140,7 +147,7 @@ ITERATION: tuple[Metric, ...] = (
 )
 """Metrics of an iteration, from `metrics.csv`."""
 
-METRICS = {m.key: m for group in (*EVALUATION.values(), TRAINING, ROLLOUT_COST, ITERATION) for m in group}
+METRICS = {m.key: m for group in (*EVALUATION.values(), ON_CALL, TRAINING, ROLLOUT_COST, ITERATION) for m in group}
 
 
 def metric(key: str) -> Metric:

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.running.config import RunConfig
-from experiments.running.metric_display import evaluation_lines, metric
+from experiments.running.metric_display import ON_CALL, evaluation_lines, metric
 
 # metrics of the training in the table, those of a line together
 COSTS = (
@@ -46,7 +46,7 @@ def summarise_training(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
         **teacher,
         **rollout_cost(rows),
         "teacher_tokens_per_student_token": teacher["teacher_tokens"] / own if own else float("inf"),
-        "tokens_per_second": total("rollout/tokens") / total("time/seconds"),
+        "tokens_per_second": total("rollout/tokens") / total("time/seconds") if rows else float("nan"),
         "rewritten_share_first": mean("rollout/rewritten_share", rows[:tenth]),
         "rewritten_share_last": mean("rollout/rewritten_share", rows[-tenth:]),
         "hard_share_first": mean("rollout/hard_share", rows[:tenth]),
@@ -80,6 +80,14 @@ def report(config: RunConfig, evaluation: dict[str, Any], console: Console) -> N
             label = "; ".join(m.label for m in metrics)
             table.add_row(label, "", "; ".join(m.text(training[m.key]) for m in metrics))
     console.print(table)
+    if on_call := {key: value for key, value in after.items() if key.startswith("on_call/")}:
+        table = Table(title="with the teacher on call, test split", title_justify="left")
+        table.add_column("")
+        table.add_column("after", justify="right")
+        for m in ON_CALL:
+            if m.key in on_call:
+                table.add_row(m.label, m.text(on_call[m.key]))
+        console.print(table)
     console.print(verdict(evaluation), highlight=False)
 
 
