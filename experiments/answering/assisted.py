@@ -27,7 +27,7 @@ from distill_env.tasks.registry import make_task
 from experiments.comparing.statistics import Estimate, proportion
 from experiments.reporting.viewer import completions_of, load_student
 from experiments.running.build import make_env, task_arguments
-from experiments.running.config import DRAFT_LENGTH, RunConfig
+from experiments.running.config import DRAFT_LENGTH, RunConfig, kind_of
 from experiments.running.config_file import load_config
 from experiments.running.evaluating import EVALUATION_ROWS, EVALUATION_SEED
 from experiments.running.metric_display import metric
@@ -168,7 +168,7 @@ class AssistedRun:
         """The completions at this tau."""
         from agents.draft_length import DraftLength
 
-        length = DRAFT_LENGTH[self.run.env] if self.config.draft_length is None else self.config.draft_length
+        length = DRAFT_LENGTH[kind_of(self.run.env)] if self.config.draft_length is None else self.config.draft_length
         draft: DraftLength | int = length or DraftLength(env.chunk)
         method, samples = self.method, self.config.samples
         if self.config.gate == "divergence":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from agents.config import DistillConfig, PluginConfig, SB3Config
 from distill_env.models.load import is_served
 from distill_env.tasks.base import Split
-from experiments.running.config import RunConfig
+from experiments.running.config import SMALL_TASKS, EnvironmentConfig, RunConfig
 from experiments.running.lm_arguments import new_student_arguments, student_arguments, task_arguments, teacher_arguments
 from experiments.running.plugins import make_plugin, plugin
 from experiments.running.section import errors_name_flags
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from distill_env.tasks.base import Task
 
 CATEGORICAL_VOCABULARY = 6
+ENTRY_POINT = "distill_env.env:DistillEnv"
+DEFAULTS = vars(EnvironmentConfig())
 OWN_AGENTS: dict[type, str] = {DistillConfig: "agents.distill:DistillAgent", SB3Config: "agents.sb3:SB3Agent"}
 AUTORESET: dict[type, AutoresetName] = {SB3Config: "SameStep", PluginConfig: "NextStep"}  # which its training needs
 # arguments of a served teacher, and of a task and a teacher that are loaded, and their flags
@@ -35,6 +38,8 @@ def task_and_teacher(config: RunConfig) -> dict[str, Any]:
     """The task and the teacher of a run, as arguments of `DistillVectorEnv`."""
     if config.env == "categorical":
         return {"task": "categorical", "teacher": "markov", "teacher_kwargs": {"vocab_size": CATEGORICAL_VOCABULARY}}
+    if ":" in config.env:
+        return registered(config.env)
     if config.env != "lm":  # a task with a teacher that ships with it
         return {"task": config.env, "teacher": config.env, "teacher_kwargs": {"dtype": config.teacher.dtype}}
     return {
@@ -43,6 +48,26 @@ def task_and_teacher(config: RunConfig) -> dict[str, Any]:
         "task_kwargs": task_arguments(config),
         "teacher_kwargs": teacher_arguments(config),
     }
+
+
+def registered(name: str) -> dict[str, Any]:
+    """The arguments with which `package.module:id` is registered with Gymnasium.
+
+    Raises:
+        ValueError: if it is not, or is none of this project's environments.
+    """
+    import gymnasium as gym
+
+    module, _, env_id = name.partition(":")
+    try:
+        importlib.import_module(module)  # which registers it
+        spec = gym.spec(env_id)
+    except Exception as error:  # a module may raise anything
+        reason = " ".join(str(error).split())
+        raise ValueError(f"env: {name!r} is not registered ({reason}); expected package.module:id") from None
+    if spec.entry_point != ENTRY_POINT:
+        raise ValueError(f"env: {name!r} is made by {spec.entry_point}; expected {ENTRY_POINT}")
+    return dict(spec.kwargs)
 
 
 def make_env(
@@ -70,7 +95,10 @@ def make_env(
     kind = type(config.agent_options) if purpose == "train" else object
     drafts = purpose == "decode" or kind is DistillConfig
     own = config.environment
-    arguments = task_and_teacher(config) | vars(own) | {"rewrite_cost": min(own.rewrite_cost, -own.log_prob_floor)}
+    usual = task_and_teacher(config)
+    flags = vars(own) | {"rewrite_cost": min(own.rewrite_cost, -own.log_prob_floor)}
+    arguments = usual | {name: value for name, value in flags.items() if name not in usual or value != DEFAULTS[name]}
+    arguments["observation"] = "ids"
     if task is not None:
         arguments |= {"task": task, "task_kwargs": None}
     if not with_teacher:
@@ -107,10 +135,10 @@ def make_student(config: RunConfig, env: DistillVectorEnv) -> TrainableModel:
         if student.vocab_size != env.vocab_size:
             raise ValueError(f"student: {own.model!r} has {student.vocab_size} ids, the teacher {env.vocab_size}")
         return student
-    if config.env == "categorical":
+    if config.env not in SMALL_TASKS:
         from distill_env.models.tabular import uniform
 
-        return uniform(CATEGORICAL_VOCABULARY)
+        return uniform(env.vocab_size)
     from distill_env.models.causal_lm import CausalLM
     from distill_env.models.toy import toy_student
 

@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import tyro
 
@@ -11,7 +11,7 @@ from agents.config import DistillConfig, OptimizerConfig, PluginConfig, Positive
 from agents.methods import METHODS, Method, check_cacheable
 from distill_env.checks import Count, Finite, Natural, Range, Share, check_range
 from distill_env.tasks.registry import LANGUAGE_TASKS
-from experiments.running.plugins import is_name, plugin_config
+from experiments.running.plugins import config_class, is_name
 from experiments.running.section import Section, flag
 
 EnvName = Literal["sums", "coins", "categorical", "lm"]
@@ -211,9 +211,9 @@ class RunConfig(Section):
 
     agent: Annotated[str, tyro.conf.arg(help=AGENT_HELP)] = "gated"
     """Algorithm."""
-    env: EnvName = "sums"
-    """Environment; sums and coins come with a trained teacher, categorical is a table, lm is any pair of causal
-    language models."""
+    env: str = "sums"
+    """Environment: sums or coins, which come with a trained teacher; categorical, a table; lm, any pair of causal
+    language models; or package.module:id, registered with Gymnasium."""
     name: str = ""
     """Name of the run's folder under --out; by default it consists of the agent, the environment and the seed."""
     out: Path = Path("runs")
@@ -263,19 +263,34 @@ ENV_DEFAULTS: dict[str, dict[str, Any]] = {
     "sums": {},
     "coins": {"student": {"width": 24, "mlp": 48}},
     "categorical": {"training": {"iterations": 150, "warm_start": 0.0}, "evaluation": {"samples": 32}},
+    "own": {"training": {"iterations": 150, "warm_start": 0.0}},
     "lm": {
         "training": {"iterations": 20, "warm_start": 0.0, "checkpoint_every": 5},
         "environment": {"max_new_tokens": 48},
         "evaluation": {"prompts": 32, "samples": 2},
     },
 }
-BATCH_SIZE = {"sums": 64, "coins": 64, "categorical": 32, "lm": 8}
-LEARNING_RATE = {"sums": 2e-3, "coins": 2e-3, "categorical": 0.05, "lm": 1e-4}
+BATCH_SIZE = {"sums": 64, "coins": 64, "categorical": 32, "own": 32, "lm": 8}
+LEARNING_RATE = {"sums": 2e-3, "coins": 2e-3, "categorical": 0.05, "own": 0.05, "lm": 1e-4}
 # PPO and A2C make many steps per iteration; the rates above ruin a warm student in the first one
-SB3_LEARNING_RATE = {"sums": 1e-4, "coins": 1e-4, "categorical": 0.05, "lm": 1e-5}
+SB3_LEARNING_RATE = {"sums": 1e-4, "coins": 1e-4, "categorical": 0.05, "own": 0.05, "lm": 1e-5}
 # 0 adapts it. Fixed on the small tasks, so that a run repeats itself: an adapted length follows a clock, and blocks of
 # another length round otherwise.
-DRAFT_LENGTH = {"sums": 6, "coins": 6, "categorical": 6, "lm": 0}
+DRAFT_LENGTH = {"sums": 6, "coins": 6, "categorical": 6, "own": 6, "lm": 0}
+
+
+def kind_of(env: str) -> str:
+    """The key of an environment in the tables above; `own` for one of the user's.
+
+    Raises:
+        ValueError: if it is unknown.
+    """
+    if env in get_args(EnvName):
+        return env
+    if ":" not in env:
+        known = ", ".join(get_args(EnvName))
+        raise ValueError(f"env: {env!r} is unknown; expected {known}, or package.module:id")
+    return "own"
 
 
 def default_options(agent: str, env: str) -> AgentOptions:
@@ -284,14 +299,13 @@ def default_options(agent: str, env: str) -> AgentOptions:
     Raises:
         ValueError: for an unknown agent or environment.
     """
-    if env not in ENV_DEFAULTS:
-        raise ValueError(f"env: {env!r} is unknown; expected one of {', '.join(ENV_DEFAULTS)}")
-    size, rate = BATCH_SIZE[env], LEARNING_RATE[env]
+    kind = kind_of(env)
+    size, rate = BATCH_SIZE[kind], LEARNING_RATE[kind]
     if agent in METHODS:
-        return DistillConfig(METHODS[agent], OptimizerConfig(rate), size, draft_length=DRAFT_LENGTH[env])
+        return DistillConfig(METHODS[agent], OptimizerConfig(rate), size, draft_length=DRAFT_LENGTH[kind])
     if agent in SB3_AGENTS:
-        return SB3Config(SB3_AGENTS[agent], size, SB3_LEARNING_RATE[env])
+        return SB3Config(SB3_AGENTS[agent], size, SB3_LEARNING_RATE[kind])
     if ":" in agent:
-        return plugin_config(agent, size)
+        return config_class(agent)(size)
     expected = ", ".join([*METHODS, *SB3_AGENTS])
     raise ValueError(f"agent: {agent!r} is unknown; expected one of {expected}, or package.module:Class")

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import yaml
 
-from experiments.running.config import ENV_DEFAULTS, RunConfig, default_options
+from experiments.running.config import ENV_DEFAULTS, RunConfig, default_options, kind_of
 from experiments.running.section import flags_of
 
 C = TypeVar("C")
@@ -71,7 +71,7 @@ def default_config(agent: str, env: str) -> RunConfig:
     Raises:
         ValueError: for an unknown agent or environment.
     """
-    return from_dict(RunConfig(agent, env, agent_options=default_options(agent, env)), ENV_DEFAULTS[env])  # type: ignore[arg-type]
+    return from_dict(RunConfig(agent, env, agent_options=default_options(agent, env)), ENV_DEFAULTS[kind_of(env)])
 
 
 def read_config(path: Path, agent: str = "", env: str = "", usual: tuple[str, str] = ("gated", "sums")) -> RunConfig:

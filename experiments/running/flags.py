@@ -114,4 +114,4 @@ def truncated(config: RunConfig) -> RunConfig:
 
 
 def default_name(agent: str, env: str, seed: int) -> str:
-    return f"{re.sub(r'[^A-Za-z0-9_]+', '-', agent)}-{env}-s{seed}"
+    return "-".join([*(re.sub(r"[^A-Za-z0-9_]+", "-", part) for part in (agent, env)), f"s{seed}"])

@@ -14,7 +14,15 @@ from agents.config import DistillConfig
 from agents.methods import METHODS, Method
 from distill_env.gate_settings import SCORE_NAMES
 from distill_env.tasks.registry import LANGUAGE_TASKS
-from experiments.running.config import SB3_AGENTS, SMALL_TASKS, DataConfig, LoadingConfig, RunConfig, TeacherConfig
+from experiments.running.config import (
+    SB3_AGENTS,
+    SMALL_TASKS,
+    DataConfig,
+    EnvName,
+    LoadingConfig,
+    RunConfig,
+    TeacherConfig,
+)
 from experiments.running.section import Flag, flag_names, flags_of
 
 FIRST = ("agent", "env", "tau", "iterations", "seed", "name", "out", "resume", "teacher", "student", "task_path")
@@ -65,6 +73,8 @@ def choices(flag: Flag) -> tuple[str, ...]:
     """The values that are accepted, if they are few."""
     if flag.name == "agent":
         return (*METHODS, *SB3_AGENTS, "package.module:Class")
+    if flag.name == "env":
+        return (*get_args(EnvName), "package.module:id")
     if flag.name == "score":
         return (*SCORE_NAMES, "package.module:function")
     if flag.name == "task":

@@ -1,11 +1,13 @@
 """The arguments with which task, teacher, student and tokenizers are loaded for --env lm. Light to import."""
 
+import inspect
 from functools import lru_cache
 from typing import Any
 
 from distill_env.models.hub import TokenizerSource, absent_ids, id_range, load_tokenizer
 from distill_env.models.load import is_served
-from experiments.running.config import RunConfig
+from distill_env.tasks.registry import import_name
+from experiments.running.config import SMALL_TASKS, RunConfig
 
 
 def teacher_tokenizer(config: RunConfig) -> TokenizerSource:
@@ -32,7 +34,11 @@ def task_arguments(config: RunConfig) -> dict[str, Any]:
     }
     if data.task != "text":
         chat = {"auto": None, "yes": True, "no": False}[data.chat]
-        return arguments | {"chat": chat, "few_shot": data.few_shot}
+        arguments |= {"chat": chat, "few_shot": data.few_shot}
+        if ":" not in data.task:
+            return arguments
+        accepted = inspect.signature(import_name("task", data.task)).parameters
+        return {name: value for name, value in arguments.items() if name in accepted}
     if data.few_shot or data.chat == "yes":
         raise ValueError("few_shot, chat: not with --task text, which has no questions; expected 0, auto or no")
     horizon = config.environment.max_new_tokens
@@ -114,7 +120,7 @@ def new_student_arguments(config: RunConfig) -> dict[str, Any]:
     """The arguments of a student that a run begins with."""
     own = config.student
     if config.env != "lm":
-        return {} if config.env == "categorical" else {"dtype": own.dtype}
+        return {"dtype": own.dtype} if config.env in SMALL_TASKS else {}
     arguments = {"dtype": own.dtype, **shared_ids(config), **student_arguments(config)}
     if own.lora_rank:
         arguments |= _values(own, "lora_rank", "lora_alpha", "lora_targets") | {"lora_seed": config.agent_options.seed}

@@ -14,7 +14,7 @@ from jinja2 import Environment, FileSystemLoader
 
 import distill_env
 from agents.config import SB3Config
-from experiments.running.config import RunConfig
+from experiments.running.config import SMALL_TASKS, RunConfig
 from experiments.running.config_file import default_config, flag_values
 from experiments.running.metric_display import evaluation_lines, markdown_table, metric
 
@@ -52,7 +52,7 @@ def model_card(config: RunConfig, evaluation: dict[str, Any]) -> str:
 
 def front_matter(config: RunConfig) -> str:
     """YAML between dashes. A licence or a base model that is not known is left out; the hub refuses a wrong one."""
-    student, transformer = config.student.model, config.env != "categorical"
+    student, transformer = config.student.model, config.env in (*SMALL_TASKS, "lm")
     data = ModelCardData(
         license=licence_of(config),
         library_name="transformers" if transformer else None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import field, is_dataclass, make_dataclass
+from functools import cache
 from typing import Any, Literal, get_origin, get_type_hints
 
 from agents.config import PluginConfig
@@ -34,9 +35,10 @@ def parameters(agent: Any) -> dict[str, inspect.Parameter]:
     return {name: p for name, p in list(found.items())[1:] if p.kind in kinds}
 
 
-def plugin_config(name: str, batch_size: int) -> PluginConfig:
-    """The options of an agent. Its own parameters are fields, and so flags: numbers, texts, truth values, choices, and
-    dataclasses of these.
+@cache
+def config_class(name: str) -> type[PluginConfig]:
+    """The class of an agent's options. Its own parameters are fields, and so flags: numbers, texts, truth values,
+    choices, and dataclasses of these.
 
     Raises:
         ValueError: for an agent that cannot be imported, or a parameter without a default that the run does not fill.
@@ -53,8 +55,9 @@ def plugin_config(name: str, batch_size: int) -> PluginConfig:
         if hint in FLAG_TYPES or get_origin(hint) is Literal or is_dataclass(parameter.default):
             default: Any = parameter.default
             own.append((key, hint, field(default=default)))
-    made = make_dataclass("PluginConfig", own, bases=(PluginConfig,), frozen=True, namespace={"__doc__": agent.__doc__})
-    return made(batch_size)
+    if not own:
+        return PluginConfig
+    return make_dataclass("PluginConfig", own, bases=(PluginConfig,), frozen=True, namespace={"__doc__": agent.__doc__})
 
 
 def make_plugin(agent: Any, env: Any, config: PluginConfig, student: Any) -> Any:

@@ -17,7 +17,11 @@ from experiments.running.flags import parse
 from experiments.running.help import FIRST, choices, docstrings, help_text
 from experiments.running.section import flag_names, flags_of
 
-CHOICES = [(agent, env) for agent in ("gated", "minillm", "ppo", "a.module:Agent") for env in get_args(EnvName)]
+CHOICES = [
+    (agent, env)
+    for agent in ("gated", "minillm", "ppo", "tests.helpers.plugin_agents:Silent")
+    for env in get_args(EnvName)
+]
 
 
 @pytest.mark.parametrize(("agent", "env"), CHOICES)
@@ -28,7 +32,7 @@ def test_a_configuration_survives_strict_json(agent: str, env: str) -> None:
 
 
 def test_every_flag_has_one_name_and_an_explanation() -> None:
-    for agent in ("gated", "ppo", "a.module:Agent"):
+    for agent in ("gated", "ppo", "tests.helpers.plugin_agents:Silent"):
         flags = list(flags_of(default_config(agent, "sums")))
         assert len({flag.name for flag in flags}) == len(flags)
         assert [f.name for f in flags if not docstrings(type(f.section)).get(f.path[-1])] == []

@@ -116,7 +116,18 @@ def test_the_card_says_what_was_done_and_measured(sums: Path) -> None:
 def test_base_model_and_licence_are_said_where_they_are_known(tmp_path: Path) -> None:
     def head(student: str) -> dict[str, Any]:
         config = parse(
-            ["--env", "lm", "--teacher", "t/t", "--student", student, "--task-path", "p", "--agent", "a.b:C"]
+            [
+                "--env",
+                "lm",
+                "--teacher",
+                "t/t",
+                "--student",
+                student,
+                "--task-path",
+                "p",
+                "--agent",
+                "tests.helpers.plugin_agents:Silent",
+            ]
         )
         return yaml.safe_load(front_matter(config).strip("-"))
 
