@@ -61,7 +61,7 @@ class TableRow:
     def reset(self) -> dict[str, Any]:
         """Begin the next episode of the row's seed. Returns `info`."""
         self._completions.begin_next(0)
-        self._changes, self._executed = -1, []
+        self._changes = -1
         self._env.written_by(self)
         return self._revealed(self._here())
 

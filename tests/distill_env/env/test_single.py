@@ -68,7 +68,9 @@ def test_both_forms_are_the_same_to_the_last_bit(settings: dict[str, Any]) -> No
         if ours[2]:
             lengths.append(int(batch.completions.lengths[0]))
             options = {"prompts": [(1, 2)]} if step % 5 == 0 else None
+            single.lookahead(torch.tensor([1]))  # the teacher has read the completion that has ended
             assert_equal(as_arrays(single.reset(options=options)), first_row(batch.reset(options=options)))
+            assert torch.equal(single.lookahead(torch.tensor([1, 2])), batch.lookahead(torch.tensor([[1, 2]]))[0])
     assert len(set(lengths)) > 3
     np.testing.assert_array_equal(single.batch.completions.rewards, batch.completions.rewards)
 
