@@ -211,7 +211,7 @@ def test_files_and_links_of_a_page_exist(page: Path) -> None:
 
 
 FLAG = re.compile(r"(?<![\w-])--([a-z][a-z-]+[a-z])(?![\w-])")
-OTHER_PROGRAMS = {"capture-video", "help", "help-all", "config", "max-logprobs", "tensor-parallel-size"}
+OTHER_PROGRAMS = {"capture-video", "epsilon", "help", "help-all", "config", "max-logprobs", "tensor-parallel-size"}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(REPOSITORY)))
@@ -226,7 +226,9 @@ def test_flags_of_a_page_exist(page: Path) -> None:
 def known_flags() -> set[str]:
     text = "".join(path.read_text() for path in (REPOSITORY / "experiments").rglob("*.py"))
     known = set(re.findall(r"^    (\w+): ", text, re.M))
-    sections: list[Any] = [default_config(agent, "lm") for agent in ("gated", "ppo", "m:Agent")]
+    sections: list[Any] = [
+        default_config(agent, "lm") for agent in ("gated", "ppo", "tests.helpers.plugin_agent:Frequencies")
+    ]
     while sections:
         section = sections.pop()
         for field, flag in flag_names(type(section)).items():

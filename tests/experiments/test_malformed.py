@@ -109,7 +109,9 @@ MAY_BE_INFINITE = {"rewrite_cost", "tau", "alpha", "score_clip", "loss_clip", "m
 
 def flags() -> Iterator[tuple[str, str, str]]:
     """An agent that has the flag, the flag, and a value out of range, for every number and every choice."""
-    configs: list[Any] = [default_config(agent, "categorical") for agent in ("m:Agent", "ppo", "gated")]
+    configs: list[Any] = [
+        default_config(agent, "categorical") for agent in ("tests.helpers.plugin_agent:Frequencies", "ppo", "gated")
+    ]
     agents = [(config, config.agent) for config in configs]
     seen: set[tuple[type, str]] = set()
     while agents:
