@@ -33,9 +33,9 @@ class TrainingConfig(Section):
     """Number of iterations, each with one batch and one update."""
     limit: Annotated[float, Range(least=0, finite=True)] = 0.0
     """End the training after this amount of --limit-of; 0 sets no limit."""
-    limit_of: Literal["student_tokens", "teacher_positions", "teacher_tokens"] = "student_tokens"
-    """What --limit counts: tokens that the student writes, positions that the teacher scores, or tokens that the
-    teacher writes."""
+    limit_of: Literal["tokens", "student_tokens", "teacher_positions", "teacher_tokens"] = "student_tokens"
+    """What --limit counts: all tokens written, tokens that the student writes, positions that the teacher scores, or
+    tokens that the teacher writes."""
     warm_start: Share = 1 / 3
     """Share of the teacher's accuracy to reach by sft before training; 0 skips the warm start."""
     validate_every: Count = 10

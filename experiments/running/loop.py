@@ -30,6 +30,7 @@ from experiments.running.signals import Request, signals
 from experiments.running.tracking import Tracker
 
 LIMITS = {
+    "tokens": "rollout/tokens",
     "student_tokens": "rollout/student_tokens",
     "teacher_positions": "cost/teacher_positions",
     "teacher_tokens": "cost/teacher_tokens",
