@@ -51,7 +51,7 @@ class Reinforce:
 
     def rollout(self, env: Any) -> tuple[list[tuple[int, ...]], Tensor, Tensor]:
         """One completion in every row: prompts, tokens [n, T] padded with -1, and rewards [n, T]."""
-        observation, info = env.reset(
+        observation, _ = env.reset(
             seed=[1_000_000 * self.iteration + 1000 * self.seed + i for i in range(env.num_envs)]
         )
         prompts = [tuple(row[row >= 0].tolist()) for row in observation]
