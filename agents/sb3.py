@@ -35,11 +35,15 @@ from agents.atomic_io import write_folder
 from agents.base import Callback, Metrics
 from agents.checkpoint import damage_as_value_error, load_state, optimizer_tensors, restore_optimizer, save_state
 from agents.config import SB3Config
+from agents.metrics import HIGH_DIVERGENCE
 from agents.rollout_metrics import count_usage, token_metrics
 from agents.student_actor import StudentActor
+from distill_env.divergence import reverse_kl
 from distill_env.env import DistillVectorEnv
 from distill_env.models.base import TrainableModel, ids_of
 from distill_env.models.load import build_model
+
+STATE_NUMBERS = 2**22  # log-probabilities of the states in which REWRITE is looked at
 
 
 class SB3Agent:
@@ -88,6 +92,7 @@ class SB3Agent:
                 algorithm.learn(steps, log_interval=2, reset_num_timesteps=False)  # of 1 iteration: never prints a log
             self.iteration += 1
             metrics = self._train_metrics(algorithm) | _episode_metrics(algorithm)
+            metrics |= self._rewrite_metrics(algorithm, core)
             metrics |= token_metrics(*(vec_env.written - written_before))
             metrics |= {f"cost/teacher_{key}": float(count) for key, count in vars(usage).items()}
             metrics["time/seconds"] = time.perf_counter() - started
@@ -147,6 +152,31 @@ class SB3Agent:
             )
         if not math.isfinite(loss := metrics["train/loss"]):
             raise FloatingPointError(f"iteration {self.iteration}: the loss is {loss}; lower the learning_rate")
+        return metrics
+
+    @torch.no_grad()
+    def _rewrite_metrics(self, algorithm: PPO | A2C, core: DistillVectorEnv) -> Metrics:
+        """D_t in some states of the last rollout, and how likely REWRITE is where it is low and where it is high.
+
+        `rollout/divergence` is the mean D_t; `rollout/rewrite_easy` and `rollout/rewrite_hard` are the mean P(REWRITE)
+        where D_t is below `HIGH_DIVERGENCE` and where it is not; `rollout/rewrite_correlation` is the correlation of
+        P(REWRITE) with D_t. A teacher that cannot be read apart from the rollout gives none of them.
+        """
+        if core.teacher_top_k or not hasattr(core.teacher, "fork"):
+            return {}
+        seen = algorithm.rollout_buffer.observations.reshape(-1, core.max_prompt_length + core.max_new_tokens)
+        count = max(1, min(len(seen), 256, STATE_NUMBERS // core.vocab_size))
+        chosen = seen[np.linspace(0, len(seen) - 1, count).astype(int)].astype(np.int64)
+        log_p = core.teacher.fork().start([row[row >= 0].tolist() for row in chosen]).cpu()
+        log_pi = torch.from_numpy(self.action_log_probs(chosen))  # [m, V + 1]
+        divergence = reverse_kl(log_pi[:, :-1].log_softmax(-1), log_p.double()).clamp(min=0).numpy()
+        rewrite, hard = log_pi[:, -1].exp().numpy(), divergence >= HIGH_DIVERGENCE
+        metrics = {"rollout/divergence": float(divergence.mean())}
+        for name, where in (("easy", ~hard), ("hard", hard)):
+            if where.any():
+                metrics[f"rollout/rewrite_{name}"] = float(rewrite[where].mean())
+        if min(divergence.std(), rewrite.std()) > 1e-12:
+            metrics["rollout/rewrite_correlation"] = float(np.corrcoef(divergence, rewrite)[0, 1])
         return metrics
 
     def reseed(self, seed: int) -> None:

@@ -1,5 +1,6 @@
 """`curves.png` of a run."""
 
+import math
 from pathlib import Path
 
 from agents.atomic_io import write_file
@@ -15,6 +16,13 @@ PANELS = (
     ("train/entropy",),
     ("train/grad_norm",),
 )
+# of agents that learn from rewards
+REWARD_PANELS = (
+    ("rollout/reward",),
+    ("rollout/length",),
+    ("rollout/rewrite_easy", "rollout/rewrite_hard"),
+    ("rollout/rewrite_correlation",),
+)
 
 
 def draw_curves(folder: Path, title: str) -> None:
@@ -22,20 +30,27 @@ def draw_curves(folder: Path, title: str) -> None:
     from matplotlib.figure import Figure
 
     rows = read_metrics(folder)
-    panels = [panel for panel in PANELS if any(panel[0] in row for row in rows)]
+    wanted = PANELS if any("rollout/hard_share" in row for row in rows) else PANELS + REWARD_PANELS
+    panels = [panel for panel in wanted if any(panel[0] in row for row in rows)]
     if PANELS[0] in panels:  # correct chains say more than accuracy
         panels.remove(PANELS[1])
     if not panels:
         return
-    width = 3.4 * len(panels)  # inches; the margins are fixed: a layout engine draws everything twice
-    figure = Figure(figsize=(width, 2.9))
-    axes = figure.subplots(1, len(panels), squeeze=False)
-    figure.subplots_adjust(left=0.55 / width, right=1 - 0.1 / width, bottom=0.17, top=0.8, wspace=0.2)
-    for axis, metrics in zip(axes[0], [[metric(key) for key in panel] for panel in panels], strict=True):
+    columns = min(len(panels), 5)
+    lines = math.ceil(len(panels) / columns)
+    width, height = 3.4 * columns, 2.9 * lines  # inches; the margins are fixed: a layout engine draws everything twice
+    figure = Figure(figsize=(width, height))
+    axes = figure.subplots(lines, columns, squeeze=False).ravel()
+    figure.subplots_adjust(
+        left=0.55 / width, right=1 - 0.1 / width, bottom=0.5 / height, top=1 - 0.58 / height, wspace=0.2, hspace=0.45
+    )
+    for axis in axes[len(panels) :]:
+        axis.remove()
+    for axis, panel in zip(axes, panels, strict=False):
+        metrics = [metric(key) for key in panel if any(key in row for row in rows)]
         for m in metrics:
             points = [(row["iteration"], row[m.key]) for row in rows if m.key in row]
-            if points:
-                axis.plot(*zip(*points, strict=True), linewidth=1.3, label=m.label)
+            axis.plot(*zip(*points, strict=True), linewidth=1.3, label=m.label)
         axis.set_title(", ".join(m.label for m in metrics), fontsize=10)
         axis.set_xlabel("iteration", fontsize=9)
         axis.tick_params(labelsize=8)

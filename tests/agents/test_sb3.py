@@ -86,6 +86,23 @@ def test_with_tokens_frozen_the_rewrite_probability_is_the_soft_gate() -> None:
     assert torch.equal(student.log_table(), before)
 
 
+def test_what_is_logged_of_rewriting_is_what_the_policy_does() -> None:
+    """At the fixed point with tokens frozen P(REWRITE) rises with D_t, so it is larger in hard states, and the mean D_t
+    is that of the states that were visited."""
+    teacher, student = markov(3, seed=3, sharpness=1.5), markov(3, seed=4, sharpness=1.5)
+    student.table.requires_grad_(False)
+    agent = SB3Agent(student, SB3Config(batch_size=128, learning_rate=0.06))
+    seen: list[dict[str, float]] = []
+    agent.learn(table_env(teacher, rows=128), 30, lambda _, metrics: seen.append(metrics))
+    divergence = reverse_kl(student.log_table(), teacher.log_table()).detach()
+    last = seen[-1]
+    assert float(divergence.min()) < last["rollout/divergence"] < float(divergence.max())
+    assert last["rollout/rewrite_hard"] > last["rollout/rewrite_easy"] + 0.1
+    assert last["rollout/rewrite_correlation"] > 0.9
+    first, gap = seen[0], last["rollout/rewrite_hard"] - last["rollout/rewrite_easy"]
+    assert first["rollout/rewrite_hard"] - first["rollout/rewrite_easy"] < gap
+
+
 def test_act_never_rewrites() -> None:
     """Tokens are drawn from q however likely REWRITE is in pi; reseeded, the draws repeat."""
     agent = SB3Agent(one_state(SKEWED), SB3Config())
