@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,9 +18,6 @@ from distill_env.models.tabular import TabularModel
 from distill_env.ragged import PAD, Ints
 from distill_env.randomness import DRAW_BLOCK, Purpose, cumulative_distribution, inverse_cdf_number, uniform_number
 from distill_env.rules import is_floored, own_reward, rewrite_distribution
-
-if TYPE_CHECKING:
-    from distill_env.env import DistillVectorEnv
 
 
 @dataclass(frozen=True)
@@ -41,7 +38,7 @@ class TableRow:
     The completion is the environment's own: whatever reads it (look-ahead, rendering, copies) goes on from there.
     """
 
-    def __init__(self, env: DistillVectorEnv) -> None:
+    def __init__(self, env: Any) -> None:
         self._env, self._completions = env, env.completions
         self._teacher: Any = env.teacher
         self._rewrite = env.rewrite_action
@@ -54,7 +51,7 @@ class TableRow:
         self._executed: list[tuple[int, TableState]] = []  # position and state of each token of the last step
 
     @staticmethod
-    def serves(env: DistillVectorEnv) -> bool:
+    def serves(env: Any) -> bool:
         """Whether this environment can be stepped so."""
         return env.chunk == 1 and isinstance(env.teacher, TabularModel) and env.vocab_size <= 2 * DRAW_BLOCK
 
