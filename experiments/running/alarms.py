@@ -60,7 +60,7 @@ def alarms(
     if not history:
         return raised
     last = history[-1]
-    raised += _fallen(last, before or {}, validated)
+    raised += _fallen(history, before or {}, validated)
     if not own_metrics:
         return raised
     for key in ("train/loss", "train/grad_norm"):
@@ -96,16 +96,16 @@ def alarms(
     return raised
 
 
-def _fallen(last: Metrics, before: Mapping[str, float | None], validated: int) -> list[Alarm]:
-    """An alarm if the student has lost most of what it could before the training."""
+def _fallen(history: Sequence[Metrics], before: Mapping[str, float | None], validated: int) -> list[Alarm]:
+    """An alarm if the student had lost most of what it could before the training at the latest validation."""
     for key in ("correct_chains", "accuracy"):
-        start, now = before.get(key), last.get(f"validation/{key}")
+        name = f"validation/{key}"
+        start, now = before.get(key), next((row[name] for row in reversed(history) if name in row), None)
         if start is None or now is None:
             continue
         error = math.sqrt(start * (1 - start) / validated)
         if now < FELL_TO * start and start - now > STANDARD_ERRORS * error:
-            name = metric(f"validation/{key}").label
-            seen = f"{name} in validation {now:.1%}, before the training {start:.1%}"
+            seen = f"{metric(name).label} in validation {now:.1%}, before the training {start:.1%}"
             return [Alarm("student ruined", seen, "a lower --learning-rate")]
         break
     return []

@@ -81,6 +81,26 @@ def test_where_the_teacher_writes_by_choice_it_rejects_nothing() -> None:
     assert alarms(history(hard_share=1.0, rewritten_share=1.0), HORIZON, gated=False) == []
 
 
+@pytest.mark.parametrize("own_metrics", [True, False])
+def test_a_student_that_loses_most_of_what_it_could_is_ruined(own_metrics: bool) -> None:
+    """Whoever trains it; as long as the latest validation says so, and not by chance."""
+    settings: dict[str, Any] = {"before": {"correct_chains": 0.4}, "validated": 100, "own_metrics": own_metrics}
+    rows = history(5)
+    rows[1] |= {"validation/correct_chains": 0.1}
+    (alarm,) = alarms(rows, HORIZON, **settings)
+    assert (alarm.kind, alarm.fatal) == ("student ruined", False)
+    for healthy in ({"validation/correct_chains": 0.3}, {"validation/accuracy": 0.0}):
+        assert alarms([*rows[:1], {**HEALTHY, **healthy}], HORIZON, **settings) == []
+    few = {"before": {"correct_chains": 0.25}, "validated": 8}
+    assert alarms([{**HEALTHY, "validation/correct_chains": 0.0}], HORIZON, **few) == []  # chance
+
+
+def test_metrics_of_others_may_mean_something_else() -> None:
+    for rows, kind in RINGS.values():
+        assert kind
+        assert alarms(rows, HORIZON, own_metrics=False) == []
+
+
 def test_an_alarm_is_told_once_until_it_clears(tmp_path: Path) -> None:
     """Two episodes of refusal: two lines; a log that goes on from the middle of the first is the same in the end."""
     episode = history(30, hard_share=1.0)
