@@ -1,4 +1,4 @@
-"""What stands in an environment that has no teacher."""
+"""The model of an environment without a teacher."""
 
 from __future__ import annotations
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from agents.checkpoint import load_state, optimizer_tensors, restore_optimizer, save_state
 from agents.losses import cost_to_go
 from agents.student_actor import StudentActor
 from distill_env.models.load import build_model
@@ -83,15 +84,15 @@ class Reinforce:
 
     def save(self, path: str | Path) -> None:
         self.student.save_pretrained(Path(path) / "student")
-        names = ("seed", "iteration", "gamma", "ent_coef")
-        state = {name: getattr(self, name) for name in names} | {"optimizer": self.optimizer.state_dict()}
-        torch.save(state, Path(path) / "state.pt")
+        tensors, groups = optimizer_tensors(self.optimizer)
+        state = {name: getattr(self, name) for name in ("seed", "iteration", "gamma", "ent_coef")}
+        save_state(Path(path), "optimizer", tensors, state | {"param_groups": groups})
 
     @classmethod
     def load(cls, path: str | Path) -> Reinforce:
-        state = torch.load(Path(path) / "state.pt", weights_only=True)
+        tensors, state = load_state(Path(path), "optimizer")
         student = build_model(Path(path) / "student")
         agent = cls(None, state["seed"], student, gamma=state["gamma"], ent_coef=state["ent_coef"])
-        agent.optimizer.load_state_dict(state["optimizer"])
+        restore_optimizer(agent.optimizer, tensors, state["param_groups"])
         agent.iteration = state["iteration"]
         return agent
