@@ -37,11 +37,12 @@ class DeviceCheckConfig:
 def check(config: DeviceCheckConfig) -> None:
     import torch
 
+    from distill_env.models.pretrained import find_device
     from experiments.benchmarking.device import checks, measurements
     from experiments.running.run_folder import write_json
 
-    name = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
-    device = torch.device(name)
+    device = find_device(config.device)
+    name = str(device)
     label = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     rows = list(checks(device))
     if config.shape != "none":

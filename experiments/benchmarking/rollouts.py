@@ -28,7 +28,7 @@ def run_config(config: BenchmarkConfig, rows: int, agent: str = "gated", dtype: 
     """A run on the benchmark's pair of models."""
     flags = ["--dtype", dtype, "--agent", agent, "--batch-size", str(rows), "--rows", str(rows), "--seed", "0"]
     if config.teacher:
-        flags += ["--env", "lm", "--teacher", config.teacher, "--student", config.student]
+        flags += ["--env", "lm", "--device", "cpu", "--teacher", config.teacher, "--student", config.student]
         flags += ["--task-path", config.task_path, "--max-new-tokens", str(config.new_tokens)]
         flags += ["--draft-limit", str(config.new_tokens), "--max-prompt-tokens", "128"]
     else:

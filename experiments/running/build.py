@@ -13,6 +13,7 @@ from distill_env.models.load import is_served
 from distill_env.tasks.base import Split
 from experiments.running.config import SMALL_TASKS, EnvironmentConfig, RunConfig
 from experiments.running.lm_arguments import new_student_arguments, student_arguments, task_arguments, teacher_arguments
+from experiments.running.placement import placement
 from experiments.running.plugins import make_plugin, plugin
 from experiments.running.section import errors_name_flags
 
@@ -41,7 +42,7 @@ def task_and_teacher(config: RunConfig) -> dict[str, Any]:
     if ":" in config.env:
         return registered(config.env)
     if config.env != "lm":  # a task with a teacher that ships with it
-        return {"task": config.env, "teacher": config.env, "teacher_kwargs": {"dtype": config.teacher.dtype}}
+        return {"task": config.env, "teacher": config.env, "teacher_kwargs": {"dtype": placement(config).dtype}}
     return {
         "task": config.data.task,
         "teacher": config.teacher.model,
@@ -145,7 +146,7 @@ def make_student(config: RunConfig, env: DistillVectorEnv) -> TrainableModel:
     with torch.random.fork_rng():
         torch.manual_seed(config.agent_options.seed)
         model = toy_student(config.env, own.width, own.layers, own.mlp)
-    model.to(getattr(torch, own.dtype))
+    model.to(getattr(torch, placement(config).student_dtype))
     return CausalLM(model, eos_token_id=env.task.eos_token_id)
 
 

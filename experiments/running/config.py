@@ -17,7 +17,7 @@ from experiments.running.section import Section, flag
 EnvName = Literal["sums", "coins", "categorical", "lm"]
 Acceptable = Literal["special_tokens", "end_of_turn", "chat_template", "memory"]  # rows of the preflight
 Track = Literal["tensorboard", "wandb", "trackio", "none"]
-Dtype = Literal["float32", "bfloat16"]
+Dtype = Literal["auto", "float32", "bfloat16"]
 AgentOptions = DistillConfig | SB3Config | PluginConfig
 LARGEST_RUN_SEED = 2**32 - 1  # evaluations and the data of warm starts have larger ones, so streams of their own
 SMALL_TASKS = ("sums", "coins")  # with a trained teacher that ships with the project
@@ -68,7 +68,7 @@ class TeacherConfig(Section):
     """Folder in which the teacher's completions are cached for later runs. Only for methods whose completions do not
     depend on the student. The files hold the teacher's distributions, and are large without --top-k."""
     dtype: Dtype = "float32"
-    """Data type of the teacher's weights."""
+    """Data type of the teacher's weights: auto is bfloat16 on a GPU, else float32."""
     device_map: str = ""
     """Transformers' device map for the teacher, such as auto, instead of --device. Needs accelerate. Untested."""
     quantize: Literal["none", "8bit", "4bit"] = "none"
@@ -94,8 +94,8 @@ class StudentConfig(Section):
     mlp: Annotated[Count, flag("student-mlp")] = 32
     """Feed-forward width of a new student."""
     dtype: Annotated[Dtype, flag("student-dtype")] = "float32"
-    """Data type in which the student computes and is saved. With bfloat16 the optimiser keeps and updates float32
-    copies of the weights."""
+    """Data type in which the student computes and is saved: auto is bfloat16 on a GPU, else float32. With bfloat16 the
+    optimiser keeps and updates float32 copies of the weights."""
     lora_rank: Natural = 0
     """Rank of a LoRA adapter (pip install 'distill-env[peft]'); 0 trains all weights. Only the adapter is trained. It
     has no dropout, so the student that writes is the one that is trained. It is merged into the saved student."""
@@ -266,6 +266,9 @@ ENV_DEFAULTS: dict[str, dict[str, Any]] = {
     "own": {"training": {"iterations": 150, "warm_start": 0.0}},
     "lm": {
         "training": {"iterations": 20, "warm_start": 0.0, "checkpoint_every": 5},
+        "teacher": {"dtype": "auto"},
+        "student": {"dtype": "auto"},
+        "loading": {"device": "auto"},
         "environment": {"max_new_tokens": 48},
         "evaluation": {"prompts": 32, "samples": 2},
     },

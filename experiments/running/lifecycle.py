@@ -30,6 +30,7 @@ from experiments.running.curves import draw_curves
 from experiments.running.evaluating import evaluate_all, evaluate_before, show_samples
 from experiments.running.loop import TrainingLoop
 from experiments.running.model_card import model_card, push
+from experiments.running.placement import keep_placement, placement_line
 from experiments.running.plugins import wants_student
 from experiments.running.preflight import checked_pair
 from experiments.running.run_folder import finite, read_json, read_metrics, write_json
@@ -101,6 +102,8 @@ def run_as_main_process(config: RunConfig, console: Console, processes: ProcessG
     check_name(config)
     check_processes(config, processes)
     cache = teacher_cache(config, console)
+    if config.env == "lm":
+        console.print(placement_line(config), highlight=False, soft_wrap=True)
     started = bool(checkpoints(folder / "checkpoints"))
     student: TrainableModel | None = None
     if config.env == "lm" and not started:
@@ -164,6 +167,8 @@ def run_locked(
     """
     began, folder = time.perf_counter(), config.folder
     write_json(folder / "config.json", to_dict(config))
+    if config.env == "lm":
+        keep_placement(config)
     if student is None:
         agent, evaluation = resume(config, console, processes)
     else:

@@ -8,6 +8,7 @@ from distill_env.models.hub import TokenizerSource, absent_ids, id_range, load_t
 from distill_env.models.load import is_served
 from distill_env.tasks.registry import import_name
 from experiments.running.config import SMALL_TASKS, RunConfig
+from experiments.running.placement import placement
 
 
 def teacher_tokenizer(config: RunConfig) -> TokenizerSource:
@@ -108,7 +109,8 @@ def teacher_arguments(config: RunConfig) -> dict[str, Any]:
     if is_served(own.model):
         served = {"model": own.served_model, "top_k": own.top_k, "patience": own.timeout}
         return {**shared_ids(config), **served, "tokenizer": teacher_tokenizer(config)}
-    return {**shared_ids(config), **_of_both(config), **_values(own, "dtype", "device_map", "quantize", "gguf_file")}
+    arguments = {"dtype": placement(config).dtype, **_values(own, "device_map", "quantize", "gguf_file")}
+    return {**shared_ids(config), **_of_both(config), **arguments}
 
 
 def student_arguments(config: RunConfig) -> dict[str, Any]:
@@ -119,16 +121,17 @@ def student_arguments(config: RunConfig) -> dict[str, Any]:
 def new_student_arguments(config: RunConfig) -> dict[str, Any]:
     """The arguments of a student that a run begins with."""
     own = config.student
+    dtype = {"dtype": placement(config).student_dtype}
     if config.env != "lm":
-        return {"dtype": own.dtype} if config.env in SMALL_TASKS else {}
-    arguments = {"dtype": own.dtype, **shared_ids(config), **student_arguments(config)}
+        return dtype if config.env in SMALL_TASKS else {}
+    arguments = {**dtype, **shared_ids(config), **student_arguments(config)}
     if own.lora_rank:
         arguments |= _values(own, "lora_rank", "lora_alpha", "lora_targets") | {"lora_seed": config.agent_options.seed}
     return arguments
 
 
 def _of_both(config: RunConfig) -> dict[str, Any]:
-    return _values(config.loading, "device", "attn_implementation", "trust_remote_code")
+    return {"device": placement(config).device, **_values(config.loading, "attn_implementation", "trust_remote_code")}
 
 
 def _values(section: Any, *names: str) -> dict[str, Any]:

@@ -60,7 +60,7 @@ def estimate(config: RunConfig, env: DistillVectorEnv, student: Any, shards: int
     micro = getattr(options, "micro_batch", 0) or batch
     chunk = 1024
     if isinstance(options, DistillConfig):
-        chunk = options.positions_at_a_time(env.vocab_size, config.loading.device != "cpu")
+        chunk = options.positions_at_a_time(env.vocab_size, student.device.type != "cpu")
     stored = 3 * top_k + 1 if top_k else env.vocab_size  # an id is as long as two numbers
     models = (env.teacher.model, student)  # type: ignore[attr-defined]
     configs = [m.config.get_text_config(decoder=True) for m in models]

@@ -26,6 +26,7 @@ from experiments.running.build import make_env, make_student
 from experiments.running.cli import progress_bar
 from experiments.running.config import LARGEST_RUN_SEED, EnvironmentConfig, RunConfig, TeacherConfig
 from experiments.running.evaluating import EVALUATION_SEED
+from experiments.running.placement import placement
 
 DATA_SET = 100  # batches of the teacher's completions, over which a warm start iterates
 DATA_SEED = LARGEST_RUN_SEED + 2  # of the data set, which all warm starts of an environment share
@@ -86,8 +87,8 @@ def warm_start(config: RunConfig, console: Console) -> tuple[Any, Path]:
     )
     own = config.student
     shape: list[Any] = [config.env, own.width, own.layers, own.mlp, config.environment.max_new_tokens]
-    if own.dtype != "float32":
-        shape.append(own.dtype)
+    if (dtype := placement(config).student_dtype) != "float32":
+        shape.append(dtype)
     how = [options.batch_size, options.optimizer.learning_rate, options.optimizer.warmup_iterations, options.seed]
     key = json.dumps([*shape, config.training.warm_start, DATA_SET, DATA_SEED, *how])
     folder = config.out / "warm_start" / hashlib.sha256(key.encode()).hexdigest()[:12]
@@ -95,7 +96,7 @@ def warm_start(config: RunConfig, console: Console) -> tuple[Any, Path]:
     with FileLock(folder.with_suffix(".lock")):  # runs that need the same one wait for the first
         if not (folder / "student").exists():
             _fine_tune(config, options, console).save(folder)
-    return build_model(folder / "student", dtype=own.dtype), folder
+    return build_model(folder / "student", dtype=dtype), folder
 
 
 def _fine_tune(config: RunConfig, options: DistillConfig, console: Console) -> DistillAgent:
