@@ -283,7 +283,9 @@ class DistillAgent:
                 decision = GateDecision(*(x[chunk] for x in decisions))
             elif gate is not None:
                 decision = _decide_alone(gate, student, teacher, states.tokens[chunk])
-            if method.weighting_gate is not None:
+            if method.weighting == "constant":
+                reverse_weight = torch.full_like(reverse_weight, method.reverse_weight)
+            elif method.weighting_gate is not None:
                 reverse_weight = decision.reverse_weight
             if not method.gate_writes:
                 _add(sums, "rollout/hard_share", decision.hard.double())

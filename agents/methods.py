@@ -23,7 +23,7 @@ Loss = Literal[
     "reverse_plus_forward",
     "negative",
 ]
-Weighting = Literal["by_writer", "hard", "soft"]
+Weighting = Literal["by_writer", "hard", "soft", "constant"]
 Estimator = Literal["exact", "sampled"]
 Mix = Annotated[float, Range(above=0, below=1)]
 
@@ -49,7 +49,9 @@ class Method:
     student's tokens at hard positions (negative)."""
     weighting: Weighting = "by_writer"
     """Weight of the reverse KL in a gated loss: 1 on the student's tokens and 0 on the teacher's (by_writer), by the
-    hard gate (hard), or lambda = sigmoid(alpha (tau - score)) (soft)."""
+    hard gate (hard), lambda = sigmoid(alpha (tau - score)) (soft), or reverse_weight at every position (constant)."""
+    reverse_weight: Share = 0.86
+    """Weight of the reverse KL with weighting constant."""
     gate: Gate = field(default_factory=lambda: Gate(tau=0.5, alpha=8.0))
     budget: float = 0.0
     """Target share of hard positions, in [0, 1): tau is adapted after every iteration; 0 keeps tau."""
@@ -147,8 +149,8 @@ class Method:
 
     @property
     def weighting_gate(self) -> Gate | None:
-        """The gate that weighs the loss; None where the weight follows from who wrote."""
-        if self.loss not in GATED_LOSSES or self.weighting == "by_writer":
+        """The gate that weighs the loss; None where the weight follows from who wrote, or is constant."""
+        if self.loss not in GATED_LOSSES or self.weighting in ("by_writer", "constant"):
             return None
         return self.gate if self.weighting == "soft" else self.hard_gate
 
@@ -269,6 +271,8 @@ METHODS: dict[str, Method] = {
     "gate_only": variant(GATED, teacher_writes="never", weighting="hard"),
     "rewrite_only": variant(GATED, loss="reverse"),
     "random_rewrite": variant(GATED, teacher_writes="matched"),
+    # a control: no gate and no teacher tokens, the two KLs mixed at one weight everywhere
+    "constant": variant(GATED, teacher_writes="never", weighting="constant"),
     # a control: the student's tokens at hard positions become less likely, whatever they are
     "negative": variant(GATED, teacher_writes="never", loss="negative", weighting="hard"),
 }

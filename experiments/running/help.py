@@ -38,6 +38,7 @@ METHODS_ONLY = ("teacher_cache", "student_dtype", "draft_limit")
 # fields of a method that --help leaves out where they have no effect; all can be set
 EFFECTIVE: dict[str, Callable[[Method], bool]] = {
     "alpha": lambda m: "soft" in (m.teacher_writes, m.weighting),
+    "reverse_weight": lambda m: m.weighting == "constant",
     "beta": lambda m: m.loss == "jensen_shannon",
     "skew": lambda m: m.loss.startswith("skew"),
     "teacher_rate": lambda m: m.teacher_writes in ("random", "mixture"),

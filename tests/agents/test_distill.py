@@ -338,6 +338,16 @@ def test_gated_at_zero_is_fkl(estimator: Any) -> None:
     assert_same_iteration(gated, fkl, near)
 
 
+@pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
+def test_a_constant_mixture_is_the_sum_of_both_kls(weight: float) -> None:
+    """On the student's own text, without a gate: the gradients of the two pure objectives there, weighted."""
+    teacher, student = markov(6, seed=1), perturbed(markov(6, seed=1), 1.0)
+    rows = [variant(method("constant"), reverse_weight=weight), method("rkl"), variant(method("rkl"), loss="forward")]
+    (rollout, mixed), (_, reverse), (_, forward) = (iteration(row, student, teacher) for row in rows)
+    torch.testing.assert_close(mixed, weight * reverse + (1 - weight) * forward, rtol=0, atol=1e-12)
+    assert not rollout.rewritten.any()
+
+
 def test_soft_tends_to_gated() -> None:
     """As alpha grows the soft weights become the hard gate's, and so does a soft writer."""
     assert_same_iteration(variant(method("soft"), alpha=1e9), method("gated"))
