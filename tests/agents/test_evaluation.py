@@ -231,3 +231,23 @@ def test_the_teacher_alone_writes_by_its_own_law() -> None:
     share = torch.bincount(torch.tensor([a.tokens[0] for a in answers]), minlength=5) / n
     expected = at(teacher, [1]).exp().detach()
     assert bool(((share - expected).abs() < 5 * (expected * (1 - expected) / n).sqrt() + 1e-9).all())
+
+
+class AlwaysAsks(DistillAgent):
+    """With its teacher on call it lets it write everything."""
+
+    def act_on_call(self, observation: Any, info: Any = None) -> Any:
+        return np.full(len(observation), self.student.vocab_size)
+
+
+def test_with_the_teacher_on_call_an_agent_is_evaluated_apart() -> None:
+    """A student that knows nothing is wrong alone, and right where the teacher of Sums writes for it."""
+    env = DistillVectorEnv(16, "sums", "sums", autoreset_mode="Disabled")
+    agent = AlwaysAsks(uniform(env.vocab_size), DistillConfig(method=METHODS["rkl"]))
+    metrics, _, _ = evaluate(agent, env, list(env.prompts[:20]), 2, 0)
+    assert metrics["on_call/teacher_share"] == 1
+    assert metrics["on_call/correct_chains"] > 0.8
+    assert metrics["correct_chains"] < 0.1
+    assert not any(
+        key.startswith("on_call") for key in evaluate(agent_like(agent.student), env, [env.prompts[0]], 1, 0)[0]
+    )

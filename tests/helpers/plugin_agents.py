@@ -91,10 +91,3 @@ class Needy(Frequencies):
 
     def __init__(self, env: Any, secret: int) -> None:
         super().__init__(env, secret)
-
-
-class OnCall(Frequencies):
-    """Alone it writes by its counts; with its teacher on call it always asks."""
-
-    def act_on_call(self, observation: Any, info: Any = None) -> Any:
-        return np.full(len(observation), len(self.counts))
