@@ -21,7 +21,7 @@ from distill_env.divergence import entropy, reverse_kl
 from distill_env.env import DistillVectorEnv
 from distill_env.gate_settings import Gate
 from distill_env.models.load import build_model
-from distill_env.models.tabular import markov
+from distill_env.models.tabular import markov, uniform
 from distill_env.tasks.base import Grade, Prompt
 from tests.helpers.tables import at
 
@@ -248,6 +248,5 @@ def test_with_the_teacher_on_call_an_agent_is_evaluated_apart() -> None:
     assert metrics["on_call/teacher_share"] == 1
     assert metrics["on_call/correct_chains"] > 0.8
     assert metrics["correct_chains"] < 0.1
-    assert not any(
-        key.startswith("on_call") for key in evaluate(agent_like(agent.student), env, [env.prompts[0]], 1, 0)[0]
-    )
+    alone, _, _ = evaluate(agent_like(agent.student), env, [env.prompts[0]], 1, 0)
+    assert not any(key.startswith("on_call") for key in alone)
