@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import EnumType
 from functools import lru_cache
@@ -113,3 +114,15 @@ def _words(kind: Any) -> str:
         return ", ".join(map(str, get_args(kind)))
     words = {str: "a text", bool: "true, false", int: "a whole number", float: "a number", NoneType: "none"}
     return words.get(kind) or kind.__name__
+
+
+@contextmanager
+def errors_name_flags(flags: Mapping[str, str]) -> Iterator[None]:
+    """Errors that begin with one of these arguments begin with the name under which the caller gave it."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        name, colon, rest = str(error).partition(":")
+        if not colon or name not in flags:
+            raise
+        raise type(error)(flags[name] + colon + rest) from None

@@ -23,16 +23,20 @@ class TokenizerSource:
         return self.name
 
 
-TokenizerName = str | Path | TokenizerSource
+TokenizerName = str | Path | TokenizerSource | Any  # the last one is a tokenizer itself
 
 
-@lru_cache(maxsize=8)
 def load_tokenizer(source: TokenizerName) -> Any:
-    """The tokenizer of a folder or hub id.
+    """The tokenizer of a folder or hub id; a tokenizer is returned as it is.
 
     Raises:
         ValueError: if there is none.
     """
+    return source if hasattr(source, "get_vocab") else _read_tokenizer(source)
+
+
+@lru_cache(maxsize=8)
+def _read_tokenizer(source: str | Path | TokenizerSource) -> Any:
     from transformers import AutoTokenizer
 
     name = str(source)

@@ -9,7 +9,7 @@ from typing import Any
 from distill_env.models.hub import TokenizerName
 from distill_env.models.toy import TEACHERS
 from distill_env.tasks.language import Example, ExampleTask
-from distill_env.tasks.sources import columns_of
+from distill_env.tasks.sources import Data, columns_of
 
 QUESTION_KEYS = ("prompt", "instruction", "question", "text")
 SOLUTION_KEYS = ("completion", "output", "answer", "response")
@@ -35,7 +35,7 @@ class InstructTask(ExampleTask):
 
     def __init__(
         self,
-        path: str | Path = EXAMPLE_PATH,
+        path: Data = EXAMPLE_PATH,
         tokenizer: TokenizerName = TEACHERS["sums"],
         *,
         few_shot: int = 0,

@@ -6,7 +6,6 @@ import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -14,7 +13,7 @@ import numpy as np
 from distill_env.models.hub import TokenizerName, id_range, load_tokenizer, reason_of
 from distill_env.tasks.base import SPLITS, Grade, Prompt, Split
 from distill_env.tasks.encoding import continuations, opening, token_ids
-from distill_env.tasks.sources import HubTable, read_rows
+from distill_env.tasks.sources import Data, HubTable, read_rows
 
 SMALLEST_TRAIN = 20  # examples; a smaller train split is used as validation and test, too
 
@@ -152,7 +151,7 @@ class ExampleTask(LanguageTask):
     def __init__(
         self,
         tokenizer: TokenizerName,
-        path: str | Path = "",
+        path: Data = "",
         chat: bool | None = None,
         few_shot: int = 0,
         seed: int = 0,

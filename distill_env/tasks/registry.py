@@ -32,16 +32,20 @@ def make_task(name: str, **kwargs: Any) -> Task:
     Raises:
         ValueError: for an unknown name.
     """
-    if ":" in name:
-        made: Task = import_name("task", name)(**kwargs)
-        return made
     if name in LANGUAGE_TASKS:
         return _shared(LANGUAGE_TASKS[name], tuple(sorted(kwargs.items())))
-    if name not in SMALL_TASKS:
-        known = [*SMALL_TASKS, *LANGUAGE_TASKS, "package.module:Class"]
-        raise ValueError(f"task: {name!r} is unknown; expected one of {', '.join(known)}")
-    task: Task = resolve_name(SMALL_TASKS[name])(**kwargs)
+    task: Task = task_class(name)(**kwargs)
     return task
+
+
+def task_class(name: str) -> Any:
+    """The class of the task of that name, or `package.module:Class`. Raises ValueError for an unknown name."""
+    if ":" in name:
+        return import_name("task", name)
+    paths = SMALL_TASKS | LANGUAGE_TASKS
+    if name not in paths:
+        raise ValueError(f"task: {name!r} is unknown; expected one of {', '.join([*paths, 'package.module:Class'])}")
+    return resolve_name(paths[name])
 
 
 def import_name(argument: str, name: str) -> Any:

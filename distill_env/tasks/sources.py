@@ -16,21 +16,25 @@ SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".txt")
 SPLIT_NAMES: dict[str, Split] = {s: s for s in SPLITS} | dict.fromkeys(("valid", "val", "dev"), "validation")
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 Row = tuple[str, dict[str, Any]]  # its place, for messages, and its columns
+Data = str | Path | Iterable[Mapping[str, Any]] | Mapping[str, Iterable[Mapping[str, Any]]]
+"""A path or hub id, rows (a list of dicts, a `datasets.Dataset`), or rows by split (a `datasets.DatasetDict`)."""
 HubTable = Mapping[Split, tuple[str, str | None, str]]  # hub id, configuration, the hub's name of the split
 ACCEPTED = f"a file ({', '.join(SUFFIXES)}), a folder of files with a split in their names, or a hub id"
 
 
-def read_rows(path: str | Path, hub: HubTable | None = None) -> dict[Split, list[Row]]:
+def read_rows(path: Data, hub: HubTable | None = None) -> dict[Split, list[Row]]:
     """The rows of each split in the data.
 
     Args:
         path: a file, a folder, or a hub id `owner/name` or `owner/name:configuration`; empty for the `hub` table. A
-            single file is the train split, unless its name begins with test.
+            single file is the train split, unless its name begins with test. Or the rows themselves: see `Data`.
         hub: the data set of each split on the hub.
 
     Raises:
         ValueError: in one line with the file and the line, if the data cannot be found or read, or have no rows.
     """
+    if not isinstance(path, str | Path):
+        return rows_in_memory(path)
     path = str(path)
     if not path:
         if not hub:
@@ -39,6 +43,26 @@ def read_rows(path: str | Path, hub: HubTable | None = None) -> dict[Split, list
     if _is_hub_id(path):
         return _read_hub_splits(*path.partition(":")[::2])
     return {split: [r for file in files for r in read_file(file)] for split, files in find_files(path).items()}
+
+
+def rows_in_memory(data: Any) -> dict[Split, list[Row]]:
+    """Rows in memory by split; without names of splits they are the train split.
+
+    Raises:
+        ValueError: for what is no such data, an unknown split, a row that is no mapping, or a split without rows.
+    """
+    if not isinstance(data, Iterable):
+        raise ValueError(f"path: {type(data).__name__}; expected rows, or {ACCEPTED}")
+    named = data if isinstance(data, Mapping) else {"train": data}
+    if unknown := [str(name) for name in named if name not in SPLIT_NAMES]:
+        raise ValueError(f"path: the splits {', '.join(unknown)}; expected {', '.join(SPLIT_NAMES)}")
+    splits = {SPLIT_NAMES[name]: _rows("the data" if named is not data else name, rows) for name, rows in named.items()}
+    for where, row in (row for rows in splits.values() for row in rows):
+        if not isinstance(row, Mapping):
+            raise ValueError(f"path: {where}: {type(row).__name__}; expected a dict with columns")
+    if not splits or not all(splits.values()):
+        raise ValueError("path: no rows; expected at least one")
+    return {split: [(where, dict(row)) for where, row in rows] for split, rows in splits.items()}
 
 
 def find_files(path: str | Path) -> dict[Split, list[Path]]:

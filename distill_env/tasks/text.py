@@ -8,7 +8,7 @@ from distill_env.models.hub import TokenizerName
 from distill_env.tasks.base import Prompt, Split
 from distill_env.tasks.encoding import opening, token_ids
 from distill_env.tasks.language import LanguageTask
-from distill_env.tasks.sources import HubTable, columns_of, find_files, read_file, read_rows, read_text
+from distill_env.tasks.sources import Data, HubTable, columns_of, find_files, read_file, read_rows, read_text
 
 HUB: HubTable = {
     split: ("Salesforce/wikitext", "wikitext-2-raw-v1", split) for split in ("train", "validation", "test")
@@ -30,7 +30,7 @@ class TextTask(LanguageTask):
     def __init__(
         self,
         tokenizer: TokenizerName,
-        path: str | Path = "",
+        path: Data = "",
         prompt_tokens: int = 32,
         max_new_tokens: int = 48,
         max_prompt_tokens: int | None = None,
@@ -52,9 +52,9 @@ class TextTask(LanguageTask):
         self._set_prompts(_complete(prompts))
 
 
-def read_corpus(path: str | Path) -> dict[Split, str]:
+def read_corpus(path: Data) -> dict[Split, str]:
     """The text of each split. Raises ValueError as `sources.read_rows` does, and for rows without a `text`."""
-    if not path or not Path(path).exists():
+    if not isinstance(path, str | Path) or not path or not Path(path).exists():
         parts = {s: [_text_of(*row) for row in rows] for s, rows in read_rows(path, HUB).items()}
     else:
         parts = {s: [t for f in files for t in _texts(f)] for s, files in find_files(path).items()}

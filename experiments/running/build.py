@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from agents.config import DistillConfig, PluginConfig, SB3Config
+from agents.pair import SERVED_OPTIONS
 from distill_env.models.load import is_served
 from distill_env.tasks.base import Split
 from experiments.running.config import SMALL_TASKS, EnvironmentConfig, RunConfig
@@ -30,8 +31,7 @@ DEFAULTS = vars(EnvironmentConfig())
 OWN_AGENTS: dict[type, str] = {DistillConfig: "agents.distill:DistillAgent", SB3Config: "agents.sb3:SB3Agent"}
 AUTORESET: dict[type, AutoresetName] = {SB3Config: "SameStep", PluginConfig: "NextStep"}  # which its training needs
 # arguments of a served teacher, and of a task and a teacher that are loaded, and their flags
-SERVED_FLAGS = {"path": "task_path", "url": "teacher", "model": "teacher_model", "tokenizer": "teacher_tokenizer"}
-SERVED_FLAGS |= {"top_k": "teacher_top_k", "patience": "teacher_timeout"}
+SERVED_FLAGS = {"path": "task_path", "url": "teacher", "tokenizer": "teacher_tokenizer", **SERVED_OPTIONS}
 LOADED_FLAGS = {"path": "task_path", "name_or_path": "teacher", "model": "teacher"}
 
 

@@ -2,6 +2,7 @@
 
 from dataclasses import asdict, dataclass, fields
 
+from agents.pair import automatic_device, usual_dtype
 from experiments.running.config import RunConfig
 from experiments.running.run_folder import read_json, write_json
 
@@ -27,8 +28,8 @@ def placement(config: RunConfig) -> Placement:
     """
     had, device = kept_placement(config), config.loading.device
     if device == "auto":
-        device = had.device if had and had.device == "cpu" else _automatic_device()
-    usual = "float32" if device == "cpu" else "bfloat16"
+        device = had.device if had and had.device == "cpu" else automatic_device()
+    usual = usual_dtype(device)
     student_usual = usual if config.method is not None else "float32"  # other agents know no other
     suggested = had or Placement(device, usual, student_usual)
     dtype, student_dtype = config.teacher.dtype, config.student.dtype
@@ -37,12 +38,6 @@ def placement(config: RunConfig) -> Placement:
         suggested.dtype if dtype == "auto" else dtype,
         suggested.student_dtype if student_dtype == "auto" else student_dtype,
     )
-
-
-def _automatic_device() -> str:
-    from distill_env.models.pretrained import find_device
-
-    return str(find_device("auto"))
 
 
 def kept_placement(config: RunConfig) -> Placement | None:

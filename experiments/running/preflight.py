@@ -15,6 +15,7 @@ from torch import Tensor
 
 from agents.methods import GATED
 from agents.metrics import HIGH_DIVERGENCE
+from agents.pair import differing_entries
 from agents.prompts import PromptStream
 from distill_env.divergence import entropy, reverse_kl
 from distill_env.env import DistillVectorEnv
@@ -27,13 +28,7 @@ from distill_env.randomness import Purpose, episode_keys, inverse_cdf, uniform
 from distill_env.tasks.base import Prompt
 from experiments.running.build import make_env, make_student
 from experiments.running.config import Acceptable, RunConfig
-from experiments.running.lm_arguments import (
-    differing_entries,
-    head_rows,
-    require_models,
-    student_tokenizer,
-    teacher_tokenizer,
-)
+from experiments.running.lm_arguments import head_rows, require_models, student_tokenizer, teacher_tokenizer
 from experiments.running.memory_estimate import estimate, free_bytes
 
 Status = Literal["ok", "warning", "error", "accepted"]

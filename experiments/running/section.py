@@ -1,14 +1,13 @@
 """Sections of a configuration, and the flags that their fields are. Light to import."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, is_dataclass
 from functools import cache
 from typing import Any, get_type_hints
 
 import tyro
 
-from distill_env.checks import check_fields
+from distill_env.checks import check_fields, errors_name_flags
 
 
 def flag(name: str) -> Any:
@@ -47,18 +46,6 @@ def flags_of(config: Any, path: tuple[str, ...] = ()) -> Iterator[Flag]:
             yield from flags_of(value, (*path, name))
         else:
             yield Flag(flag_names(type(config))[name], value, config, (*path, name))
-
-
-@contextmanager
-def errors_name_flags(flags: dict[str, str]) -> Iterator[None]:
-    """Errors that begin with one of these arguments begin with its flag."""
-    try:
-        yield
-    except (ValueError, OSError) as error:
-        name, colon, rest = str(error).partition(":")
-        if not colon or name not in flags:
-            raise
-        raise type(error)(flags[name] + colon + rest) from None
 
 
 class Section:
