@@ -3,6 +3,9 @@
 Each row commits its draft up to its first hard position, lets the teacher write that position, and continues from
 there; the rest of the draft is rewound. The result equals the token-by-token gated rollout for every draft length and
 every batch, because every draw is a function of (episode, position, purpose).
+
+A gate that reads the student alone needs no look-ahead: a draft ends where it is hard, and only there the teacher is
+called. What the update reads of the teacher comes with these calls, and at the end of a completion.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ from agents.rollout_metrics import count_usage
 from agents.teacher_buffer import TeacherBuffer
 from distill_env.divergence import project, support
 from distill_env.env import DistillVectorEnv
-from distill_env.gate import DraftBlock, GateState, apply_gate
+from distill_env.gate import DraftBlock, GateState, apply_gate, student_score
 from distill_env.gate_settings import Gate
 from distill_env.models.base import TokenModel
 from distill_env.ragged import PAD, slice_rows
@@ -79,9 +82,10 @@ class _Draft:
     log_prob: Tensor  # float64 [n, K], log q of the tokens
     student: Tensor | None  # log q at each position [n, K, V], for a gate that reads the models
     states: IntArray  # [n], positions to score: one per drafted token, plus one where a rewrite is known beforehand
-    first: IntArray  # [n], the first position to rewrite that is known without the models; K if none
+    first: IntArray  # [n], the first position to rewrite that is known without the teacher; K if none
     gate_uniforms: Tensor  # float64 [n, K]
     episode_uniforms: Tensor  # float64 [n]
+    student_score: Tensor | None = None  # float64 [n, K], for a gate with a screen
 
 
 class Collector:
@@ -107,11 +111,12 @@ class Collector:
             raise ValueError(f"student: {student.vocab_size} token ids, the environment has {core.vocab_size}")
         if gate.reads_tokens and (top_k or top_p < 1):
             raise ValueError(f"score: {gate.score!r} with top_k or top_p; it needs the teacher's whole distribution")
-        check_top_k(core, top_k, gate.needs_scores or keep_teacher)
+        check_top_k(core, top_k, gate.reads_teacher or keep_teacher)
         self.env, self.core, self.student, self.prompts, self.keys = env, core, student, list(prompts), keys
         self.gate, self.draft_length = gate, draft_length
         self.top_k, self.top_p, self.keep_teacher = top_k, top_p, keep_teacher
-        self.reads_teacher = gate.needs_scores or keep_teacher
+        self.alone = gate.needs_scores and not gate.reads_teacher  # whether the gate reads the student alone
+        self.reads_teacher = gate.reads_teacher or (keep_teacher and not self.alone)
         self.step_ends = torch.tensor(sorted(core.task.step_end_ids))
         self.horizon = core.max_new_tokens
 
@@ -132,6 +137,10 @@ class Collector:
         self.gate_state = GateState.start(n)
         self.cost = RolloutCost()
         self.current: Tensor  # log q after the tokens that the student has read, [n, V]
+        self.predicted: Tensor | None = None  # D_t there as the student's hand-over head predicts it, [n]
+        self.held = np.full((n, core.chunk), PAD, np.int64)  # drafted without the teacher, and not executed yet
+        self.held_log_prob = torch.zeros(n, core.chunk, dtype=torch.float64)
+        self.seen = np.zeros(n, np.int64)  # positions that the calls have had the teacher process, prompts included
         self.seconds_per_step = 0.0  # of the student in the last block
 
     def run(self) -> Rollout:
@@ -142,6 +151,7 @@ class Collector:
             while self.active.any():
                 self._block()
         self.cost.teacher_passes, self.cost.teacher_positions, self.cost.teacher_tokens = astuple(usage)
+        self.cost.scored += self.cost.teacher_tokens
         self.cost.seconds = time.perf_counter() - started
         self.core.release()
         longest = int((self.tokens >= 0).sum(1).max())
@@ -175,16 +185,20 @@ class Collector:
             self.cost.student_seconds += time.perf_counter() - clock
             index = torch.from_numpy(rows).to(log_probs.device)
             self.current = log_probs if everyone else self.current.index_copy(0, index, log_probs)
-        self.lengths[rows] = self.student_lengths[rows] = 0
+            predicted = self._predicted()
+            if predicted is not None:
+                self.predicted = predicted if self.predicted is None else self.predicted.index_copy(0, index, predicted)
+        self.lengths[rows] = self.student_lengths[rows] = self.seen[rows] = 0
         self.gate_state = self.gate_state.put(torch.from_numpy(rows), GateState.start(len(rows)))
 
     def _block(self) -> None:
         """Draft, verify, execute, and tell the draft length what that showed."""
         started, drafting_before = time.perf_counter(), self.cost.student_seconds
         writing, handed_over = int(self.active.sum()), self.gate_state.handed_over.numpy() > 0
-        draft = self._draft()
+        draft = self._draft_until_called() if self.alone else self._draft()
         teacher, width = self._look_ahead(draft)
         first = draft.first if draft.student is None else self._first_hard(draft, teacher)
+        self._count_calls(draft, first, handed_over)
         by_end_token, ended = self._execute(draft, first)
         if isinstance(self.draft_length, DraftLength):
             scored = np.minimum(first + 1, draft.states)[~handed_over]
@@ -220,48 +234,137 @@ class Collector:
             known = np.where(decision.rewrite.any(1), decision.rewrite.int().argmax(1), length)
         known[self.gate_state.handed_over.numpy() > 0] = 0
 
-        tokens, log_prob, student = self._draw(np.minimum(room, known), length, keys)
+        tokens, log_prob, student, own_score = self._draw(np.minimum(room, known), length, keys)
         drafted = (tokens >= 0).sum(1)
         ended = (tokens == self.core.task.eos_token_id).any(1)
         states = np.where(self.active, drafted + ((known < room) & (drafted == known) & ~ended), 0)
         states = np.minimum(states, length)
         first = np.where(known < states, known, length)
-        return _Draft(tokens, log_prob, student, states, first, gate_uniforms, episode_uniforms)
+        return _Draft(tokens, log_prob, student, states, first, gate_uniforms, episode_uniforms, own_score)
 
-    def _draw(self, limit: IntArray, length: int, keys: NDArray[np.uint64]) -> tuple[IntArray, Tensor, Tensor | None]:
+    def _predicted(self) -> Tensor | None:
+        """What the student's hand-over head says of the states that it has read last, if the gate asks."""
+        return getattr(self.student, "predicted", None) if self.gate.student_score == "predicted_divergence" else None
+
+    def _read_committed(self, drafting: NDArray[np.bool_]) -> None:
+        """The student reads the committed tokens that it has not written itself, in rows that draft on."""
+        unread = np.where(drafting, self.lengths - self.student_lengths, 0)
+        if not (unread > 0).any():
+            return
+        unread = np.maximum(unread, 0)  # it has read ahead what it holds
+        committed, stop = self.tokens[self.episode], self.student_lengths + unread
+        after = self.student.extend(torch.from_numpy(slice_rows(committed, self.student_lengths, stop)))
+        last = torch.from_numpy(np.maximum(unread - 1, 0)).to(after.device)
+        rows, new = torch.arange(len(unread), device=after.device), torch.from_numpy(unread > 0).to(after.device)
+        self.current = torch.where(new[:, None], after[rows, last], self.current)
+        predicted = self._predicted()
+        if predicted is not None and self.predicted is not None:
+            self.predicted = torch.where(new, predicted[rows, last], self.predicted)
+        self.student_lengths = stop
+
+    def _read_drafted(self, tokens: IntArray) -> None:
+        """The student reads a token in each row [n], -1 for none."""
+        self.current = self.student.extend(torch.from_numpy(tokens)[:, None])[:, 0]
+        predicted = self._predicted()
+        self.predicted = None if predicted is None else predicted[:, 0]
+        self.student_lengths = self.student_lengths + (tokens >= 0)
+
+    def _read_student(self) -> Tensor | None:
+        """What the gate reads of the student alone in its present states, float64 [n, 1]."""
+        predicted = None if self.predicted is None else self.predicted[:, None]
+        return student_score(self.gate, self.current[:, None], predicted)
+
+    def _draft_until_called(self) -> _Draft:
+        """Let the student draft without the teacher: each row until its gate calls the teacher or it cannot go on.
+
+        After as many tokens as the draft length says, rows that wait are served as soon as there is one. The others
+        hold what they have drafted, and go on in the next block.
+        """
+        clock, keys, eos = time.perf_counter(), self.keys[self.episode], self.core.task.eos_token_id
+        chosen = self.draft_length
+        length = chosen if isinstance(chosen, int) else chosen.choose(int(self.active.sum()))
+        limit = np.where(self.active, np.minimum(self.horizon - self.lengths, self.core.chunk), 0)
+        episode_uniforms = torch.from_numpy(uniform(keys, 0, Purpose.GATE_EPISODE))
+        called = self.active & (self.gate_state.handed_over.numpy() > 0)
+        drafting = self.active & ~called
+        self._read_committed(drafting)
+        steps = 0
+        while drafting.any():
+            count = (self.held >= 0).sum(1)
+            position = self.lengths + count
+            hard = self._call(drafting, count, keys, episode_uniforms)
+            called, drafting = called | hard, drafting & ~hard
+            if drafting.any():
+                drawn = inverse_cdf(self.current, uniform(keys, position, Purpose.STUDENT))
+                picked = self.current.gather(1, drawn[:, None])[:, 0].double().cpu()
+                tokens, rows = np.where(drafting, drawn.cpu().numpy(), PAD), np.flatnonzero(drafting)
+                self.held[rows, count[rows]] = tokens[rows]
+                self.held_log_prob[rows, count[rows]] = picked[rows]
+                if bool(picked[rows].isnan().any()):
+                    raise FloatingPointError("student: its log-probabilities are NaN; lower the learning rate")
+                self.cost.drafted += len(rows)
+                steps += 1
+                drafting = drafting & (tokens != eos) & (count + 1 < limit)
+            if drafting.any():
+                self._read_drafted(np.where(drafting, tokens, PAD))
+            if steps >= length and (self.active & ~drafting).any():
+                break
+        seconds = time.perf_counter() - clock
+        self.seconds_per_step = seconds / max(steps, 1)
+        self.cost.student_seconds += seconds
+        waiting = self.active & ~drafting
+        tokens, log_prob = np.where(waiting[:, None], self.held, PAD), self.held_log_prob.clone()
+        self.held[waiting] = PAD
+        drafted = (tokens >= 0).sum(1)
+        first = np.where(called, drafted, self.core.chunk)
+        uniforms = torch.zeros(tokens.shape, dtype=torch.float64)
+        return _Draft(tokens, log_prob, None, drafted + called, first, uniforms, episode_uniforms)
+
+    def _call(
+        self, drafting: NDArray[np.bool_], held: IntArray, keys: NDArray[np.uint64], episode_uniforms: Tensor
+    ) -> NDArray[np.bool_]:
+        """Whether the gate calls the teacher in the present state of each row, bool [n]; its score and its memory are
+        recorded. `held` counts the tokens that a row holds."""
+        n, position = len(held), self.lengths + held
+        before = np.where(held > 0, self.held[np.arange(n), held - 1], self.tokens[self.episode, self.lengths - 1])
+        previous = torch.from_numpy(np.where(position > 0, before, PAD))
+        start = torch.isin(previous, self.step_ends) | (previous == PAD)
+        uniforms = torch.from_numpy(uniform(keys, position, Purpose.GATE))[:, None]
+        tokens = torch.full((n, 1), PAD)
+        block = DraftBlock(tokens, start[:, None], uniforms, episode_uniforms, self._read_student())
+        decision, after = apply_gate(self.gate, self.current[:, None], None, block, self.gate_state)
+        rows = torch.from_numpy(np.flatnonzero(drafting))
+        self.gate_state = self.gate_state.put(rows, after.at(rows, torch.zeros_like(rows)))
+        self.score[torch.from_numpy(self.episode)[rows], torch.from_numpy(position)[rows]] = decision.score[rows, 0]
+        return decision.rewrite[:, 0].numpy() & drafting
+
+    def _draw(
+        self, limit: IntArray, length: int, keys: NDArray[np.uint64]
+    ) -> tuple[IntArray, Tensor, Tensor | None, Tensor | None]:
         """The student draws up to `limit[i]` tokens in row i.
 
         Returns:
-            `tokens`, `log_prob` and `student` of a `_Draft`.
+            `tokens`, `log_prob`, `student` and `student_score` of a `_Draft`.
         """
         n = len(self.active)
         tokens = np.full((n, length), PAD, np.int64)
         log_prob = torch.zeros(n, length, dtype=torch.float64)
         if not (limit > 0).any():
-            return tokens, log_prob, None
+            return tokens, log_prob, None, None
         clock = time.perf_counter()
         drafting = limit > 0
-        unread = np.where(drafting, self.lengths - self.student_lengths, 0)
-        if unread.any():
-            committed, stop = self.tokens[self.episode], self.student_lengths + unread
-            block = torch.from_numpy(slice_rows(committed, self.student_lengths, stop))
-            after = self.student.extend(block)
-            last = torch.from_numpy(np.maximum(unread - 1, 0)).to(after.device)
-            after = after[torch.arange(n, device=after.device), last]
-            self.current = torch.where(torch.from_numpy(unread > 0).to(after.device)[:, None], after, self.current)
-            self.student_lengths = stop
-        visited, picked = [], []
+        self._read_committed(drafting)
+        visited, picked, scores = [], [], []
         for k in range(length):
             drawn = inverse_cdf(self.current, uniform(keys, self.lengths + k, Purpose.STUDENT))
             visited += [self.current] * self.gate.needs_scores
+            scores += [self._read_student()] * bool(self.gate.screen)
             picked.append(self.current.gather(1, drawn[:, None])[:, 0])
             tokens[:, k] = np.where(drafting, drawn.cpu().numpy(), PAD)
             drafting = drafting & (tokens[:, k] != self.core.task.eos_token_id) & (k + 1 < limit)
             if k + 1 == length or not drafting.any():
                 break
-            step = torch.from_numpy(np.where(drafting, tokens[:, k], PAD))
-            self.current = self.student.extend(step[:, None])[:, 0]
-            self.student_lengths = self.student_lengths + drafting
+            self._read_drafted(np.where(drafting, tokens[:, k], PAD))
         log_prob[:, : len(picked)] = torch.stack(picked, 1).double().cpu()
         if bool(log_prob[torch.from_numpy(tokens >= 0)].isnan().any()):
             raise FloatingPointError("student: its log-probabilities are NaN; lower the learning rate")
@@ -270,7 +373,9 @@ class Collector:
         self.cost.student_seconds += seconds
         self.cost.drafted += int((tokens >= 0).sum())
         visited += visited[-1:] * (length - len(visited))
-        return tokens, log_prob, torch.stack(visited, 1) if visited else None
+        scores += scores[-1:] * (length - len(scores))
+        own_score = torch.cat(scores, 1) if scores else None  # type: ignore[arg-type]
+        return tokens, log_prob, torch.stack(visited, 1) if visited else None, own_score
 
     def _look_ahead(self, draft: _Draft) -> tuple[Tensor | None, int]:
         """The teacher's log-probabilities along the draft [n, width, V], if anything reads them, and the width."""
@@ -292,7 +397,9 @@ class Collector:
         width = teacher.shape[1]
         tokens, states = torch.from_numpy(draft.tokens[:, :width]), torch.from_numpy(draft.states)
         ids = support(teacher, self.top_k, self.top_p)
-        block = DraftBlock(tokens, self._step_start(tokens), draft.gate_uniforms[:, :width], draft.episode_uniforms)
+        own_score = None if draft.student_score is None else draft.student_score[:, :width]
+        starts = self._step_start(tokens)
+        block = DraftBlock(tokens, starts, draft.gate_uniforms[:, :width], draft.episode_uniforms, own_score)
         device = draft.student.device
         student = project(draft.student[:, :width], None if ids is None else ids.to(device))
         decision, after = apply_gate(self.gate, student, project(teacher, ids).to(device), block, self.gate_state)
@@ -316,6 +423,26 @@ class Collector:
         start = torch.isin(previous, self.step_ends)
         start[:, 0] |= before == PAD
         return start
+
+    def _count_calls(self, draft: _Draft, first: IntArray, handed_over: NDArray[np.bool_]) -> None:
+        """Count what the gate asks of the teacher in a block: that it verifies drafts, or that it writes."""
+        width, written = draft.tokens.shape[1], first < draft.states
+        asked = written[:, None] & (np.arange(width) == first[:, None])  # where its distribution is read, [n, K]
+        if self.gate.reads_teacher and draft.student is not None:
+            verified = np.arange(width) < draft.states[:, None]
+            if draft.student_score is not None:
+                verified &= draft.student_score.cpu().numpy() >= self.gate.screen_tau
+            asked |= verified
+        rows = np.flatnonzero(asked.any(1))
+        last = width - 1 - asked[rows, ::-1].argmax(1)  # the last position that is read
+        prompts = np.array([len(self.prompts[e].ids) for e in self.episode[rows]], np.int64)
+        before = prompts + self.lengths[rows]  # tokens before the block
+        goes_on = handed_over[rows] | (self.gate.always & (self.lengths[rows] > 0))
+        self.cost.calls += int((~goes_on).sum())
+        self.cost.scored += int(asked.sum() - written.sum())  # what it writes is added at the end
+        self.cost.processed += int((before + last - self.seen[rows]).sum())
+        self.cost.reprocessed += int(np.where(goes_on, 1, before + last).sum())
+        self.seen[rows] = before + np.minimum(last, first[rows])  # a rejected token is processed in vain
 
     def _execute(self, draft: _Draft, first: IntArray) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         """Step the environment along the drafts, up to and including the first rewrite of each row.
@@ -370,7 +497,7 @@ class Collector:
             for rows, place, log_probs in self.core.executed_log_probs():
                 ids = support(log_probs, self.top_k, self.top_p)
                 self.buffer.append(self.episode[rows], place, project(log_probs, ids), ids)
-        keep = np.minimum(self.student_lengths, self.lengths + accepted)
+        keep = np.minimum(self.student_lengths, self.lengths + accepted + (self.held >= 0).sum(1))
         if (keep != self.student_lengths).any():
             self.student.rewind(torch.from_numpy(keep))
             self.student_lengths = keep

@@ -58,6 +58,7 @@ from distill_env.gate import (
     follow_quantile,
     raw_score,
     read_and_decide,
+    student_score,
 )
 from distill_env.gate_settings import Gate
 from distill_env.models.base import TrainableModel, ids_of
@@ -282,7 +283,8 @@ class DistillAgent:
             if decisions is not None:
                 decision = GateDecision(*(x[chunk] for x in decisions))
             elif gate is not None:
-                decision = _decide_alone(gate, student, teacher, states.tokens[chunk])
+                own_score = self._student_score(gate, log_probs, features)
+                decision = _decide_alone(gate, student, teacher, states.tokens[chunk], own_score)
             if method.weighting == "constant":
                 reverse_weight = torch.full_like(reverse_weight, method.reverse_weight)
             elif method.weighting_gate is not None:
@@ -337,14 +339,19 @@ class DistillAgent:
         scores = []
         for chunk in self._chunks(features):
             teacher, ids = states.teacher(chunk)
-            student = project(self.student.head(features[chunk]), ids)
-            scores.append(raw_score(gate, student[:, None], teacher[:, None], _alone(states.tokens[chunk])))
+            log_probs = self.student.head(features[chunk])
+            block = _alone(states.tokens[chunk], self._student_score(gate, log_probs, features[chunk]))
+            scores.append(raw_score(gate, project(log_probs, ids)[:, None], teacher[:, None], block))
         score = torch.zeros(mask.shape, dtype=torch.float64)
         score[mask] = torch.cat(scores)[:, 0].cpu()
         previous = torch.cat([torch.full((len(mask), 1), PAD), rollout.tokens[rows][:, :-1]], 1)
         step_start = torch.isin(previous, torch.tensor([PAD, *rollout.step_end_ids]))
         decision, _ = read_and_decide(gate, score, step_start, torch.zeros_like(score), GateState.start(len(mask)))
         return GateDecision(*(x[mask].to(features.device) for x in decision))
+
+    def _student_score(self, gate: Gate, log_probs: Tensor, features: Tensor) -> Tensor | None:
+        """What the gate reads of the student alone at positions [m], from log q [m, V] and features; [m, 1]."""
+        return student_score(gate, log_probs[:, None])
 
     def _long_range(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
         """The factors of log q in the policy gradient, [N, T] each: the discounted cost-to-go less a baseline, and a
@@ -471,15 +478,17 @@ def _of_tokens(log_probs: Tensor, tokens: Tensor) -> Tensor:
     return log_probs.gather(-1, tokens[:, None])[:, 0]
 
 
-def _alone(tokens: Tensor) -> DraftBlock:
-    """Positions [m] as drafts of one token, for gates that read each alone."""
+def _alone(tokens: Tensor, own_score: Tensor | None = None) -> DraftBlock:
+    """Positions [m] as drafts of one token, for gates that read each alone; `own_score` [m, 1] is a `student_score`."""
     ones = torch.ones(len(tokens), 1, device=tokens.device)
-    return DraftBlock(tokens[:, None], ones.bool(), ones.double(), ones[:, 0].double())
+    return DraftBlock(tokens[:, None], ones.bool(), ones.double(), ones[:, 0].double(), own_score)
 
 
-def _decide_alone(gate: Gate, student: Tensor, teacher: Tensor, tokens: Tensor) -> GateDecision:
+def _decide_alone(
+    gate: Gate, student: Tensor, teacher: Tensor, tokens: Tensor, own_score: Tensor | None
+) -> GateDecision:
     """The decisions [m] of a gate without memory at positions [m], from log-probabilities [m, V]."""
-    score = raw_score(gate, student[:, None], teacher[:, None], _alone(tokens))
+    score = raw_score(gate, student[:, None], teacher[:, None], _alone(tokens, own_score))
     starts, no_draws = torch.ones_like(score, dtype=torch.bool), torch.zeros_like(score)
     decision, _ = read_and_decide(gate, score, starts, no_draws, GateState.start(len(score), score.device))
     return GateDecision(*(x[:, 0] for x in decision))

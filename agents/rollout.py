@@ -11,13 +11,22 @@ from distill_env.tasks.base import Prompt
 
 @dataclass
 class RolloutCost:
-    """What a rollout cost, in tokens, teacher calls and seconds."""
+    """What a rollout cost, in tokens, teacher calls and seconds.
+
+    `calls`, `processed`, `reprocessed` and `scored` are what the gate alone asks for, as in deployment: nobody else
+    wants the teacher's distributions there. `teacher_passes` and `teacher_positions` are what was computed here, where
+    the environment pays for every token and the update reads every position.
+    """
 
     drafted: int = 0  # tokens that the student drew
     accepted: int = 0  # of those, the ones that were committed
     teacher_passes: int = 0
     teacher_positions: int = 0
     teacher_tokens: int = 0  # tokens that the teacher wrote
+    calls: int = 0  # times that a completion asked the teacher; what it writes without a break is one call
+    processed: int = 0  # positions that it read for these calls, each prefix once, as with a prefix cache
+    reprocessed: int = 0  # positions of all calls, each with its whole prefix, as without a prefix cache
+    scored: int = 0  # positions at which the gate asked for its distribution
     student_seconds: float = 0.0
     teacher_seconds: float = 0.0  # environment steps and look-aheads
     seconds: float = 0.0

@@ -28,6 +28,7 @@ class DraftBlock:
     step_start: Tensor  # bool [n, K], whether a reasoning step begins at this state
     uniforms: Tensor  # float64 [n, K], a keyed number per state
     episode_uniforms: Tensor  # float64 [n], a keyed number per completion
+    student_score: Tensor | None = None  # float64 [n, K], see `student_score`; None computes it where it is needed
 
 
 class GateState(NamedTuple):
@@ -35,6 +36,7 @@ class GateState(NamedTuple):
 
     average: Tensor  # the moving average
     positions: Tensor  # scored in the completion so far
+    step_first: Tensor  # at the first position of the reasoning step
     step_sum: Tensor  # over the reasoning step so far
     step_max: Tensor
     step_positions: Tensor
@@ -73,12 +75,55 @@ def rank(student: Tensor, teacher: Tensor, tokens: Tensor) -> Tensor:
     return (teacher > teacher.gather(-1, tokens.clamp(min=0)[..., None])).sum(-1)
 
 
+def margin(student: Tensor) -> Tensor:
+    """1 minus the difference of the two largest probabilities, [n, K, V] -> [n, K]."""
+    likeliest = student.topk(2, -1).values.exp()
+    return 1 - (likeliest[..., 0] - likeliest[..., 1])
+
+
 SCORES: dict[str, ScoreFunction] = {
     "divergence": divergence,
     "forward_kl": lambda student, teacher: forward_kl(student, teacher).clamp(min=0),
     "teacher_entropy": lambda student, teacher: entropy(teacher),
     "rank": rank,
+    "student_entropy": lambda student: entropy(student),
+    "least_confidence": lambda student: 1 - student.max(-1).values.exp(),
+    "margin": margin,
 }
+
+
+def student_score(gate: Gate, student: Tensor, predicted: Tensor | None = None) -> Tensor | None:
+    """What the gate reads of the student alone, as its score or as its screen; None if it reads no such score.
+
+    Args:
+        gate: the gate.
+        student: log-probabilities [n, K, V] over the whole vocabulary.
+        predicted: D_t as the student's hand-over head predicts it, nats [n, K]; None for a student without one.
+
+    Returns:
+        float64 [n, K], on the device of the student.
+
+    Raises:
+        ValueError: if the gate reads a head that the student does not have.
+    """
+    name = gate.student_score
+    if not name:
+        return None
+    if name == "predicted_divergence":
+        if predicted is None:
+            raise ValueError(
+                f"score: {name!r} with a student that has no hand-over head; expected one trained with "
+                "--hand-over-width above 0, or another score"
+            )
+        return predicted.detach().double()
+    score: Tensor = (SCORES.get(name) or find_score(name))(student.detach())
+    return _checked(name, score, student.shape[:-1])
+
+
+def _checked(name: str, score: Tensor, shape: torch.Size) -> Tensor:
+    if score.shape != shape:
+        raise ValueError(f"score: {name!r} returned {list(score.shape)}; expected {list(shape)}, one per position")
+    return score.double()
 
 
 def raw_score(gate: Gate, student: Tensor | None, teacher: Tensor | None, draft: DraftBlock) -> Tensor:
@@ -100,15 +145,18 @@ def raw_score(gate: Gate, student: Tensor | None, teacher: Tensor | None, draft:
     if gate.score == "episode_uniform":
         return (1 - draft.episode_uniforms)[:, None].expand_as(draft.uniforms)
     assert student is not None
+    own = student_score(gate, student) if draft.student_score is None else draft.student_score
+    if not gate.reads_teacher:
+        assert own is not None
+        return own.to(draft.uniforms.device)
     assert teacher is not None
     inputs = [student.detach(), teacher.detach()]
     if gate.reads_tokens:
         inputs.append(draft.tokens.to(teacher.device))
-    score: Tensor = (SCORES.get(gate.score) or find_score(gate.score))(*inputs)
-    if score.shape != draft.tokens.shape:
-        expected = list(draft.tokens.shape)
-        raise ValueError(f"score: {gate.score!r} returned {list(score.shape)}; expected {expected}, one per position")
-    return score.double().to(draft.uniforms.device)
+    score = _checked(gate.score, (SCORES.get(gate.score) or find_score(gate.score))(*inputs), draft.tokens.shape)
+    if own is not None:
+        score = torch.where(own.to(score.device) >= gate.screen_tau, score, 0.0)
+    return score.to(draft.uniforms.device)
 
 
 def read_score(gate: Gate, score: Tensor, step_start: Tensor, state: GateState) -> tuple[Tensor, GateState]:
@@ -120,7 +168,7 @@ def read_score(gate: Gate, score: Tensor, step_start: Tensor, state: GateState) 
     score = score.clamp(max=gate.score_clip)
     if not gate.has_memory:
         return score, GateState(*(x[:, None].expand_as(score) for x in state))
-    average, positions, step_sum, step_max, step_positions, stretch_sum, handed_over = state
+    average, positions, step_first, step_sum, step_max, step_positions, stretch_sum, handed_over = state
     scores, states = [], []
     for k in range(score.shape[1]):
         value, before = score[:, k], average
@@ -134,15 +182,16 @@ def read_score(gate: Gate, score: Tensor, step_start: Tensor, state: GateState) 
             value = average
         positions = positions + 1
         first = step_start[:, k]
+        step_first = torch.where(first, value, step_first)
         step_sum = torch.where(first, value, step_sum + value)
         step_max = torch.where(first, value, torch.maximum(step_max, value))
         step_positions = torch.where(first, 1.0, step_positions + 1)
         stretch_sum = stretch_sum + value
         if gate.cumulative:
             value = stretch_sum
-        reduced = {"none": value, "mean": step_sum / step_positions, "max": step_max, "sum": step_sum}
-        scores.append(reduced[gate.step_reduction])
-        states.append((average, positions, step_sum, step_max, step_positions, stretch_sum, handed_over))
+        over_step = {"first": step_first, "mean": step_sum / step_positions, "max": step_max, "sum": step_sum}
+        scores.append(over_step.get(gate.step_reduction, value))
+        states.append((average, positions, step_first, step_sum, step_max, step_positions, stretch_sum, handed_over))
     return torch.stack(scores, 1), GateState(*(torch.stack(x, 1) for x in zip(*states, strict=True)))
 
 

@@ -11,11 +11,12 @@ from typing import Annotated, Any, Literal
 
 from distill_env.checks import Positive, Range, check_fields
 
-SCORE_NAMES = ("divergence", "forward_kl", "teacher_entropy", "rank")
+STUDENT_SCORES = ("student_entropy", "least_confidence", "margin", "predicted_divergence")  # read the student alone
+SCORE_NAMES = ("divergence", "forward_kl", "teacher_entropy", "rank", *STUDENT_SCORES)
 ScoreFunction = Callable[..., Any]
-"""(student, teacher) or (student, teacher, tokens) -> scores: log-probabilities [n, K, V] twice, perhaps the drafted
-tokens [n, K], to numbers [n, K]."""
-StepReduction = Literal["none", "mean", "max", "sum"]
+"""(student), (student, teacher) or (student, teacher, tokens) -> scores: log-probabilities [n, K, V], perhaps twice,
+perhaps the drafted tokens [n, K], to numbers [n, K]. The number of its parameters says what a score reads."""
+StepReduction = Literal["none", "first", "mean", "max", "sum"]
 
 
 @dataclass(frozen=True)
@@ -33,13 +34,16 @@ class Gate:
 
     score: str = "divergence"
     """What the gate reads: divergence (D_t), forward_kl or teacher_entropy, all in nats; rank, the drafted token's rank
-    under the teacher (0 is the most likely); or your own package.module:function."""
+    under the teacher (0 is the most likely); of the student alone its entropy in nats (student_entropy), 1 minus its
+    largest probability (least_confidence), 1 minus the difference of its two largest (margin), or D_t as its hand-over
+    head predicts it (predicted_divergence); or your own package.module:function."""
     tau: float = math.inf
     """Threshold, in the unit of the score: nats, ranks, or (with relative) multiples of the average."""
     alpha: Positive = math.inf
     """Sharpness of a soft gate, per unit of the score."""
     step_reduction: StepReduction = "none"
-    """Reduction of the score over the reasoning step so far, including the current position."""
+    """Reduction of the score over the reasoning step so far, including the current position; first is the score at the
+    step's first token, which then decides for the whole step."""
     smoothing: Annotated[float, Range(least=0, below=1)] = 0.0
     """Weight of the past in an exponential moving average of the score, in [0, 1)."""
     score_clip: Positive = math.inf
@@ -50,6 +54,11 @@ class Gate:
     """Sum the score since the last rewrite; tau is then a budget for each stretch between rewrites."""
     hand_over_rest: bool = False
     """From the first hard position on, the teacher writes the rest of the completion."""
+    screen: str = ""
+    """A score of the student alone that picks the positions at which the gate asks the teacher; elsewhere its score is
+    0. Empty asks everywhere."""
+    screen_tau: Annotated[float, Range(least=0)] = 0.0
+    """Threshold of the screen, in the unit of that score."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -61,6 +70,11 @@ class Gate:
             raise ValueError(f"step_reduction: {self.step_reduction!r} with cumulative; expected none")
         if self.has_memory and not self.reads_a_model:
             raise ValueError(f"score: {self.score!r} with a gate that has memory; expected a score of the models")
+        if self.screen and not (self.reads_a_model and reads(self.screen) == 1 < reads(self.score)):
+            raise ValueError(
+                f"screen: {self.screen!r} with score {self.score!r}; expected a score of the student alone "
+                f"({', '.join(STUDENT_SCORES)}), and a gate that reads the teacher"
+            )
 
     @property
     def reads_a_model(self) -> bool:
@@ -70,9 +84,17 @@ class Gate:
     @property
     def reads_tokens(self) -> bool:
         """Whether the score depends on the drafted token, not only on the two distributions."""
-        if not self.reads_a_model or self.score in SCORE_NAMES:
-            return self.score == "rank"
-        return takes_tokens(find_score(self.score))
+        return self.reads_a_model and reads(self.score) > 2
+
+    @property
+    def reads_teacher(self) -> bool:
+        """Whether a decision needs the teacher's distribution; otherwise the student knows when to call it."""
+        return self.needs_scores and reads(self.score) > 1
+
+    @property
+    def student_score(self) -> str:
+        """The score of the student alone that the gate reads: its only one, or its screen; empty if there is none."""
+        return self.screen if self.reads_teacher else self.score * self.needs_scores
 
     @property
     def needs_scores(self) -> bool:
@@ -141,8 +163,15 @@ def find_score(name: str) -> ScoreFunction:
     return _custom_scores[name]
 
 
-def takes_tokens(function: ScoreFunction) -> bool:
-    return len(inspect.signature(function).parameters) > 2
+def reads(score: str) -> int:
+    """What a score reads: 1 the student, 2 also the teacher, 3 also the drafted tokens.
+
+    Raises:
+        ValueError: if there is no such score.
+    """
+    if score in SCORE_NAMES:
+        return 1 if score in STUDENT_SCORES else 3 if score == "rank" else 2
+    return min(len(inspect.signature(find_score(score)).parameters), 3)
 
 
 NEVER = RandomGate(tau=math.inf)

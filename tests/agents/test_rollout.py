@@ -50,9 +50,17 @@ GATES: dict[str, Gate] = {
     "adaswitch smoothed": Gate("forward_kl", 2.0, smoothing=0.5, relative=True, hand_over_rest=True),
     "cumulative": Gate(tau=1.0, cumulative=True),
     "cumulative soft": Gate(tau=1.0, alpha=3.0, cumulative=True, smoothing=0.3),
+    "student entropy": Gate("student_entropy", 1.2),
+    "least confidence": Gate("least_confidence", 0.5, alpha=8.0),
+    "margin over steps": Gate("margin", 0.6, step_reduction="mean", smoothing=0.3),
+    "first of a step": Gate("student_entropy", 1.2, step_reduction="first"),
+    "student's hand-over": Gate("margin", 0.9, hand_over_rest=True),
+    "student's budget": Gate("student_entropy", 2.0, cumulative=True),
+    "two stages": Gate(tau=0.4, screen="student_entropy", screen_tau=1.0),
     "never": NEVER,
     "always": ALWAYS,
 }
+ALONE = [name for name, gate in GATES.items() if gate.student_score and not gate.reads_teacher]
 
 
 def write(
@@ -282,6 +290,9 @@ LAW_GATES = {
     "relative": Gate(tau=1.0, relative=True),
     "hand_over_rest": Gate(tau=0.25, hand_over_rest=True),
     "cumulative": Gate(tau=0.5, cumulative=True),
+    "student entropy": Gate("student_entropy", 1.0),
+    "margin": Gate("margin", 0.75, alpha=8.0, step_reduction="first"),
+    "two stages": Gate(tau=0.25, screen="student_entropy", screen_tau=1.0),
 }
 
 
@@ -414,6 +425,47 @@ def test_the_teacher_is_asked_once_a_block(k: int, seed: int) -> None:
     counted = blocks(written.rewritten.numpy(), written.mask.sum(1).numpy(), k)
     assert written.cost.teacher_passes == 1 + counted.max()
     assert 1 < counted.max() < HORIZON
+
+
+@pytest.mark.parametrize("k", [1, 3, LONGEST])
+@pytest.mark.parametrize("name", ALONE)
+def test_a_student_that_knows_when_to_ask_needs_no_verification(name: str, k: int) -> None:
+    """Nothing is drafted in vain. The teacher is called where it writes and nowhere else: it has then read what stands
+    before, once with a prefix cache, and scores the one position. What the update reads of it comes along, or at the
+    end."""
+    rollout = write(GATES[name], k, 3, n=40)
+    cost, mask, rewritten = rollout.cost, rollout.mask, rollout.rewritten
+    assert 0 < int(rewritten.sum()) < int(mask.sum())
+    assert cost.wasted == 0
+    assert cost.teacher_positions == int(mask.sum())
+    before = torch.tensor([len(p.ids) for p in rollout.prompts])[:, None] + torch.arange(mask.shape[1])
+    calls = rewritten.clone()
+    if GATES[name].hand_over_rest:
+        calls[:, 1:] &= ~rewritten[:, :-1]
+    assert (cost.calls, cost.scored) == (int(calls.sum()), int(rewritten.sum()))
+    assert cost.processed == int(torch.where(rewritten, before, 0).max(1).values.sum())
+    assert cost.reprocessed == int((before * calls + (rewritten & ~calls)).sum())
+
+
+def test_what_verification_costs() -> None:
+    """Token by token the gate reads every position in a call of its own; drafts save calls. A screen saves positions,
+    and so do both ends."""
+    rollout = write(GATES["hard"], 1, 3, n=40)
+    lengths, prompts = rollout.mask.sum(1), torch.tensor([len(p.ids) for p in rollout.prompts])
+    cost = rollout.cost
+    assert cost.calls == cost.scored == int(lengths.sum())
+    assert cost.processed == int((prompts + lengths - 1).sum())
+    assert cost.reprocessed == int((prompts * lengths + lengths * (lengths - 1) // 2).sum())
+    drafted = write(GATES["hard"], 4, 3, n=40).cost
+    assert drafted.calls < cost.calls
+    assert drafted.scored > cost.scored  # beyond a hard position in vain
+    screened = write(GATES["two stages"], 1, 3, n=40)
+    asked = int((screened.score[screened.mask] > 0).sum())
+    assert screened.cost.calls == screened.cost.scored == asked < cost.scored
+    alone, teacher = write(NEVER, 4, 3, n=40).cost, write(ALWAYS, 4, 3, n=40)
+    assert (alone.calls, alone.processed, alone.scored) == (0, 0, 0)
+    assert teacher.cost.calls == 40
+    assert teacher.cost.scored == int(teacher.mask.sum())
 
 
 class Told(DraftLength):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from typing import Any
@@ -24,9 +25,12 @@ from distill_env.gate import (
     raw_score,
     read_and_decide,
     read_score,
+    student_score,
 )
-from distill_env.gate_settings import ALWAYS, NEVER, SCORE_NAMES, Gate, custom_score, random_gate
+from distill_env.gate_settings import ALWAYS, NEVER, SCORE_NAMES, STUDENT_SCORES, Gate, custom_score, random_gate
 from tests.helpers.tables import naive_read, naive_score
+
+READABLE = [name for name in SCORE_NAMES if name != "predicted_divergence"]  # which a head of the student says
 
 N, K, V = 4, 9, 5
 
@@ -74,7 +78,7 @@ def test_a_score_may_read_the_drafted_tokens() -> None:
     torch.testing.assert_close(raw_score(gate, student, teacher, draft), expected)
     assert gate.reads_tokens
     assert not Gate(custom_score(forward_kl_of_mine)).reads_tokens
-    assert [Gate(name).reads_tokens for name in SCORE_NAMES] == [False, False, False, True]
+    assert [name for name in SCORE_NAMES if Gate(name).reads_tokens] == ["rank"]
 
 
 @pytest.mark.parametrize("name", ["entropy", "no.such:score", f"{__name__}:no_score", f"{__name__}:N"])
@@ -90,7 +94,45 @@ def test_a_score_returns_a_number_for_each_position() -> None:
         raw_score(gate, *models(), block())
 
 
-@pytest.mark.parametrize("score", SCORE_NAMES)
+def confidence(student: Tensor) -> Tensor:
+    return student.max(-1).values.exp()
+
+
+def test_a_score_declares_what_it_reads() -> None:
+    """By its name, or by its parameters. A gate that reads the student alone decides without the teacher."""
+    student, teacher = models()
+    for name in (*STUDENT_SCORES, custom_score(confidence)):
+        assert not Gate(name, 0.5).reads_teacher
+    for name in (*(set(SCORE_NAMES) - set(STUDENT_SCORES)), custom_score(forward_kl_of_mine), custom_score(surprise)):
+        assert Gate(name, 0.5).reads_teacher
+    for gate in (Gate("margin", 0.3), Gate(custom_score(confidence), 0.5), Gate("student_entropy", 1.0, smoothing=0.5)):
+        alone, _ = apply_gate(gate, student, None, block(), GateState.start(N))
+        both, _ = apply_gate(gate, student, teacher, block(), GateState.start(N))
+        assert alone.rewrite.equal(both.rewrite)
+        assert set(alone.rewrite.flatten().tolist()) == {True, False}
+
+
+def test_a_predicted_divergence_needs_a_head() -> None:
+    gate, (student, _), draft = Gate("predicted_divergence", 0.5), models(), block()
+    with pytest.raises(ValueError, match=r"^score: .*head"):
+        apply_gate(gate, student, None, draft, GateState.start(N))
+    predicted = torch.rand(N, K)
+    said = dataclasses.replace(draft, student_score=student_score(gate, student, predicted))
+    assert apply_gate(gate, student, None, said, GateState.start(N))[0].rewrite.equal(predicted >= 0.5)
+
+
+def test_a_screen_asks_the_teacher_at_some_positions() -> None:
+    """Where its student score is below its threshold the score is 0; a screen that asks everywhere changes nothing."""
+    student, teacher = models()
+    plain = raw_score(Gate(tau=0.5), student, teacher, block())
+    entropy = raw_score(Gate("student_entropy", 0.5), student, None, block())
+    screened = raw_score(Gate(tau=0.5, screen="student_entropy", screen_tau=1.0), student, teacher, block())
+    torch.testing.assert_close(screened, torch.where(entropy >= 1.0, plain, 0.0))
+    assert 0 < int((screened == 0).sum()) < N * K
+    assert raw_score(Gate(tau=0.5, screen="margin"), student, teacher, block()).equal(plain)
+
+
+@pytest.mark.parametrize("score", READABLE)
 def test_scores(score: str) -> None:
     """Each is its definition, state by state."""
     student, teacher = models()
@@ -224,10 +266,10 @@ def test_the_threshold_follows_the_quantile(start: float, budget: float) -> None
 gates = st.one_of(
     st.builds(
         Gate,
-        score=st.sampled_from(SCORE_NAMES),
+        score=st.sampled_from(READABLE),
         tau=st.floats(0, 2),
         alpha=st.just(math.inf) | st.floats(0.1, 50),
-        step_reduction=st.sampled_from(["none", "mean", "max", "sum"]),
+        step_reduction=st.sampled_from(["none", "first", "mean", "max", "sum"]),
         smoothing=st.just(0.0) | st.floats(0.01, 0.99),
         score_clip=st.just(math.inf) | st.floats(0.1, 2),
         relative=st.booleans(),
@@ -235,7 +277,7 @@ gates = st.one_of(
     ),
     st.builds(
         Gate,
-        score=st.sampled_from(SCORE_NAMES),
+        score=st.sampled_from(READABLE),
         tau=st.floats(0, 4),
         alpha=st.just(math.inf) | st.floats(0.1, 50),
         smoothing=st.just(0.0) | st.floats(0.01, 0.99),
@@ -275,10 +317,10 @@ def test_blocks_of_any_length_decide_alike(config: Gate, seed: int, cuts: list[i
 
 def test_carry_of_some_rows() -> None:
     """`put` replaces the named rows and leaves the others."""
-    carry = GateState(*torch.arange(28, dtype=torch.float64).view(7, 4))
+    carry = GateState(*torch.arange(32, dtype=torch.float64).view(8, 4))
     new = carry.put(torch.tensor([2]), GateState.start(1))
-    assert new.step_max.tolist() == [12.0, 13.0, 0.0, 15.0]
-    assert carry.step_max.tolist() == [12.0, 13.0, 14.0, 15.0]
+    assert new.step_max.tolist() == [16.0, 17.0, 0.0, 19.0]
+    assert carry.step_max.tolist() == [16.0, 17.0, 18.0, 19.0]
 
 
 @pytest.mark.parametrize(
@@ -337,6 +379,9 @@ def test_infinite_threshold_reads_no_model() -> None:
         ({"score_clip": 0.0}, "score_clip"),
         ({"cumulative": True, "step_reduction": "sum"}, "step_reduction"),
         ({"score": "uniform", "hand_over_rest": True}, "score"),
+        ({"screen": "divergence"}, "screen"),
+        ({"screen": "margin", "score": "student_entropy"}, "screen"),
+        ({"screen": "margin", "screen_tau": -1.0}, "screen_tau"),
     ],
 )
 def test_bad_arguments(arguments: dict[str, float], name: str) -> None:

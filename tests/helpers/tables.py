@@ -58,12 +58,22 @@ def naive_read(gate: Gate, raw: Sequence[float], starts: Sequence[bool], rewritt
     if gate.cumulative:
         return sum(values[max((i + 1 for i, flag in enumerate(rewritten) if flag), default=0) :])
     step = values[max(i for i, start in enumerate(starts) if start) :]
-    return {"none": step[-1], "mean": sum(step) / len(step), "max": max(step), "sum": sum(step)}[gate.step_reduction]
+    reduced = {"none": step[-1], "first": step[0], "mean": sum(step) / len(step), "max": max(step), "sum": sum(step)}
+    return reduced[gate.step_reduction]
 
 
 def naive_score(gate: Gate, log_q: Tensor, log_p: Tensor, token: int) -> float:
     """The score as is, from log-probabilities [V] without zeros."""
     q, p = log_q.exp(), log_p.exp()
+    if gate.screen and naive_score(Gate(gate.screen), log_q, log_p, token) < gate.screen_tau:
+        return 0.0
+    likeliest = sorted(q.tolist())
+    if gate.score == "student_entropy":
+        return float(-(q * q.log()).sum())
+    if gate.score == "least_confidence":
+        return 1 - likeliest[-1]
+    if gate.score == "margin":
+        return 1 - likeliest[-1] + likeliest[-2]
     if gate.score == "divergence":
         return float((q * (q / p).log()).sum())
     if gate.score == "forward_kl":
