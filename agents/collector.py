@@ -435,7 +435,7 @@ class Collector:
             asked |= verified
         rows = np.flatnonzero(asked.any(1))
         last = width - 1 - asked[rows, ::-1].argmax(1)  # the last position that is read
-        prompts = np.array([len(self.prompts[e].ids) for e in self.episode[rows]], np.int64)
+        prompts = np.array([len(self.prompts[e].ids_for_teacher) for e in self.episode[rows]], np.int64)
         before = prompts + self.lengths[rows]  # tokens before the block
         goes_on = handed_over[rows] | (self.gate.always & (self.lengths[rows] > 0))
         self.cost.calls += int((~goes_on).sum())

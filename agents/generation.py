@@ -18,7 +18,7 @@ from distill_env.divergence import entropy, reverse_kl
 from distill_env.env import DistillVectorEnv
 from distill_env.gate import DraftBlock, GateState, raw_score, read_and_decide
 from distill_env.gate_settings import Gate
-from distill_env.models.base import TokenModel, TrainableModel
+from distill_env.models.base import TokenModel, TrainableModel, start_teacher
 from distill_env.observations import encode
 from distill_env.ragged import PAD
 from distill_env.randomness import episode_keys
@@ -166,10 +166,12 @@ def measure(completions: Sequence[Completion], agent: Agent | None, env: Distill
     own: Iterator[Tensor | None] = repeat(None)
     student: TrainableModel | None = getattr(agent, "student", None)
     if student is not None:
-        own = read_along(student.fork(), prompts, tokens, width)
+        reader = student.fork()
+        own = read_along(reader, reader.start(prompts), tokens, width)
     elif hasattr(agent, "log_probs"):
         own = _ask_along(agent, env, prompts, tokens, width)
-    theirs = read_along(env.teacher, prompts, tokens, width)
+    first = start_teacher(env.teacher, [c.prompt for c in completions])
+    theirs = read_along(env.teacher, first, tokens, width)
     for teacher, log_q, ids in zip(theirs, own, tokens.split(width, 1), strict=False):
         at = (ids != PAD).to(teacher.device)
         drawn, p = ids.to(teacher.device)[at], teacher[at].double()
@@ -189,9 +191,16 @@ def measure(completions: Sequence[Completion], agent: Agent | None, env: Distill
                 getattr(completion, name).extend(part.tolist())
 
 
-def read_along(model: TokenModel, prompts: Sequence[Sequence[int]], tokens: Tensor, width: int) -> Iterator[Tensor]:
-    """log p at the positions of completions [n, T], `width` at a time: [n, width, V], without meaning at padding."""
-    before = model.start(prompts)[:, None]
+def read_along(model: TokenModel, first: Tensor, tokens: Tensor, width: int) -> Iterator[Tensor]:
+    """log p at the positions of completions [n, T], `width` at a time: [n, width, V], without meaning at padding.
+
+    Args:
+        model: started with the prompts.
+        first: what `start` returned, [n, V].
+        tokens: int64 [n, T], padded with -1.
+        width: T at a time.
+    """
+    before = first[:, None]
     for block in tokens.split(width, 1):
         after = model.extend(block)
         yield torch.cat([before, after[:, :-1]], 1)

@@ -162,7 +162,12 @@ class SB3Agent:
         where D_t is below `HIGH_DIVERGENCE` and where it is not; `rollout/rewrite_correlation` is the correlation of
         P(REWRITE) with D_t. A teacher that cannot be read apart from the rollout gives none of them.
         """
-        if core.teacher_top_k or not hasattr(core.teacher, "fork"):
+        if (
+            core.teacher_top_k
+            or core.teacher_sees_more
+            or core.teacher_usage_by_name
+            or not hasattr(core.teacher, "fork")
+        ):
             return {}
         seen = algorithm.rollout_buffer.observations.reshape(-1, core.max_prompt_length + core.max_new_tokens)
         count = max(1, min(len(seen), 256, STATE_NUMBERS // core.vocab_size))

@@ -72,7 +72,10 @@ class TeacherCache:
         references = method.teacher_writes == "reference"
         key = {
             **self._settings[1],
-            "prompts": [[p.ids, p.final_answer, p.reference_completion if references else None] for p in prompts],
+            "prompts": [
+                [p.teacher, p.ids, p.ids_for_teacher, p.final_answer, p.reference_completion if references else None]
+                for p in prompts
+            ],
             "keys": keys.tolist(),
             "teacher_writes": method.teacher_writes,
             "stored": [method.needs_teacher, method.top_k, method.top_p],
@@ -109,6 +112,8 @@ def fingerprint(model: Any) -> str:
     Raises:
         ValueError: for a model whose weights are not in memory.
     """
+    if hasattr(model, "teachers"):  # several, each with a name
+        return json.dumps({name: fingerprint(part) for name, part in model.teachers.items()}, sort_keys=True)
     state = model.state_dict() if hasattr(model, "state_dict") else {}
     if not state or any(isinstance(t, Tensor) and t.is_meta for t in state.values()):
         expected = "expected a local model that is not offloaded to disk"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Unpack
 
@@ -30,6 +30,7 @@ from distill_env.env_arguments import (
 from distill_env.models.absent import AbsentTeacher
 from distill_env.models.base import TokenModel
 from distill_env.models.load import load_model
+from distill_env.models.routed import RoutedModel
 from distill_env.observations import encode, observation_space
 from distill_env.ragged import PAD, Bools, Ints
 from distill_env.randomness import Purpose, inverse_cdf, uniform
@@ -89,7 +90,8 @@ class DistillVectorEnv(VectorEnv):
 
     ## Starting State
     A prompt of the split, drawn by the key of the episode. The key follows from the row's seed (`seed + i`) and the
-    number of its episode. `reset` takes three options:
+    number of its episode. Where a prompt has `teacher_ids`, the teacher reads these in place of what the observation
+    shows: it may know a solution, examples or documents. `reset` takes three options:
 
     | option | value |
     | --- | --- |
@@ -124,11 +126,12 @@ class DistillVectorEnv(VectorEnv):
             `package.module:Class`, or a `Task`. An environment that is made from names alone has a spec that can be
             written as JSON.
         teacher: a name or path for `load_model`, `package.module:Class`, or a `TokenModel` (not with `gym.make`, which
-            copies its arguments). Without one (None) REWRITE is refused, every token pays 0, and only `task_reward`
-            is left: the environment in which a student is on its own.
+            copies its arguments). Several by name, as `{"math": ..., "code": ...}`: each reads and writes the
+            completions of the prompts that name it. Without one (None) REWRITE is refused, every token pays 0, and
+            only `task_reward` is left: the environment in which a student is on its own.
         split: the task's prompts to draw from: train, validation, test or ood.
         task_kwargs: arguments of the task.
-        teacher_kwargs: arguments of `load_model` or of the class.
+        teacher_kwargs: arguments of `load_model` or of the class; with several teachers, of each by its name.
         max_new_tokens: the horizon; the task's default if None.
         rewrite: how the teacher writes: `sample`, `nucleus` (from the smallest set with mass `rewrite_top_p`) or
             `argmax`.
@@ -159,6 +162,7 @@ class DistillVectorEnv(VectorEnv):
     | `executed_log_probs()` | the teacher at every state at which the last `step` executed a token |
     | `release()` | frees the distributions that both methods keep in memory |
     | `teacher_usage` | passes, positions and written tokens of the teacher so far |
+    | `teacher_usage_by_name` | the same of each of several teachers |
     | `teacher_top_k` | how many ids of each distribution are exact, if the teacher is a server; else 0 |
     | `completions` | the `CompletionBatch` of all rows; read only |
     | `without_autoreset()` | a context in which rows that have ended wait for a reset, whatever `autoreset_mode` is |
@@ -175,7 +179,7 @@ class DistillVectorEnv(VectorEnv):
         self,
         num_envs: int = 1,
         task: str | Task = "categorical",
-        teacher: str | TokenModel | None = "markov",
+        teacher: str | TokenModel | Mapping[str, str | TokenModel] | None = "markov",
         split: Split = "train",
         task_kwargs: dict[str, Any] | None = None,
         teacher_kwargs: dict[str, Any] | None = None,
@@ -209,7 +213,10 @@ class DistillVectorEnv(VectorEnv):
         self.prompts = self.task.prompts(split)
         if not self.prompts:
             raise ValueError(f"split: {split!r} has no prompts; expected another split of the task")
-        self.max_prompt_length = max(len(p.ids) for s in SPLITS for p in self.task.prompts(s))
+        every = self._prompts_of_all_splits()
+        self.max_prompt_length = max(len(p.ids) for p in every)
+        self.max_teacher_prompt_length = max(len(p.ids_for_teacher) for p in every)
+        self.teacher_sees_more = any(p.ids_for_teacher != p.ids for p in every)
         self.vocab_size = self.rewrite_action = self.task.vocab_size
         self._make_spaces()
         self._teacher_source = teacher, teacher_kwargs or {}
@@ -224,11 +231,24 @@ class DistillVectorEnv(VectorEnv):
         # row, position, column, log p of what the last step executed
         self._trace: Iterable[tuple[NDArray[Any], NDArray[Any], NDArray[Any], Tensor]] = []
 
+    def _prompts_of_all_splits(self) -> list[Prompt]:
+        return [p for split in SPLITS for p in self.task.prompts(split)]
+
     def _load_teacher(self) -> TokenModel:
         """The teacher with rows of its own. Raises ValueError if its vocabulary or its context does not fit."""
         source, kwargs = self._teacher_source
         if source is None:
             return AbsentTeacher(self.vocab_size, self.task.eos_token_id)
+        prompts = self._prompts_of_all_splits()
+        if not isinstance(source, Mapping):
+            return self._load_one(source, kwargs, prompts)
+        for prompt in prompts:
+            self._check_name(prompt)
+        read = {name: [p for p in prompts if p.teacher == name] for name in source}
+        return RoutedModel({name: self._load_one(source[name], kwargs.get(name, {}), read[name]) for name in source})
+
+    def _load_one(self, source: str | TokenModel, kwargs: dict[str, Any], prompts: Sequence[Prompt]) -> TokenModel:
+        """A teacher that will read these prompts."""
         if isinstance(source, str) and IMPORTED.fullmatch(source):
             teacher: TokenModel = import_name("teacher", source)(**kwargs)
         elif isinstance(source, str):
@@ -239,14 +259,22 @@ class DistillVectorEnv(VectorEnv):
             raise ValueError(
                 f"teacher: {teacher.vocab_size} token ids; expected {self.vocab_size}, as many as the task"
             )
-        longest, context = self.max_prompt_length + self.max_new_tokens, getattr(teacher, "max_length", None)
-        if context is not None and longest > context:
-            room, because = context - self.max_prompt_length, getattr(getattr(teacher, "limit", None), "because", "")
+        prompt = max((len(p.ids_for_teacher) for p in prompts), default=0)
+        context = getattr(teacher, "max_length", None)
+        if context is not None and prompt + self.max_new_tokens > context:
+            room, because = context - prompt, getattr(getattr(teacher, "limit", None), "because", "")
             raise ValueError(
                 f"max_new_tokens: {self.max_new_tokens}; expected at most {room}, since the teacher takes rows of "
-                f"{context} tokens at most{because}"
+                f"{context} tokens at most{because}, and its longest prompt has {prompt}"
             )
         return teacher
+
+    def _check_name(self, prompt: Prompt) -> None:
+        """Raise ValueError if there are several teachers, and the prompt names none of them."""
+        source = self._teacher_source[0]
+        if isinstance(source, Mapping) and prompt.teacher not in source:
+            named = f"the teacher {prompt.teacher!r}" if prompt.teacher else "no teacher"
+            raise ValueError(f"teacher: the prompt {prompt.text[:40]!r} names {named}; expected {', '.join(source)}")
 
     def _make_spaces(self) -> None:
         v, length = self.vocab_size, self.max_prompt_length + self.max_new_tokens
@@ -268,6 +296,11 @@ class DistillVectorEnv(VectorEnv):
         return getattr(self.teacher, "top_k", 0)
 
     @property
+    def teacher_usage_by_name(self) -> dict[str, TeacherUsage]:
+        """The same as `teacher_usage` of each of several teachers; empty for one."""
+        return self._teacher_scorer.usage_by_name
+
+    @property
     def teacher_usage(self) -> TeacherUsage:
         """What the teacher has computed and written so far."""
         return self._teacher_scorer.usage
@@ -277,7 +310,7 @@ class DistillVectorEnv(VectorEnv):
         """The teacher beside the completions; if others have written these, it reads them anew."""
         if self._teacher_is_behind:
             self._teacher_is_behind = False
-            self._teacher_scorer.start([p.ids for p in self.completions.prompts], np.arange(self.num_envs))
+            self._teacher_scorer.start(list(self.completions.prompts), np.arange(self.num_envs))
         return self._teacher_scorer
 
     def written_by(self, row: TableRow) -> None:
@@ -426,14 +459,14 @@ class DistillVectorEnv(VectorEnv):
     def __getstate__(self) -> dict[str, Any]:
         """All but the teacher's weights and cache, which `__setstate__` loads and computes again."""
         state = {k: v for k, v in self.__dict__.items() if k not in ("_teacher_scorer", "_trace")}
-        return state | {"teacher_usage": self.teacher_usage}
+        return state | {"teacher_usage": (self.teacher_usage, self.teacher_usage_by_name)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         usage = state.pop("teacher_usage")
         self.__dict__.update(state)
         self._trace = []
         self._teacher_scorer = TeacherScorer(self._load_teacher(), self.num_envs, self.vocab_size)
-        self._teacher_scorer.usage = usage
+        self._teacher_scorer.usage, self._teacher_scorer.usage_by_name = usage
         self._teacher_is_behind = self.started
 
     def _execute(self, actions: Ints) -> Arrays:
@@ -506,7 +539,7 @@ class DistillVectorEnv(VectorEnv):
 
     def _teacher_writes(self, rows: Ints, positions: Ints, log_probs: Tensor) -> Ints:
         """The teacher's tokens [m] for `rows`, at these positions of their completions, drawn from [m, V]."""
-        self.teacher_usage.tokens += len(rows)
+        self._teacher_scorer.count_written(rows)
         self._trace = [*self._trace, (rows, positions, np.zeros_like(rows), log_probs)]
         log_probs = rewrite_distribution(log_probs, self.rewrite, self.rewrite_top_p, self.teacher_top_k)
         return inverse_cdf(log_probs, uniform(self.completions.keys[rows], positions, Purpose.TEACHER)).cpu().numpy()
@@ -533,7 +566,7 @@ class DistillVectorEnv(VectorEnv):
     ) -> None:
         """Start the next episode of `rows`."""
         self.completions.begin(rows, prompts, keys)
-        self._scorer.start([p.ids for p in self.completions.prompts[rows]], rows)
+        self._scorer.start(list(self.completions.prompts[rows]), rows)
         self.started = True
 
     def grade(self, row: int) -> float:
@@ -616,10 +649,15 @@ class DistillVectorEnv(VectorEnv):
             except TypeError:
                 raise ValueError(f"prompts: {type(prompt).__name__}; expected Prompt or token ids") from None
             prompt = Prompt(ids, self.task.decode(ids))
-        if len(prompt.ids) > self.max_prompt_length:
-            raise ValueError(f"prompts: {len(prompt.ids)} tokens in one; expected at most {self.max_prompt_length}")
-        if any(not 0 <= t < self.vocab_size for t in prompt.ids):
-            raise ValueError(f"prompts: {prompt.ids!r:.60}; expected ids from 0 to {self.vocab_size - 1}")
+        self._check_name(prompt)
+        for ids, most in (
+            (prompt.ids, self.max_prompt_length),
+            (prompt.ids_for_teacher, max(self.max_prompt_length, self.max_teacher_prompt_length)),
+        ):
+            if len(ids) > most:
+                raise ValueError(f"prompts: {len(ids)} tokens in one; expected at most {most}")
+            if any(not 0 <= t < self.vocab_size for t in ids):
+                raise ValueError(f"prompts: {ids!r:.60}; expected ids from 0 to {self.vocab_size - 1}")
         return prompt
 
 

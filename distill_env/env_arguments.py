@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal, TypedDict
 
 from gymnasium.vector import AutoresetMode
@@ -20,7 +21,7 @@ class EnvArguments(TypedDict, total=False):
     """What both environments take; `DistillVectorEnv` says what each argument means, and holds the defaults."""
 
     task: str | Task
-    teacher: str | TokenModel | None
+    teacher: str | TokenModel | Mapping[str, str | TokenModel] | None
     split: Split
     task_kwargs: dict[str, Any] | None
     teacher_kwargs: dict[str, Any] | None

@@ -97,7 +97,7 @@ class TableRow:
         completions = self._completions
         if self._changes != completions.changes:
             self._changes, self._key = completions.changes, int(completions.keys[0])
-            self._state = self._teacher.walk(completions.prompts[0].ids)
+            self._state = self._teacher.walk(completions.prompts[0].ids_for_teacher)
             for token in completions.completion(0)[0]:
                 self._state = self._rules(self._state).next_state[token]
         return self._rules(self._state)

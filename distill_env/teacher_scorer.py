@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distill_env.models.base import TokenModel
+from distill_env.models.base import TokenModel, start_teacher
 from distill_env.ragged import PAD, Bools, Ints, row_and_column
+from distill_env.tasks.base import Prompt
 
 
 @dataclass
@@ -29,11 +30,13 @@ class TeacherScorer:
     The part of a draft that is not committed is removed again.
 
     Args:
-        teacher: its rows belong to this scorer alone.
+        teacher: its rows belong to this scorer alone; a `RoutedModel` has one for each name.
         n: number of rows.
         vocab_size: V.
 
     Attributes:
+        usage: what the teacher has computed and written.
+        usage_by_name: the same of each of several teachers.
         cached_lengths: int64 [n], tokens of each completion in the teacher's cache, those of a draft included.
         log_probs: [n, V], log p after the committed tokens in the cache.
     """
@@ -41,20 +44,22 @@ class TeacherScorer:
     def __init__(self, teacher: TokenModel, n: int, vocab_size: int) -> None:
         self.teacher = teacher
         self.usage = TeacherUsage()
+        self.usage_by_name = {name: TeacherUsage() for name in getattr(teacher, "teachers", ())}
+        self._names = np.full(n, "", object)  # of each row's teacher, if there are several
         self.cached_lengths = np.zeros(n, np.int64)
         self.log_probs = torch.zeros(n, vocab_size)
         self._scored: tuple[Tensor, Tensor] | None = None  # the last draft [n, K] and log p along it [n, K + 1, V]
 
-    def start(self, prompts: Sequence[Sequence[int]], rows: Ints) -> None:
+    def start(self, prompts: Sequence[Prompt], rows: Ints) -> None:
         """Begin the completions of `prompts` in `rows`, in ascending order."""
         everyone = len(rows) == len(self.cached_lengths)
-        log_probs = self.teacher.start(prompts, None if everyone else rows.tolist())
+        log_probs = start_teacher(self.teacher, prompts, None if everyone else rows.tolist())
         index = torch.from_numpy(rows).to(log_probs.device)
         self.log_probs = log_probs if everyone else self.log_probs.index_copy(0, index, log_probs)
         self.cached_lengths[rows] = 0
         self._scored = None
-        self.usage.passes += 1
-        self.usage.positions += len(prompts)
+        self._names[rows] = [p.teacher for p in prompts]
+        self._count(np.isin(np.arange(len(self._names)), rows).astype(np.int64))
 
     def score(self, unread: Ints, draft: Tensor, live: Bools) -> Tensor:
         """Extend the cache by committed tokens and then by a draft, in one pass.
@@ -80,8 +85,7 @@ class TeacherScorer:
                 rows, columns = row_and_column(count)
                 block[rows, start[rows] + columns] = tokens[rows, columns]
             after = self.teacher.extend(torch.from_numpy(block))  # [n, width, V]
-            self.usage.passes += 1
-            self.usage.positions += int(pending.sum() + counts.sum())
+            self._count(pending + counts)
             # state j is at column pending - 1 + j of `after`; -1 is the state that the cache had reached before
             least, most = int(pending[live].min()), int(pending[live].max())
             if 0 < least == most == width - drafted:  # as a rule one token is pending in every row: nothing is copied
@@ -96,6 +100,21 @@ class TeacherScorer:
             self.cached_lengths = self.cached_lengths + pending + counts
         self._scored = draft, log_probs
         return log_probs
+
+    def _count(self, positions: Ints) -> None:
+        """A pass over so many positions of each row."""
+        self.usage.passes += 1
+        self.usage.positions += int(positions.sum())
+        for name, usage in self.usage_by_name.items():
+            read = int(positions[self._names == name].sum())
+            usage.passes += read > 0
+            usage.positions += read
+
+    def count_written(self, rows: Ints) -> None:
+        """The teacher has written a token in each of these rows."""
+        self.usage.tokens += len(rows)
+        for name, usage in self.usage_by_name.items():
+            usage.tokens += int((self._names[rows] == name).sum())
 
     def cached(self, tokens: Ints) -> Tensor | None:
         """What the last `score` returned along `tokens` [n, k], [n, k + 1, V]; None if its draft was another."""

@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from distill_env.tasks.base import Prompt
+
 
 class ServerLostError(OSError):
     """A model's server has not responded for as long as the run was willing to wait."""
@@ -44,6 +46,16 @@ class TokenModel(Protocol):
     def rewind(self, lengths: Sequence[int] | Tensor) -> None:
         """Cut row i to its first `lengths[i]` generated tokens. -1 gives the row up: it costs nothing from then on, and
         has to be started before it is extended."""
+
+
+def start_teacher(teacher: TokenModel, prompts: Sequence[Prompt], rows: Sequence[int] | None = None) -> Tensor:
+    """`teacher.start` with what the teacher reads of these prompts; each by the one that it names, if there are
+    several."""
+    ids = [p.ids_for_teacher for p in prompts]
+    if hasattr(teacher, "teachers"):
+        started: Tensor = teacher.start(ids, rows, [p.teacher for p in prompts])
+        return started
+    return teacher.start(ids, rows)
 
 
 def ids_of(model: Any) -> dict[str, Any]:

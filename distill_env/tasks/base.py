@@ -12,13 +12,24 @@ SPLITS: tuple[Split, ...] = ("train", "validation", "test", "ood")
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt: its token ids, its text, and a difficulty by which results are grouped."""
+    """A prompt: its token ids, its text, and a difficulty by which results are grouped.
+
+    The teacher may see more than the student: with `teacher_ids` it reads these in place of `ids`, before the same
+    completion.
+    """
 
     ids: tuple[int, ...]
     text: str
     difficulty: int = 0
     reference_completion: tuple[int, ...] | None = None  # with its end token if it ends
     final_answer: str | None = None  # the reference answer, if the data has one
+    teacher_ids: tuple[int, ...] | None = None  # what the teacher reads; None: the same as the student
+    teacher: str = ""  # the name of its teacher, where there are several
+
+    @property
+    def ids_for_teacher(self) -> tuple[int, ...]:
+        """What the teacher reads before the completion."""
+        return self.ids if self.teacher_ids is None else self.teacher_ids
 
 
 @dataclass(frozen=True)

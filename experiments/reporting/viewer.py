@@ -143,16 +143,17 @@ def read_along(
     import torch
 
     from distill_env.gate import DraftBlock, GateState, apply_gate
+    from distill_env.models.base import start_teacher
 
     tokens = torch.tensor(completion.tokens)
 
-    def read(model: Any) -> Tensor:
-        reader = model.fork()
-        first = reader.start([completion.prompt.ids])[:, None]
+    def read(reader: Any, first: Tensor) -> Tensor:
         rest = [reader.extend(tokens[None, :-1])] if len(tokens) > 1 else []
-        return torch.cat([first, *rest], 1).double()
+        return torch.cat([first[:, None], *rest], 1).double()
 
-    log_q, log_p = read(student), read(env.teacher)  # [1, T, V]
+    own, teacher = student.fork(), env.teacher.fork()  # type: ignore[attr-defined]
+    log_q = read(own, own.start([completion.prompt.ids]))  # [1, T, V]
+    log_p = read(teacher, start_teacher(teacher, [completion.prompt]))
     ends = torch.isin(tokens, torch.tensor(sorted(env.task.step_end_ids)))
     starts = torch.cat([torch.tensor([True]), ends[:-1]])[None]
     unused = torch.zeros(starts.shape, dtype=torch.float64)

@@ -66,7 +66,8 @@ def estimate(config: RunConfig, env: DistillVectorEnv, student: Any, shards: int
     configs = [m.config.get_text_config(decoder=True) for m in models]
     elements = [m.dtype.itemsize for m in models]
     length = env.max_prompt_length + env.max_new_tokens
-    caches = sum(cache_bytes(c, env.num_envs, length, e) for c, e in zip(configs, elements, strict=True))
+    lengths = env.max_teacher_prompt_length + env.max_new_tokens, length
+    caches = sum(cache_bytes(c, env.num_envs, n, e) for c, n, e in zip(configs, lengths, elements, strict=True))
     drafts = DRAFT_ARRAYS * env.num_envs * (env.chunk + 1) * env.vocab_size * FLOAT
     backward = activation_bytes(configs[1], micro, length, elements[1], config.student.gradient_checkpointing)
     backward += LOSS_ARRAYS * min(chunk, micro * env.max_new_tokens) * env.vocab_size * FLOAT

@@ -20,7 +20,7 @@ from agents.prompts import PromptStream
 from distill_env.divergence import entropy, reverse_kl
 from distill_env.env import DistillVectorEnv
 from distill_env.models.adapters import base_of
-from distill_env.models.base import TokenModel, TrainableModel
+from distill_env.models.base import TokenModel, TrainableModel, start_teacher
 from distill_env.models.hub import absent_ids, id_range, load_tokenizer
 from distill_env.models.load import is_served
 from distill_env.ragged import PAD
@@ -237,7 +237,7 @@ def probe(teacher: TokenModel, student: TokenModel, prompts: Sequence[Prompt], l
     """
     ids = [prompt.ids for prompt in prompts]
     keys = episode_keys(seed, np.arange(len(ids)))
-    own, theirs = [student.start(ids)], teacher.start(ids)[:, None]
+    own, theirs = [student.start(ids)], start_teacher(teacher, prompts)[:, None]
     tokens = torch.empty(len(ids), 0, dtype=torch.long)
     alive = torch.ones(len(ids), dtype=torch.bool)
     for t in range(length - 1):
@@ -299,22 +299,28 @@ def model_rows(config: RunConfig, env: DistillVectorEnv, student: Any, shards: i
     lengths = {who: model.max_length for who, model in models.items()}
     because = {who: model.limit.because for who, model in models.items() if hasattr(model, "limit")}
     longest = env.max_prompt_length + env.max_new_tokens
-    context = context_row(longest, config.data.max_prompt_tokens + env.max_new_tokens, lengths, because)
+    allowed = config.data.max_prompt_tokens + env.max_new_tokens
+    contexts = [context_row(longest, allowed, lengths, because)]
+    if env.teacher_sees_more:  # its prompts are others
+        theirs = {"teacher": lengths.pop("teacher")}
+        longest_of_teacher = env.max_teacher_prompt_length + env.max_new_tokens
+        of_teacher = context_row(longest_of_teacher, longest_of_teacher, theirs, because)
+        contexts = [context_row(longest, allowed, lengths, because), replace(of_teacher, name="teacher_context")]
     if is_served(config.teacher.model):
-        rows = [weights_row({"student": student.model}), context]
+        rows = [weights_row({"student": student.model}), *contexts]
     else:
         needs = estimate(config, env, student.model, shards)
         memory = memory_row(needs, needs["teacher"] + needs["student"], free_bytes(student.model.device))
-        rows = [weights_row({"student": student.model, "teacher": teacher.model}), context, memory]
-    if context.status == "error":
+        rows = [weights_row({"student": student.model, "teacher": teacher.model}), *contexts, memory]
+    if any(context.status == "error" for context in contexts):
         return rows
     seed, size = config.agent_options.seed, min(PROBED_PROMPTS, config.agent_options.batch_size)
     prompts = PromptStream(env.prompts, seed).take(0, size)
     gate = (config.method or GATED).gate
     tau = gate.tau if gate.score == "divergence" else HIGH_DIVERGENCE
     length = min(PROBED_TOKENS, env.max_new_tokens)
-    own, theirs, exists = probe(teacher.fork(), student.fork(), prompts, length, seed)
-    return [*rows, teacher_row(theirs[exists]), divergence_row(own[exists], theirs[exists], tau)]
+    own, read, exists = probe(teacher.fork(), student.fork(), prompts, length, seed)
+    return [*rows, teacher_row(read[exists]), divergence_row(own[exists], read[exists], tau)]
 
 
 def mark_accepted(rows: Iterable[Row], accept: Sequence[str]) -> list[Row]:

@@ -9,6 +9,7 @@ import torch
 from distill_env.env import DistillVectorEnv
 from distill_env.models.tabular import markov
 from distill_env.ragged import PAD
+from distill_env.tasks.base import Prompt
 from distill_env.teacher_scorer import TeacherScorer
 
 
@@ -25,7 +26,7 @@ from distill_env.teacher_scorer import TeacherScorer
 def test_one_pass_scores_what_single_tokens_would(unread: list[list[int]], draft: list[list[int]]) -> None:
     teacher = markov(5, order=2, seed=1)
     scorer = TeacherScorer(teacher.fork(), 2, 5)
-    scorer.start([(0,), (3, 1)], np.arange(2))
+    scorer.start([Prompt((0,), ""), Prompt((3, 1), "")], np.arange(2))
     tokens = torch.tensor(draft, dtype=torch.long).reshape(2, -1)
     log_probs = scorer.score(np.array(unread), tokens, np.ones(2, np.bool_))
     for row, prompt in enumerate([(0,), (3, 1)]):
