@@ -52,10 +52,8 @@ def start_teacher(teacher: TokenModel, prompts: Sequence[Prompt], rows: Sequence
     """`teacher.start` with what the teacher reads of these prompts; each by the one that it names, if there are
     several."""
     ids = [p.ids_for_teacher for p in prompts]
-    if hasattr(teacher, "teachers"):
-        started: Tensor = teacher.start(ids, rows, [p.teacher for p in prompts])
-        return started
-    return teacher.start(ids, rows)
+    names = ([p.teacher for p in prompts],) if hasattr(teacher, "teachers") else ()
+    return teacher.start(ids, rows, *names)
 
 
 def ids_of(model: Any) -> dict[str, Any]:

@@ -91,7 +91,7 @@ class RoutedModel:
         for name in self.teachers:
             chosen = np.flatnonzero([n == name for n in names])
             if len(chosen):
-                parts[name] = chosen, self._start(name, [prompts[i] for i in chosen], places[chosen])
+                parts[name] = chosen, self._start(name, [prompts[i] for i in chosen.tolist()], places[chosen])
         return self._together((len(prompts),), parts)
 
     def _start(self, name: str, prompts: Sequence[Sequence[int]], rows: Any) -> Tensor:
