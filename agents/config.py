@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 from agents.methods import Method
 from distill_env.checks import Count, Natural, Positive, Range, Seed, Share, check_fields
 
+LARGEST_RUN_SEED = 2**32 - 1  # evaluations and the data of warm starts have larger ones, so streams of their own
+EVALUATION_SEED = LARGEST_RUN_SEED + 1
 PositiveFinite = Annotated[float, Range(above=0, finite=True)]
 NotNegative = Annotated[float, Range(least=0, finite=True)]
 Decay = Annotated[float, Range(least=0, below=1)]

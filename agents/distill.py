@@ -14,6 +14,7 @@ Every published method is a row of `agents/methods.py`: another writer, another 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import time
 from collections.abc import Iterator
@@ -45,7 +46,7 @@ from agents.metrics import HIGH_DIVERGENCE
 from agents.optimizer import MasterAdamW, learning_rate
 from agents.prompts import PromptStream
 from agents.references import read_references
-from agents.rollout import Rollout
+from agents.rollout import Parts, Rollout, completions_of
 from agents.rollout_metrics import rollout_metrics, rollout_sums
 from agents.student_actor import StudentActor
 from agents.teacher_cache import TeacherCache
@@ -67,6 +68,8 @@ from distill_env.ragged import PAD
 from distill_env.randomness import episode_keys
 from distill_env.tasks.base import Prompt
 
+SHOWN = 3  # completions of an iteration that callbacks may show
+
 
 class DistillAgent:
     """A student that learns in the environment by one of the methods.
@@ -87,6 +90,7 @@ class DistillAgent:
         self.optimizer = MasterAdamW(student.parameters(), config.optimizer)
         self.iteration = 0
         self.mean_length = 0.0  # of completions, over past iterations; 0 before the first
+        self.written: list[Parts] = []  # the first completions of the last iteration, for callbacks to show
         self._draft_length: DraftLength | None = None
         self.actor = StudentActor(student, config.seed)
 
@@ -125,6 +129,7 @@ class DistillAgent:
             self.iteration += 1
             ended = time.perf_counter()
             metrics |= rollout_metrics(self.processes.all_reduce_sum(rollout_sums(rollout)))
+            self.written = [*itertools.islice(completions_of(rollout), SHOWN)]
             del rollout  # so that the teacher's distributions take no memory during the next one
             metrics["time/update_seconds"] = ended - update_started
             metrics["time/seconds"] = ended - started

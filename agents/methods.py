@@ -285,6 +285,31 @@ def method(name: str) -> Method:
     return METHODS[name]
 
 
+def truncated(method: Method, returned: int, teacher: str) -> Method:
+    """The method with divergences over the likeliest ids that a served teacher returns, and a tail.
+
+    Args:
+        method: of the run.
+        returned: ids that the teacher returns of a position; 0 for all.
+        teacher: its name, for messages.
+
+    Raises:
+        ValueError: for a method that needs all of the teacher's distribution.
+    """
+    if not returned:
+        return method
+    top_k = method.top_k or returned
+    if top_k > returned:
+        raise ValueError(f"top_k: {top_k}; expected at most teacher_top_k, {returned}")
+    try:
+        return replace(method, top_k=top_k)
+    except ValueError as error:
+        raise ValueError(
+            f"{error}; {teacher!r} returns only the {returned} most likely ids of a position; expected teacher_top_k "
+            "0, which returns all"
+        ) from None
+
+
 def check_cacheable(method: Method) -> None:
     """Raise ValueError if the completions depend on the student, so that no other run can reuse them."""
     if not method.cacheable:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-
-from torch import Tensor
+from typing import TYPE_CHECKING, NamedTuple
 
 from distill_env.tasks.base import Prompt
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass
@@ -57,3 +60,19 @@ class Rollout:
     def mask(self) -> Tensor:
         """bool [N, T], the valid tokens, the end token included."""
         return self.tokens >= 0
+
+
+class Parts(NamedTuple):
+    """One completion. The lists have an entry per token."""
+
+    prompt: Prompt
+    tokens: list[int]
+    rewritten: list[bool]
+    scores: list[float]
+
+
+def completions_of(rollout: Rollout) -> Iterator[Parts]:
+    """The completions of a rollout, one by one."""
+    r = rollout
+    for prompt, mask, *rows in zip(r.prompts, r.mask, r.tokens, r.rewritten, r.score, strict=True):
+        yield Parts(prompt, *(row[mask].tolist() for row in rows))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -61,6 +62,8 @@ class Gate:
     """Threshold of the screen, in the unit of that score."""
 
     def __post_init__(self) -> None:
+        if callable(self.score):
+            object.__setattr__(self, "score", custom_score(self.score))
         check_fields(self)
         if self.reads_a_model and self.score not in SCORE_NAMES:
             find_score(self.score)
@@ -131,15 +134,16 @@ _custom_scores: dict[str, ScoreFunction] = {}
 
 
 def custom_score(function: ScoreFunction) -> str:
-    """The name of a score of your own, for `Gate(score=...)`.
+    """The name of a score of your own, as `Gate(score=function)` stores it: `package.module:function`, and a number if
+    another function has that name, as when a cell of a notebook runs again.
 
     Args:
         function: pure; takes `student` and `teacher`, log-probabilities [n, K, V], and perhaps `tokens` [n, K], and
             returns numbers [n, K]. A position may depend on itself and on those before it.
     """
-    name = f"{function.__module__}:{function.__qualname__}"
-    _custom_scores[name] = function
-    return name
+    first = f"{function.__module__}:{getattr(function, '__qualname__', type(function).__name__)}"
+    names = itertools.chain([first], (f"{first}#{i}" for i in itertools.count(2)))
+    return next(name for name in names if _custom_scores.setdefault(name, function) is function)
 
 
 def find_score(name: str) -> ScoreFunction:
@@ -153,7 +157,7 @@ def find_score(name: str) -> ScoreFunction:
         if ":" not in name:
             raise ValueError(f"score: {name!r} is unknown; {accepted}")
         try:
-            function = resolve_name(name)
+            function = resolve_name(name.partition("#")[0])
         except Exception as error:  # a module may raise anything
             reason = f"{type(error).__name__}: {error}"
             raise ValueError(f"score: {name!r} cannot be imported ({reason}); {accepted}") from None

@@ -39,6 +39,11 @@ def split_text(task: Task, tokens: Sequence[int], lengths: Sequence[int]) -> lis
     return pieces
 
 
+def marked_text(task: Task, tokens: Sequence[int], rewritten: Sequence[bool]) -> str:
+    """A completion with the teacher's tokens between ⟦ and ⟧."""
+    return "".join(f"⟦{t}⟧" if by_teacher else t for t, by_teacher in split_by_writer(task, tokens, rewritten))
+
+
 def render_ansi(task: Task, prompt: Prompt, tokens: Sequence[int], rewritten: Sequence[bool]) -> str:
     """The prompt (dim) and the completion with ANSI colours; what the teacher wrote is red."""
     pieces = (f"\x1b[31m{t}\x1b[0m" if red else t for t, red in split_by_writer(task, tokens, rewritten))

@@ -14,6 +14,15 @@ from torch import Tensor, nn
 
 from distill_env.models.hub import no_progress_bars, require
 
+# Options of a LoraConfig and their values that this module can save and merge. With dropout the student that is trained
+# would not be the one that writes.
+SUPPORTED: dict[str, tuple[Any, ...]] = {
+    "lora_dropout": (0,),
+    "bias": ("none",),
+    "use_dora": (False,),
+    "init_lora_weights": (True, False, "gaussian", "orthogonal"),
+    **dict.fromkeys(("modules_to_save", "trainable_token_indices", "layer_replication", "target_parameters"), (None,)),
+}
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # peft's names
 
 
@@ -40,24 +49,44 @@ def add_adapter(model: Any, rank: int, alpha: float, targets: str, seed: int) ->
 
     if rank < 1 or not alpha > 0:
         raise ValueError(f"lora_rank, lora_alpha: {rank}, {alpha}; expected a rank of at least 1 and a positive scale")
-    folder = Path(model.name_or_path)
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,  # type: ignore[arg-type]
         target_modules=targets if targets == "all-linear" else [name.strip() for name in targets.split(",")],
-        base_model_name_or_path=str(folder.resolve()) if folder.is_dir() else model.name_or_path,
-        task_type="CAUSAL_LM",
     )
     try:
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            _inject(config, model)
+        add_configured_adapter(model, config, seed)
     except ValueError as error:
         linear = sorted({n.rpartition(".")[2] for n, m in model.named_modules() if isinstance(m, nn.Linear)})
         raise ValueError(
             f"lora_targets: {targets!r} are no modules of the model; expected all-linear, or some of "
             + ", ".join(linear)
         ) from error
+
+
+def add_configured_adapter(model: Any, config: Any, seed: int) -> None:
+    """Add a new adapter by the user's own `peft.LoraConfig`, and freeze everything else.
+
+    Raises:
+        ValueError: for a configuration of another kind, or with an option that is not supported.
+    """
+    require("peft", f"peft_config: {type(config).__name__}", "peft")
+    from peft import PeftConfig
+
+    kind = str(getattr(config.peft_type, "value", config.peft_type)) if isinstance(config, PeftConfig) else None
+    if kind != "LORA":
+        raise ValueError(f"peft_config: {kind or type(config).__name__}; expected a LoraConfig")
+    for name, accepted in SUPPORTED.items():
+        value = getattr(config, name, accepted[0])
+        if not any(value is a or value == a for a in accepted) and value != []:
+            words = " or ".join(map(repr, accepted))
+            raise ValueError(f"peft_config: {name} {value!r:.60}; expected {words}")
+    config, folder = copy.deepcopy(config), Path(model.name_or_path)
+    config.base_model_name_or_path = str(folder.resolve()) if folder.is_dir() else model.name_or_path
+    config.task_type = "CAUSAL_LM"
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        _inject(config, model)
 
 
 def _inject(config: Any, model: Any) -> None:

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from distill_env.models.adapters import add_adapter, base_of, is_adapter, load_adapter
+from distill_env.models.adapters import add_adapter, add_configured_adapter, base_of, is_adapter, load_adapter
 from distill_env.models.hub import no_progress_bars, reason_of, require
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
@@ -36,6 +36,7 @@ def read_pretrained(
     lora_alpha: float = 16.0,
     lora_targets: str = "all-linear",
     lora_seed: int = 0,
+    peft_config: Any = None,
     gradient_checkpointing: bool = False,
 ) -> Any:
     """A causal language model from a folder or hub id. The folder of a peft adapter is loaded onto its base model.
@@ -55,6 +56,7 @@ def read_pretrained(
         lora_targets: modules that it is added to, names or ends of names separated by commas; "all-linear" is all
             linear ones but the head.
         lora_seed: of its initial weights.
+        peft_config: a `peft.LoraConfig` in place of the three arguments before.
         gradient_checkpointing: keep only each layer's input for the backward pass, which computes the rest again.
 
     Raises:
@@ -80,9 +82,15 @@ def read_pretrained(
         require("peft", f"name_or_path: {str(name_or_path)!r} is an adapter and", "peft")
         if lora_rank:
             raise ValueError(f"lora_rank: {lora_rank} with {str(name_or_path)!r}, an adapter; expected 0, to train it")
+        if peft_config is not None:
+            raise ValueError(f"peft_config: with {str(name_or_path)!r}, an adapter; expected None, to train it")
+    if lora_rank and peft_config is not None:
+        raise ValueError(f"lora_rank: {lora_rank} with peft_config; expected one of the two")
     model = _load(name_or_path, arguments)
     if lora_rank:
         add_adapter(model, lora_rank, lora_alpha, lora_targets, lora_seed)
+    elif peft_config is not None:
+        add_configured_adapter(model, peft_config, lora_seed)
     if gradient_checkpointing:
         recompute_layers(model)
     return model if "device_map" in arguments else model.to(target)

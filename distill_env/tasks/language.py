@@ -113,12 +113,14 @@ class LanguageTask:
         self.wording, self._train = wording, examples.get("train", ()) if wording.few_shot else ()
         self._set_prompts(wording.encode(examples, self.tokenizer))
 
-    def make_prompts(self, texts: Sequence[str]) -> list[Prompt]:
-        """Prompts from the user's texts, worded as the task's own."""
+    def make_prompts(self, texts: Sequence[str | Example]) -> list[Prompt]:
+        """Prompts from the user's texts or examples, worded as the task's own."""
         if self.wording is None:
-            begin, ids = opening(self.tokenizer), token_ids(self.tokenizer, texts)
-            return [Prompt((*begin, *i), text) for i, text in zip(ids, texts, strict=True)]
-        examples: dict[Split, Sequence[Example]] = {"train": self._train, "test": [Example(text) for text in texts]}
+            plain = [x.question if isinstance(x, Example) else x for x in texts]
+            begin, ids = opening(self.tokenizer), token_ids(self.tokenizer, plain)
+            return [Prompt((*begin, *i), text) for i, text in zip(ids, plain, strict=True)]
+        asked = [x if isinstance(x, Example) else Example(x) for x in texts]
+        examples: dict[Split, Sequence[Example]] = {"train": self._train, "test": asked}
         return self.wording.encode(examples, self.tokenizer)["test"]
 
     def grade(self, prompt: Prompt, tokens: Sequence[int]) -> Grade:

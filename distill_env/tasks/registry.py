@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from functools import lru_cache
 from pkgutil import resolve_name
 from typing import Any
@@ -46,6 +47,19 @@ def task_class(name: str) -> Any:
     if name not in paths:
         raise ValueError(f"task: {name!r} is unknown; expected one of {', '.join([*paths, 'package.module:Class'])}")
     return resolve_name(paths[name])
+
+
+def task_arguments(kind: Any) -> set[str]:
+    """The names of the arguments of a task's class, with those that it passes on to its bases."""
+    names: set[str] = set()
+    for base in kind.__mro__ if isinstance(kind, type) else ():
+        if "__init__" not in vars(base):
+            continue
+        parameters = inspect.signature(vars(base)["__init__"]).parameters.values()
+        names |= {p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+        if not any(p.kind == p.VAR_KEYWORD for p in parameters):
+            break
+    return names - {"self"}
 
 
 def import_name(argument: str, name: str) -> Any:

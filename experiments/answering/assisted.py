@@ -6,7 +6,6 @@ and a position, so that completions at different tau are equal up to the first t
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
@@ -18,10 +17,11 @@ import tyro
 from rich.table import Column, Table
 from rich.text import Text
 
+from agents.assisted import assisted_gate
 from agents.methods import GATED
 from agents.prompts import evenly_spaced
 from distill_env.checks import check_range
-from distill_env.gate_settings import ALWAYS, Gate
+from distill_env.gate_settings import Gate
 from distill_env.tasks.base import Split
 from distill_env.tasks.registry import make_task
 from experiments.comparing.statistics import Estimate, proportion
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from distill_env.models.base import TokenModel
     from distill_env.tasks.base import Grade, Prompt, Task
 
-MAX_TAU = sys.float_info.max  # in place of inf, with which a gate would not read the scores
 LM_ROWS = 16  # completions of a language model at a time
 GRADES = ("accuracy", "correct_chains")
 
@@ -117,11 +116,6 @@ class AssistedCompletions:
         if not values or any(v is None for v in values):
             return None
         return proportion(np.array(values, np.float64).reshape(-1, self.samples).mean(1))
-
-
-def assisted_gate(tau: float, gate: Gate | None = None) -> Gate:
-    """The given gate, by default the hard gate on D_t, with this tau. At tau = 0 every position is hard."""
-    return ALWAYS if tau == 0 else replace(gate or Gate(), tau=min(tau, MAX_TAU))
 
 
 def decode(

@@ -6,9 +6,9 @@ The data are plain lists and numbers, ready for JSON. Texts in them are model ou
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.console import Console
@@ -17,6 +17,7 @@ from rich.markup import escape
 from agents.config import DistillConfig
 from agents.methods import GATED, Method
 from agents.prompts import evenly_spaced
+from agents.rollout import Parts, completions_of
 from distill_env.gate_settings import NEVER, Gate
 from distill_env.rendering import END
 from experiments.reporting.drawing import HIGHLIGHTED
@@ -161,22 +162,6 @@ def read_along(
         gate, log_q, log_p, DraftBlock(tokens[None], starts, unused, unused[0]), GateState.start(1)
     )
     return log_q[0], log_p[0], decision.hard[0].tolist()
-
-
-class Parts(NamedTuple):
-    """One completion. The lists have an entry per token."""
-
-    prompt: Prompt
-    tokens: list[int]
-    rewritten: list[bool]
-    scores: list[float]
-
-
-def completions_of(rollout: Rollout) -> Iterator[Parts]:
-    """The completions of a rollout, one by one."""
-    r = rollout
-    for prompt, mask, *rows in zip(r.prompts, r.mask, r.tokens, r.rewritten, r.score, strict=True):
-        yield Parts(prompt, *(row[mask].tolist() for row in rows))
 
 
 def describe(

@@ -7,7 +7,14 @@ from typing import Annotated, Any, Literal, get_args
 
 import tyro
 
-from agents.config import DistillConfig, OptimizerConfig, PluginConfig, PositiveFinite, SB3Config
+from agents.config import (
+    LARGEST_RUN_SEED,
+    DistillConfig,
+    OptimizerConfig,
+    PluginConfig,
+    PositiveFinite,
+    SB3Config,
+)
 from agents.methods import METHODS, Method, check_cacheable
 from distill_env.checks import Count, Finite, Natural, Range, Share, check_range
 from distill_env.tasks.registry import LANGUAGE_TASKS
@@ -19,7 +26,6 @@ Acceptable = Literal["special_tokens", "end_of_turn", "chat_template", "memory"]
 Track = Literal["tensorboard", "wandb", "trackio", "none"]
 Dtype = Literal["auto", "float32", "bfloat16"]
 AgentOptions = DistillConfig | SB3Config | PluginConfig
-LARGEST_RUN_SEED = 2**32 - 1  # evaluations and the data of warm starts have larger ones, so streams of their own
 SMALL_TASKS = ("sums", "coins")  # with a trained teacher that ships with the project
 SB3_AGENTS: dict[str, Literal["ppo", "a2c"]] = {"ppo": "ppo", "a2c": "a2c"}
 AGENT_HELP = f"A method ({', '.join(METHODS)}), ppo or a2c from Stable-Baselines3, or package.module:Class."

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from agents.atomic_io import write_text
 from agents.base import Agent
-from agents.config import PluginConfig
+from agents.config import EVALUATION_SEED, PluginConfig
 from agents.prompts import evenly_spaced
 from distill_env.gate_settings import Gate
 from distill_env.tasks.base import Split
@@ -19,10 +19,9 @@ from experiments.running import completions_file
 from experiments.running.alone import fresh_process
 from experiments.running.build import make_env
 from experiments.running.cli import progress_bar
-from experiments.running.config import LARGEST_RUN_SEED, RunConfig
+from experiments.running.config import RunConfig
 from experiments.running.run_folder import finite, read_json, write_json
 
-EVALUATION_SEED = LARGEST_RUN_SEED + 1
 EVALUATION_ROWS, LM_ROWS = 512, 16  # completions at a time
 SPLITS: tuple[tuple[Split, str], ...] = (("test", ""), ("ood", "ood/"))  # and the prefix of their metrics
 SAMPLES = 3  # completions that a run shows at its end

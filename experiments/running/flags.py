@@ -10,6 +10,7 @@ from pathlib import Path
 
 import tyro
 
+from agents import methods
 from agents.config import DistillConfig
 from distill_env.models.load import is_served
 from experiments.running.cli import CONVENTIONS, override
@@ -97,19 +98,10 @@ def truncated(config: RunConfig) -> RunConfig:
     Raises:
         ValueError: for a method that needs all of the teacher's distribution.
     """
-    returned, options = config.teacher.top_k, config.agent_options
-    if not returned or not isinstance(options, DistillConfig):
+    options = config.agent_options
+    if not isinstance(options, DistillConfig):
         return config
-    top_k = options.method.top_k or returned
-    if top_k > returned:
-        raise ValueError(f"top_k: {top_k}; expected at most teacher_top_k, {returned}")
-    try:
-        method = replace(options.method, top_k=top_k)
-    except ValueError as error:
-        raise ValueError(
-            f"{error}; {config.teacher.model!r} returns only the {returned} most likely ids of a position; expected "
-            "--teacher-top-k 0, which returns all"
-        ) from None
+    method = methods.truncated(options.method, config.teacher.top_k, config.teacher.model)
     return replace(config, agent_options=replace(options, method=method))
 
 

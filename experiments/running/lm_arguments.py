@@ -1,12 +1,11 @@
 """The arguments with which task, teacher, student and tokenizers are loaded for --env lm. Light to import."""
 
-import inspect
 from typing import Any
 
 from agents import pair
 from distill_env.models.hub import TokenizerSource, load_tokenizer
 from distill_env.models.load import is_served
-from distill_env.tasks.registry import import_name
+from distill_env.tasks import registry
 from experiments.running.config import SMALL_TASKS, RunConfig
 from experiments.running.placement import placement
 
@@ -38,7 +37,7 @@ def task_arguments(config: RunConfig) -> dict[str, Any]:
         arguments |= {"chat": chat, "few_shot": data.few_shot}
         if ":" not in data.task:
             return arguments
-        accepted = inspect.signature(import_name("task", data.task)).parameters
+        accepted = registry.task_arguments(registry.task_class(data.task))
         return {name: value for name, value in arguments.items() if name in accepted}
     if data.few_shot or data.chat == "yes":
         raise ValueError("few_shot, chat: not with --task text, which has no questions; expected 0, auto or no")

@@ -1,18 +1,13 @@
 """The model card of a student, and its upload to the hub."""
 
 import itertools
-import platform
-from contextlib import suppress
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import yaml
-from huggingface_hub import HfApi, ModelCardData
-from huggingface_hub.repocard import metadata_load
+from huggingface_hub import HfApi
 from jinja2 import Environment, FileSystemLoader
 
-import distill_env
+from agents import cards
 from agents.config import SB3Config
 from experiments.running.config import SMALL_TASKS, RunConfig
 from experiments.running.config_file import default_config, flag_values
@@ -51,25 +46,9 @@ def model_card(config: RunConfig, evaluation: dict[str, Any]) -> str:
 
 
 def front_matter(config: RunConfig) -> str:
-    """YAML between dashes. A licence or a base model that is not known is left out; the hub refuses a wrong one."""
-    student, transformer = config.student.model, config.env in (*SMALL_TASKS, "lm")
-    data = ModelCardData(
-        license=licence_of(config),
-        library_name="transformers" if transformer else None,
-        pipeline_tag="text-generation" if transformer else None,
-        base_model=student if student and not Path(student).exists() else None,
-        tags=["distill-env", "distillation", config.agent],
-    )
-    return f"---\n{data.to_yaml()}\n---"
-
-
-def licence_of(config: RunConfig) -> str | None:
-    """The licence of the initial weights: the project's, or that in the model card beside them."""
-    if not config.student.model:
-        return "apache-2.0"
-    with suppress(OSError, ValueError, yaml.YAMLError):
-        return (metadata_load(Path(config.student.model) / "README.md") or {}).get("license")
-    return None
+    """The card's front matter. A new student has the project's licence."""
+    own, transformer = config.student.model, config.env in (*SMALL_TASKS, "lm")
+    return cards.front_matter(own, config.agent, transformer, "" if own else "apache-2.0")
 
 
 def changed_flags(config: RunConfig) -> dict[str, Any]:
@@ -93,9 +72,7 @@ def command_of(config: RunConfig) -> list[str]:
 
 def versions(config: RunConfig) -> str:
     """Versions of the packages that the weights depend on."""
-    packages = ["torch", "transformers"] + ["stable_baselines3"] * isinstance(config.agent_options, SB3Config)
-    own = [f"distill_env {distill_env.__version__}", f"Python {platform.python_version()}"]
-    return ", ".join([*own, *(f"{name} {metadata.version(name)}" for name in packages)])
+    return cards.versions(*["stable_baselines3"] * isinstance(config.agent_options, SB3Config))
 
 
 def push(folder: Path, repository: str) -> str:
