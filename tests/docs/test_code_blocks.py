@@ -8,7 +8,7 @@ A comment above a block changes that:
     <!-- test: skip, REASON -->      nothing is looked at
 
 A block with a title, as in `python title="my_agent.py"`, is written into the folder under that name instead of being
-run. The names of models and files that a page asks for are replaced by tiny ones.
+run. The names of models and files that a page asks for are replaced by tiny ones, and `.train(100)` trains twice.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ BLOCK = re.compile(r"^(?P<indent> *)```(?P<language>\w+)(?P<rest>[^\n]*)\n(?P<co
 DIRECTIVE = re.compile(r"<!-- test: (.*?) -->\s*\Z")
 TEACHERS = ("Qwen/Qwen2.5-1.5B-Instruct", "smollm2/teacher", "models/teacher")
 STUDENTS = ("Qwen/Qwen2.5-0.5B-Instruct", "smollm2/student", "runs/warm/student", "models/student")
+TRAIN = re.compile(r"\.train\(\d+\)")
 RECORDER = """
 log() { printf '%s\\0' "$#" "$@" >> "$RECORD"; }
 for name in python pip pytest mkdocs accelerate vllm uv git tensorboard; do
@@ -122,7 +123,7 @@ class Session:
     def replaced(self, text: str) -> str:
         for name, path in self.stand_ins.items():
             text = text.replace(name, path)
-        return text
+        return TRAIN.sub(".train(2)", text)
 
     def command(self, words: list[str], directive: str) -> None:
         tool, *rest = words
