@@ -97,6 +97,14 @@ def _hard(completions: Sequence[Completion]) -> Metrics:
     return metrics | {f"hard_share_quarter/{i}": share for i, share in enumerate(quarters, 1)}
 
 
+def forward_kl_by_prompt(completions: Sequence[Completion]) -> list[float]:
+    """KL(teacher || agent) along each of the teacher's completions, nats per token.
+
+    By the chain rule its sum over a completion has the mean KL(teacher || agent) of whole completions.
+    """
+    return [measures.mean(c.forward_kls) for c in completions]
+
+
 def evaluate(
     agent: Agent,
     env: DistillVectorEnv,
@@ -109,10 +117,11 @@ def evaluate(
 ) -> tuple[Metrics, list[Completion], list[Completion]]:
     """Evaluate an agent on its own completions and on texts that it did not write.
 
-    Besides `completion_metrics`: `perplexity` and `divergence_on_teacher_prefix` on one completion of the teacher per
-    prompt; `exposure_gap`, by how much D_t is larger on the agent's own completions (nats); `reference_perplexity` on
-    reference completions, if the agent has a `student`; `self_bleu` with several samples; `on_call/accuracy`,
-    `on_call/correct_chains` and `on_call/teacher_share`, if the agent has `act_on_call` and the task is graded.
+    Besides `completion_metrics`: `perplexity`, `divergence_on_teacher_prefix` and `forward_kl` on one completion of the
+    teacher per prompt, the last as the mean of `forward_kl_by_prompt`; `exposure_gap`, by how much D_t is larger on the
+    agent's own completions (nats); `reference_perplexity` on reference completions, if the agent has a `student`;
+    `self_bleu` with several samples; `on_call/accuracy`, `on_call/correct_chains` and `on_call/teacher_share`, if the
+    agent has `act_on_call` and the task is graded.
 
     Args:
         agent: the agent.
@@ -139,6 +148,7 @@ def evaluate(
         metrics["perplexity"] = measures.perplexity([x for c in held_out for x in c.log_probs])
         teachers = [x for c in held_out for x in c.divergences]
         metrics["divergence_on_teacher_prefix"] = measures.mean(teachers)
+        metrics["forward_kl"] = measures.mean(forward_kl_by_prompt(held_out))
         metrics["exposure_gap"] = measures.exposure_gap([x for c in completions for x in c.divergences], teachers)
     if hasattr(agent, "student"):
         read = reference_log_probs(agent.student, prompts, env.num_envs)

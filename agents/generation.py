@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from agents import metrics as measures
 from agents.base import Agent
-from distill_env.divergence import entropy, reverse_kl
+from distill_env.divergence import entropy, forward_kl, reverse_kl
 from distill_env.env import DistillVectorEnv
 from distill_env.gate import DraftBlock, GateState, raw_score, read_and_decide
 from distill_env.gate_settings import Gate
@@ -37,6 +37,7 @@ class Completion:
     teacher_log_probs: list[float] = field(default_factory=list)
     entropies: list[float] = field(default_factory=list)  # of the agent
     divergences: list[float] = field(default_factory=list)  # D_t = KL(agent || teacher)
+    forward_kls: list[float] = field(default_factory=list)  # KL(teacher || agent)
     scores: list[float] = field(default_factory=list)  # of the gate, before it clips or smooths them
     hard: list[bool] = field(default_factory=list)  # whether the gate would be hard
     grade: Grade | None = None
@@ -181,6 +182,7 @@ def measure(completions: Sequence[Completion], agent: Agent | None, env: Distill
             measured["log_probs"] = q.gather(1, drawn[:, None])[:, 0]
             measured["entropies"] = entropy(q)
             measured["divergences"] = reverse_kl(q, p).clamp(min=0)
+            measured["forward_kls"] = forward_kl(q, p).clamp(min=0)
             if gate is not None:
                 ones = torch.ones_like(drawn).double()
                 block = DraftBlock(drawn[:, None], ones[:, None] > 0, ones[:, None], ones)

@@ -11,6 +11,7 @@ from experiments.running.run_folder import read_metrics
 PANELS = (
     ("validation/correct_chains",),
     ("validation/accuracy",),
+    ("validation/forward_kl", "validation/divergence"),
     ("rollout/divergence", "train/loss"),
     ("rollout/rewritten_share", "rollout/hard_share"),
     ("train/entropy",),

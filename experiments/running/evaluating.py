@@ -24,7 +24,9 @@ from experiments.running.run_folder import finite, read_json, write_json
 
 EVALUATION_ROWS, LM_ROWS = 512, 16  # completions at a time
 SPLITS: tuple[tuple[Split, str], ...] = (("test", ""), ("ood", "ood/"))  # and the prefix of their metrics
-SAMPLES = 3  # completions that a run shows at its end
+SAMPLES = 3  # completions that a run shows at its end, with the teacher on call
+ANSWERS = 10  # of the student alone
+PROMPT_SHOWN = 300  # characters of a prompt, the last ones
 
 
 def gate_of(agent: Any) -> Gate | None:
@@ -32,7 +34,13 @@ def gate_of(agent: Any) -> Gate | None:
     return agent.method.hard_gate if hasattr(agent, "method") else None
 
 
-def evaluate_before(config: RunConfig, agent: Agent, warm_folder: Path | None, console: Console) -> dict[str, float]:
+def evaluate_before(
+    config: RunConfig,
+    agent: Agent,
+    warm_folder: Path | None,
+    console: Console,
+    forward_kls: list[float] | None = None,
+) -> dict[str, float]:
     """The evaluation of the student that a run begins with. Runs that share a warm start share it, but for agents of
     somebody else's, which may be another policy.
 
@@ -41,9 +49,10 @@ def evaluate_before(config: RunConfig, agent: Agent, warm_folder: Path | None, c
         agent: before its first iteration.
         warm_folder: of the warm start; None without one.
         console: for the progress.
+        forward_kls: is filled as by `evaluate_all`, unless the evaluation was shared.
     """
     if warm_folder is None or isinstance(config.agent_options, PluginConfig):
-        return evaluate_all(config, agent, console, "before training")
+        return evaluate_all(config, agent, console, "before training", forward_kls=forward_kls)
     gate = hashlib.sha256(repr(gate_of(agent)).encode()).hexdigest()[:8]
     settings = f"{config.evaluation.prompts}-{config.evaluation.samples}-{gate}"
     path = warm_folder.with_name(f"{warm_folder.name}-evaluation-{settings}.json")
@@ -53,7 +62,12 @@ def evaluate_before(config: RunConfig, agent: Agent, warm_folder: Path | None, c
 
 
 def evaluate_all(
-    config: RunConfig, agent: Agent, console: Console, when: str, completions: Path | None = None
+    config: RunConfig,
+    agent: Agent,
+    console: Console,
+    when: str,
+    completions: Path | None = None,
+    forward_kls: list[float] | None = None,
 ) -> dict[str, float]:
     """Metrics on the test split and, under `ood/`, on the out-of-distribution split of a task that has one.
 
@@ -65,8 +79,9 @@ def evaluate_all(
         console: for the progress.
         when: for the label of the progress.
         completions: file for the completions; None for none.
+        forward_kls: is filled with KL(teacher || student) on the teacher's completion of each prompt of the test split.
     """
-    from agents.evaluation import evaluate
+    from agents.evaluation import evaluate, forward_kl_by_prompt
 
     metrics: dict[str, float] = {}
     lines: list[dict[str, Any]] = []
@@ -92,6 +107,8 @@ def evaluate_all(
                 agent, env, prompts, samples, EVALUATION_SEED, gate_of(agent), advance, written
             )
             metrics |= {prefix + key: value for key, value in measured.items()}
+            if forward_kls is not None and not prefix:
+                forward_kls += forward_kl_by_prompt(teachers)
             if completions is not None:
                 lines += completions_file.completion_lines(env.task, split, "student", own)
                 lines += completions_file.completion_lines(env.task, split, "teacher", teachers)
@@ -99,6 +116,19 @@ def evaluate_all(
     if completions is not None:
         completions_file.write_lines(completions, lines)
     return metrics
+
+
+def show_answers(folder: Path, console: Console) -> None:
+    """Print ten completions that the student wrote alone in the final evaluation, and write `answers.txt`."""
+    lines = completions_file.read_lines(folder / completions_file.FILE, "run", ("prompt", "completion", "writer"))
+    own = [line for line in lines if line["writer"] == "student" and line["split"] == "test" and line["sample"] == 0]
+    chosen = own[:: max(1, len(own) // ANSWERS)][:ANSWERS]
+    console.print(f"\n{len(chosen)} answers to test prompts, by the student alone:")
+    for i, line in enumerate(chosen, 1):
+        prompt, completion = line["prompt"].strip()[-PROMPT_SHOWN:], line["completion"].strip()
+        console.print(Text.assemble((f"{i}. {prompt}", "dim"), "\n   ", completion or "(empty)"))
+    texts = (f"{i}. {line['prompt']}\n\n{line['completion']}\n" for i, line in enumerate(chosen, 1))
+    write_text(folder / "answers.txt", "\n".join(texts))
 
 
 def show_samples(config: RunConfig, agent: Any, console: Console) -> None:

@@ -27,7 +27,7 @@ from experiments.running.cli import print_warning
 from experiments.running.config import SMALL_TASKS, RunConfig
 from experiments.running.config_file import to_dict
 from experiments.running.curves import draw_curves
-from experiments.running.evaluating import evaluate_all, evaluate_before, show_samples
+from experiments.running.evaluating import evaluate_all, evaluate_before, show_answers, show_samples
 from experiments.running.loop import TrainingLoop
 from experiments.running.model_card import model_card, push
 from experiments.running.placement import keep_placement, placement_line
@@ -39,7 +39,8 @@ from experiments.running.summary import report, summarise_training
 from experiments.running.tracking import check_track
 from experiments.running.warm_start import warm_start
 
-FILES = ("metrics.csv", "curves.png", "evaluation.json", "samples.txt", completions_file.FILE, "student", "checkpoints")
+FILES = ("metrics.csv", "curves.png", "evaluation.json", "answers.txt", "samples.txt", completions_file.FILE)
+FILES += ("student", "checkpoints")
 
 
 def launch(config: RunConfig) -> None:
@@ -182,12 +183,16 @@ def run_locked(
     alarms = TrainingLoop(config, agent, env, console, evaluation["before"]).run()
     # sums and coins have many short completions, which evaluate.py --completions writes again
     completions = folder / completions_file.FILE if config.env == "lm" else None
-    evaluation["after"] = evaluate_all(config, agent, console, "after training", completions)
+    held_out: list[float] = []
+    evaluation["after"] = evaluate_all(config, agent, console, "after training", completions, held_out)
+    evaluation["forward_kl_by_prompt"] = {**evaluation.get("forward_kl_by_prompt", {}), "after": held_out}
     evaluation["training"] = summarise_training(read_metrics(folder))
     evaluation["seconds"] += time.perf_counter() - began
     save_student(config, agent, env, evaluation)
     draw_curves(folder, f"{config.agent} on {config.env}, seed {config.agent_options.seed}")
     report(config, evaluation, console)
+    if completions is not None:
+        show_answers(folder, console)
     if config.method is not None:
         show_samples(config, agent, console)
     write_json(folder / "evaluation.json", finite(evaluation))
@@ -209,7 +214,9 @@ def start(
     if config.training.warm_start and env.task.graded and not config.student.model and uses_student:
         student, warm_folder = warm_start(config, console)
     agent: Agent = make_agent(config, student, env)
-    evaluation = {"before": evaluate_before(config, agent, warm_folder, console), "seconds": 0.0}
+    held_out: list[float] = []
+    before = evaluate_before(config, agent, warm_folder, console, held_out)
+    evaluation = {"before": before, "seconds": 0.0, "forward_kl_by_prompt": {"before": held_out}}
     write_json(config.folder / "evaluation.json", finite(evaluation))
     save_checkpoint(config.folder / "checkpoints", 0, agent.save, config.training.keep_checkpoints)
     return agent, evaluation

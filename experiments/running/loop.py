@@ -1,7 +1,7 @@
 """The training of a run: validations, checkpoints, alarms, and what the terminal shows meanwhile."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,13 @@ from rich.text import Text
 from agents.base import Agent, Metrics
 from agents.checkpoint import checkpoints, save_checkpoint
 from agents.config import DistillConfig, PluginConfig
-from agents.evaluation import completion_metrics
+from agents.evaluation import completion_metrics, forward_kl_by_prompt
 from agents.generation import generate
+from agents.metrics import mean
 from agents.prompts import evenly_spaced
 from distill_env.env import DistillVectorEnv
 from distill_env.models.base import ServerLostError
+from distill_env.tasks.base import Prompt
 from experiments.running.alarms import Alarm, AlarmLog
 from experiments.running.build import make_env
 from experiments.running.cli import print_warning, progress_bar
@@ -36,10 +38,10 @@ LIMITS = {
     "teacher_tokens": "cost/teacher_tokens",
 }
 VALIDATION_ROWS, LM_VALIDATION_ROWS = 100, 8
-VALIDATED = ("accuracy", "correct_chains", "divergence", "entropy", "hard_share")
+VALIDATED = ("accuracy", "correct_chains", "divergence", "forward_kl", "entropy", "hard_share")
 SHOWN = (
     *("train/loss", "rollout/divergence", "rollout/hard_share", "rollout/rewritten_share"),
-    *("validation/accuracy", "validation/correct_chains", "time/tokens_per_second"),
+    *("validation/accuracy", "validation/correct_chains", "validation/forward_kl", "time/tokens_per_second"),
 )
 
 
@@ -86,6 +88,7 @@ class TrainingLoop:
             validated=rows,
         )
         self.validation = make_env(config, "validation", rows, purpose="evaluate")
+        self.teachers: list[list[int]] = []  # the teacher's completions of the validation prompts
         self.spent = sum(used(row, self.settings.limit_of) for row in self.tracker.rows)
         self.clock, self.usage = time.perf_counter(), replace(env.teacher_usage)
         self.progress = progress_bar(console)
@@ -165,7 +168,17 @@ class TrainingLoop:
         with errors_name_flags({"actions": "agent"}):
             written = generate(self.agent, env, prompts, EVALUATION_SEED, gate=gate_of(self.agent))
         measured = completion_metrics(written)
+        if self.config.env == "lm" and hasattr(self.agent, "log_probs"):
+            measured["forward_kl"] = self.forward_kl(prompts)
         return {f"validation/{k}": measured[k] for k in VALIDATED if k in measured}
+
+    def forward_kl(self, prompts: Sequence[Prompt]) -> float:
+        """KL(teacher || student) on completions that the teacher writes once, nats per token."""
+        env, seed = self.validation, EVALUATION_SEED + 1
+        if not self.teachers:
+            self.teachers = [c.tokens for c in generate(None, env, prompts, seed, teacher_writes=True)]
+        held_out = generate(self.agent, env, prompts, seed, written=self.teachers)
+        return mean(forward_kl_by_prompt(held_out))
 
     def show(self, iteration: int, metrics: Metrics) -> None:
         """Update the progress bar, and the latest metrics and alarms below it."""

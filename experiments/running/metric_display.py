@@ -53,6 +53,7 @@ EVALUATION: dict[str, tuple[Metric, ...]] = {
     "distance to the teacher": (
         Metric("perplexity", "perplexity of the teacher's completions", better="less"),
         Metric("reference_perplexity", "perplexity of the reference completions", better="less"),
+        Metric("forward_kl", "forward KL on the teacher's completions, nats per token", better="less"),
         Metric("teacher_log_prob", "teacher's log-probability, nats per token", better="more", signed=True),
         Metric("divergence", "mean D_t, nats", better="less"),
         Metric("exposure_gap", "mean D_t minus that on the teacher's completions, nats", better="less", signed=True),
@@ -147,6 +148,8 @@ ITERATION: tuple[Metric, ...] = (
     Metric("rollout/rewrite_hard", "hard", "{:.1%}"),
     Metric("rollout/rewrite_correlation", "P(REWRITE) and D_t, correlation", "{:.2f}", signed=True),
     Metric("validation/accuracy", "accuracy", "{:.1%}", "more"),
+    Metric("validation/forward_kl", "held-out forward KL, nats", better="less"),
+    Metric("validation/divergence", "held-out D_t, nats", better="less"),
     Metric("validation/correct_chains", "correct chains", "{:.1%}", "more"),
     Metric("time/tokens_per_second", "tokens/s", "{:,.0f}", "more"),
 )

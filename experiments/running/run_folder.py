@@ -69,4 +69,6 @@ def finite(value: Any) -> Any:
     """The same with None for NaN and infinities, which strict JSON does not have."""
     if isinstance(value, dict):
         return {key: finite(v) for key, v in value.items()}
+    if isinstance(value, list):
+        return [finite(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from experiments.comparing.statistics import paired_difference
 from experiments.running.config import RunConfig
 from experiments.running.metric_display import ON_CALL, evaluation_lines, metric
 
@@ -89,6 +90,8 @@ def report(config: RunConfig, evaluation: dict[str, Any], console: Console) -> N
                 table.add_row(m.label, m.text(on_call[m.key]))
         console.print(table)
     console.print(verdict(evaluation), highlight=False)
+    if line := forward_kl_line(evaluation.get("forward_kl_by_prompt", {})):
+        console.print(line, highlight=False)
 
 
 def evaluation_table(title: object, samples: int, columns: Mapping[str, Mapping[str, float | None]]) -> Table:
@@ -102,6 +105,25 @@ def evaluation_table(title: object, samples: int, columns: Mapping[str, Mapping[
             table.add_row(*line)
         table.add_section()
     return table
+
+
+def forward_kl_line(by_prompt: Mapping[str, Sequence[float | None]]) -> str:
+    """The held-out forward KL before and after, with the interval of its change; empty if it is not known.
+
+    Args:
+        by_prompt: KL(teacher || student) per token on the teacher's completion of each test prompt, `before` and
+            `after`, in the same order.
+    """
+    known = [[x for x in by_prompt.get(k, ()) if x is not None and math.isfinite(x)] for k in ("before", "after")]
+    before, after = known
+    if len(before) != len(after) or not after:
+        return ""
+    first, last = (sum(values) / len(values) for values in known)
+    change = paired_difference(after, before).estimate.text("{:+.3f}")
+    return (
+        f"Forward KL on the teacher's completions of {len(after)} test prompts, nats per token: {first:.3f} before, "
+        f"{last:.3f} after, change {change} (95 %, paired by prompt)."
+    )
 
 
 def verdict(evaluation: dict[str, Any]) -> str:

@@ -13,11 +13,11 @@ import torch
 
 from agents.config import DistillConfig
 from agents.distill import DistillAgent
-from agents.evaluation import completion_metrics, evaluate
+from agents.evaluation import completion_metrics, evaluate, forward_kl_by_prompt
 from agents.generation import Completion, generate, hard_positions
 from agents.likelihood import corpus_perplexity, reference_log_probs
 from agents.methods import METHODS
-from distill_env.divergence import entropy, reverse_kl
+from distill_env.divergence import entropy, forward_kl, reverse_kl
 from distill_env.env import DistillVectorEnv
 from distill_env.gate_settings import Gate
 from distill_env.models.load import build_model
@@ -206,6 +206,7 @@ def test_what_is_measured_is_what_the_models_say() -> None:
             assert answer.teacher_log_probs[t] == pytest.approx(float(p[token]), rel=1e-5)
             assert answer.entropies[t] == pytest.approx(float(entropy(q)))
             assert answer.divergences[t] == pytest.approx(float(reverse_kl(q, p)), rel=1e-4)
+            assert answer.forward_kls[t] == pytest.approx(float(forward_kl(q, p)), rel=1e-4)
             history.append(token)
         assert answer.ended == (answer.tokens[-1] == 4)
         assert answer.ended or len(answer.tokens) == env.max_new_tokens
@@ -221,6 +222,20 @@ def test_a_student_that_is_the_teacher_has_its_entropy_as_perplexity() -> None:
     assert metrics["hard_share"] == 0
     spread = np.std([x for a in answers for x in a.log_probs]) / math.sqrt(sum(len(a.tokens) for a in answers))
     assert math.log(metrics["perplexity"]) == pytest.approx(metrics["entropy"], abs=6 * spread)
+
+
+def test_the_forward_kl_is_that_of_whole_completions() -> None:
+    """KL(teacher || student) of completions is the mean of log p - log q over the teacher's; here of many of them."""
+    student, teacher = markov(5, seed=1), markov(5, seed=2)
+    env = DistillVectorEnv(256, "categorical", teacher, task_kwargs={"vocab_size": 5}, autoreset_mode="Disabled")
+    metrics, _, written = evaluate(agent_like(student), env, [env.prompts[1]] * 2048, 1, 0)
+    per_token = forward_kl_by_prompt(written)
+    assert metrics["forward_kl"] == pytest.approx(np.mean(per_token))
+    whole = [mean * len(c.tokens) for mean, c in zip(per_token, written, strict=True)]
+    ratios = [sum(c.teacher_log_probs) - sum(c.log_probs) for c in written]
+    assert np.mean(whole) == pytest.approx(
+        np.mean(ratios), abs=5 * np.std(np.subtract(whole, ratios)) / math.sqrt(2048)
+    )
 
 
 def test_the_teacher_alone_writes_by_its_own_law() -> None:
