@@ -68,7 +68,8 @@ class Distiller:
         peft_config: a `peft.LoraConfig`; this adapter of the student alone is trained.
         callbacks: called after every iteration; see `Callback`.
         device: of the models that are loaded here; auto is CUDA if available, else the CPU.
-        dtype, student_dtype: of their weights; auto is bfloat16 on a GPU, else float32.
+        dtype: of the teacher's weights; auto is bfloat16 on a GPU, else float32.
+        student_dtype: the same of the student.
         options: called as the flags of `experiments/run.py`: fields of `Method`, `Gate`, `OptimizerConfig` and
             `DistillConfig`, such as `tau`, `budget`, `learning_rate`, `batch_size` and `seed`; arguments of the
             environment, such as `max_new_tokens`, and of the task, such as `max_prompt_tokens`; how models are loaded,

@@ -39,8 +39,9 @@ from experiments.running.summary import report, summarise_training
 from experiments.running.tracking import check_track
 from experiments.running.warm_start import warm_start
 
-FILES = ("metrics.csv", "curves.png", "evaluation.json", "answers.txt", "samples.txt", completions_file.FILE)
-FILES += ("student", "checkpoints")
+NUMBERS = ("metrics.csv", "curves.png", "evaluation.json")
+TEXTS = ("answers.txt", "samples.txt", completions_file.FILE)
+FILES = (*NUMBERS, *TEXTS, "student", "checkpoints")
 
 
 def launch(config: RunConfig) -> None:

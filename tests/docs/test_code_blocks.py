@@ -174,9 +174,8 @@ def check_requirement(words: list[str]) -> None:
 @pytest.fixture(scope="module")
 def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("models")
-    teacher, student = (
-        write_model(folder / name, seed, max_position_embeddings=512) for seed, name in enumerate(("teacher", "student"))
-    )
+    names = ("teacher", "student")
+    teacher, student = (write_model(folder / n, seed, max_position_embeddings=512) for seed, n in enumerate(names))
     prompts = write_prompts(folder)
     rows = [{"instruction": f"{a}+{9 - a}=", "output": f"{a};{9 - a}"} for a in range(8)]
     (folder / "instructions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
