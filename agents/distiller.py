@@ -218,8 +218,10 @@ class Distiller:
         row = {"messages": list(prompt)} if isinstance(prompt, list | tuple) else prompt
         if not isinstance(row, Mapping):
             raise ValueError(f"prompts: {type(prompt).__name__}; expected a text, a conversation or a row")
-        with errors_name_flags({"path": "prompts"}):
-            return self.task.read_row("a prompt", dict(row))
+        try:
+            return self.task.read_row(dict(row)).examples[-1]
+        except ValueError as error:
+            raise ValueError(f"prompts: {error}") from None
 
     def _gate_for(self, budget: float) -> Gate:
         """The method's gate at the threshold for this share."""

@@ -1,4 +1,4 @@
-"""Reference completions as a rollout, as if the teacher had written them."""
+"""Reference completions as a rollout. The losses treat them as the teacher's; the counts, as neither model's."""
 
 import time
 from collections.abc import Sequence
@@ -64,6 +64,7 @@ def read_references(
         grades=torch.zeros(n, dtype=torch.float64),
         teacher=teacher,
         support=ids,
+        from_data=True,
         step_end_ids=tuple(sorted(core.task.step_end_ids)),
         cost=cost,
     )

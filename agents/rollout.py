@@ -45,13 +45,14 @@ class Rollout:
 
     prompts: list[Prompt]
     tokens: Tensor  # int64 [N, T], padded with -1
-    rewritten: Tensor  # bool [N, T], whether the teacher wrote the token
+    rewritten: Tensor  # bool [N, T], whether the teacher wrote the token, or the data did
     rewards: Tensor  # float64 [N, T], paid by the environment, the task's reward included
     token_log_prob: Tensor  # float64 [N, T], of the student's tokens; 0 elsewhere
     score: Tensor  # float64 [N, T], read by the teacher's gate; NaN where it read nothing
     grades: Tensor  # float64 [N]
     teacher: Tensor | None  # [M, S] log p at the M valid positions, row by row, on a support of S - 1 ids and a tail
     support: Tensor | None  # int64 [M, S - 1], padded with -1; None: S is V and nothing is truncated
+    from_data: bool = False  # whether they are reference completions, which neither model wrote
     step_end_ids: tuple[int, ...] = ()  # tokens that end a reasoning step
     cost: RolloutCost = field(default_factory=RolloutCost)
     cached_cost: RolloutCost | None = None  # what it cost when it was written, if it was read from disk

@@ -25,7 +25,8 @@ def rollout_sums(rollout: Rollout) -> dict[str, float]:
         "grade": float(rollout.grades.sum()),
         "loops": float((repeated_share(rollout.tokens) > 0.5).sum()),
         "tokens": float(rollout.mask.sum()),
-        "rewritten": float(rollout.rewritten.sum()),
+        "rewritten": 0.0 if rollout.from_data else float(rollout.rewritten.sum()),
+        "reference": float(rollout.mask.sum()) if rollout.from_data else 0.0,
         "time/student_seconds": cost.student_seconds,
         "time/teacher_seconds": cost.teacher_seconds,
         "time/rollout_seconds": cost.seconds,
@@ -45,13 +46,14 @@ def rollout_metrics(sums: dict[str, float]) -> Metrics:
     }
     seconds = {key: sums[key] / sums["processes"] for key in sums if key.startswith("time/")}
     totals = {key: sums[key] for key in sums if "/" in key and (sums[key] or "cached" not in key)}
-    return means | totals | seconds | token_metrics(tokens, sums["rewritten"])
+    return means | totals | seconds | token_metrics(tokens, sums["rewritten"], sums["reference"])
 
 
-def token_metrics(tokens: float, rewritten: float) -> Metrics:
-    """Counts and shares of all tokens and of those that the teacher wrote."""
-    own = tokens - rewritten
-    return {
+def token_metrics(tokens: float, rewritten: float, reference: float = 0.0) -> Metrics:
+    """Counts and shares of all tokens, of those that the teacher wrote, and of those that are in the data."""
+    own = tokens - rewritten - reference
+    of_data = {"rollout/reference_tokens": float(reference)} if reference else {}
+    return of_data | {
         "rollout/tokens": float(tokens),
         "rollout/student_tokens": float(own),
         "rollout/rewritten_share": float(rewritten / max(tokens, 1)),

@@ -4,6 +4,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,7 @@ class TeacherCache:
         path = self.folder / f"{name[:32]}.safetensors"
         if path.exists():
             try:
-                return _read(path, list(prompts), core)
+                return replace(_read(path, list(prompts), core), from_data=references)
             except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
                 reason = str(error).partition("\n")[0]
                 self.warn(f"teacher_cache: {str(path)!r} is damaged ({reason}); the rollout is made again")

@@ -13,11 +13,13 @@ from typing import Any
 
 @dataclass(frozen=True)
 class TokenizerSource:
-    """A folder or hub id of a tokenizer, and how it is read."""
+    """A folder or hub id of a tokenizer, how it is read, and what it gets instead of its own."""
 
     name: str
     gguf_file: str = ""
     trust_remote_code: bool = False
+    chat_template: str = ""  # file with a Jinja template
+    eos_token: str = ""
 
     def __str__(self) -> str:
         return self.name
@@ -45,11 +47,29 @@ def _read_tokenizer(source: str | Path | TokenizerSource) -> Any:
         options = {"trust_remote_code": source.trust_remote_code}
         options |= {"gguf_file": source.gguf_file} if source.gguf_file else {}
     try:
-        return AutoTokenizer.from_pretrained(name, **options)
+        tokenizer = AutoTokenizer.from_pretrained(name, **options)
     except Exception as error:  # its type depends on the damage
         raise ValueError(
             f"tokenizer: {name!r} cannot be loaded; expected a folder with a tokenizer or a hub id ({reason_of(error)})"
         ) from None
+    if isinstance(source, TokenizerSource) and source.chat_template:
+        tokenizer.chat_template = _read_template(Path(source.chat_template))
+    if isinstance(source, TokenizerSource) and source.eos_token:
+        if source.eos_token not in tokenizer.get_vocab():
+            raise ValueError(f"eos_token: {source.eos_token!r} is not in the vocabulary of {name!r}; expected a token")
+        tokenizer.eos_token = source.eos_token
+    return tokenizer
+
+
+def _read_template(path: Path) -> str:
+    try:
+        template = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise ValueError(f"chat_template: {str(path)!r} cannot be read ({reason}); expected a Jinja template") from None
+    if not template.strip():
+        raise ValueError(f"chat_template: {str(path)!r} is empty; expected a Jinja template")
+    return template
 
 
 def id_range(tokenizer: Any) -> int:

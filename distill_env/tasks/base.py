@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple, Protocol
 
 Split = Literal["train", "validation", "test", "ood"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test", "ood")
+
+
+class Place(NamedTuple):
+    """Where a row of data is."""
+
+    source: str  # a file, or a data set and its split
+    unit: str  # line or row
+    number: int
+
+    def __str__(self) -> str:
+        return f"{self.source}, {self.unit} {self.number}"
 
 
 @dataclass(frozen=True)
@@ -25,6 +36,7 @@ class Prompt:
     final_answer: str | None = None  # the reference answer, if the data has one
     teacher_ids: tuple[int, ...] | None = None  # what the teacher reads; None: the same as the student
     teacher: str = ""  # the name of its teacher, where there are several
+    place: Place | None = field(default=None, compare=False)  # of its row in the data
 
     @property
     def ids_for_teacher(self) -> tuple[int, ...]:

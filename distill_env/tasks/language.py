@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
 from distill_env.models.hub import TokenizerName, id_range, load_tokenizer, reason_of
-from distill_env.tasks.base import SPLITS, Grade, Prompt, Split
+from distill_env.tasks.base import SPLITS, Grade, Place, Prompt, Split
 from distill_env.tasks.encoding import continuations, opening, token_ids
+from distill_env.tasks.report import DataReport
 from distill_env.tasks.sources import Data, HubTable, read_rows
 
 SMALLEST_TRAIN = 20  # examples; a smaller train split is used as validation and test, too
@@ -27,6 +30,24 @@ class Example:
     final_answer: str | None = None
     difficulty: int = 0
     before: tuple[tuple[str, str], ...] = ()  # role and content of the conversation's earlier messages
+    place: Place | None = field(default=None, compare=False)  # of its row in the data
+
+    @property
+    def text(self) -> str:
+        """The earlier messages and the question, without roles."""
+        return "\n\n".join([*(content for _, content in self.before), self.question])
+
+    @property
+    def opening(self) -> str:
+        """What the user says first, by which a conversation belongs to a split."""
+        return next((content for role, content in self.before if role == "user"), self.question)
+
+
+class Reading(NamedTuple):
+    """What a task reads in a row."""
+
+    examples: list[Example]
+    unread: list[str]  # filled columns that mean nothing to the task
 
 
 class LanguageTask:
@@ -35,7 +56,7 @@ class LanguageTask:
     Args:
         tokenizer: folder or hub id.
         max_new_tokens: default horizon.
-        max_prompt_tokens: longer prompts are left out; `dropped` counts them.
+        max_prompt_tokens: longer prompts are left out.
         step_pattern: a regular expression; a token whose text contains a match ends a reasoning step. By default a
             token with a newline does, so that a step is a line.
         vocab_size: the number of ids that the models share, of which no prompt may have a higher one; by default the
@@ -61,7 +82,7 @@ class LanguageTask:
         self.step_end_ids = self._step_ends(step_pattern)
         self.max_new_tokens = max_new_tokens
         self.max_prompt_tokens = max_prompt_tokens
-        self.dropped = 0
+        self.report = DataReport()
         self._splits: dict[Split, tuple[Prompt, ...]] = {}
         self._train: Sequence[Example] = ()  # the examples that few-shot prompts show
 
@@ -77,41 +98,62 @@ class LanguageTask:
             raise ValueError(f"step_pattern: {pattern!r} matches no token; expected a match in the text of one")
         return ids
 
-    def _set_prompts(self, prompts: Mapping[Split, Sequence[Prompt]]) -> None:
+    def _set_prompts(self, prompts: Mapping[Split, Sequence[Prompt]], skip_bad_rows: bool = False) -> None:
         """Use these prompts, without those that are too long.
 
         Raises:
-            ValueError: if none remains, or for one that has no token or a token that the models do not have.
+            ValueError: for a split of which none remains; and for a prompt that has no token, or one that the models do
+                not have, unless such rows are skipped.
         """
-        most = self.max_prompt_tokens
-        lengths = {id(p): len(p.ids) for ps in prompts.values() for p in ps}  # a prompt may be in several splits
-        for prompt in (p for ps in prompts.values() for p in ps if not p.ids):
-            raise ValueError(f"path: the prompt {prompt.text[:40]!r} has no token; expected at least one")
-        for prompt in {id(p): p for ps in prompts.values() for p in ps}.values():
-            highest = max(*prompt.ids, *(prompt.reference_completion or ()), 0)
-            if highest >= self.vocab_size:
+        report, most = self.report, self.max_prompt_tokens
+        fits: dict[int, bool] = {}  # of the prompts that can be used
+        bad = set()
+        for split, part in prompts.items():
+            for i, prompt in enumerate(part, 1):
+                if id(prompt) in fits or id(prompt) in bad:  # in several splits
+                    continue
+                place = prompt.place or Place(f"{split} split", "prompt", i)
+                if problem := self._problem(prompt):
+                    bad.add(id(prompt))
+                    report.bad.append((place, problem))
+                    continue
+                fits[id(prompt)] = most is None or len(prompt.ids) <= most
+                report.long += [] if fits[id(prompt)] else [place]
+                report.references += fits[id(prompt)] and prompt.reference_completion is not None
+        report.raise_bad(skip_bad_rows)
+        for split, part in prompts.items():
+            usable = [p for p in part if id(p) in fits]
+            self._splits[split] = tuple(p for p in usable if fits[id(p)])
+            report.prompts[split] = len(self._splits[split])
+            if not usable:
+                report.raise_empty(split)
+            if not self._splits[split]:
                 raise ValueError(
-                    f"path: {prompt.text[:40]!r} has the token {self.tokenizer.convert_ids_to_tokens(highest)!r}, id "
-                    f"{highest}, which the models do not have; expected text without it"
+                    f"max_prompt_tokens: {most} leaves no prompt of the {split} split; expected at least "
+                    f"{min(len(p.ids) for p in usable)}, the length of the shortest of {len(usable)}"
                 )
-        for split, all_prompts in prompts.items():
-            self._splits[split] = tuple(p for p in all_prompts if most is None or len(p.ids) <= most)
-        self.dropped = 0 if most is None else sum(length > most for length in lengths.values())
-        if self.dropped == len(lengths):
-            raise ValueError(
-                f"max_prompt_tokens: {most}; expected at least {min(lengths.values())}, the length of the shortest of "
-                f"{len(lengths)} prompts"
-            )
+
+    def _problem(self, prompt: Prompt) -> str:
+        """Why a prompt cannot be used; empty if it can."""
+        if not prompt.ids:
+            return "the prompt has no token; expected at least one"
+        highest = max(*prompt.ids, *(prompt.reference_completion or ()), 0)
+        if highest < self.vocab_size:
+            return ""
+        token = self.tokenizer.convert_ids_to_tokens(highest)
+        return f"the token {token!r}, id {highest}, is none of the models'; expected text without it"
 
     def prompts(self, split: Split) -> tuple[Prompt, ...]:
         if split not in SPLITS:
             raise ValueError(f"split: {split!r} is unknown; expected one of {', '.join(SPLITS)}")
         return self._splits.get(split, ())
 
-    def _set_examples(self, examples: Mapping[Split, Sequence[Example]], wording: Wording) -> None:
+    def _set_examples(
+        self, examples: Mapping[Split, Sequence[Example]], wording: Wording, skip_bad_rows: bool = False
+    ) -> None:
         """Use the prompts of these examples."""
         self.wording, self._train = wording, examples.get("train", ()) if wording.few_shot else ()
-        self._set_prompts(wording.encode(examples, self.tokenizer))
+        self._set_prompts(wording.encode(examples, self.tokenizer, self.report), skip_bad_rows)
 
     def make_prompts(self, texts: Sequence[str | Example]) -> list[Prompt]:
         """Prompts from the user's texts or examples, worded as the task's own."""
@@ -137,18 +179,21 @@ class ExampleTask(LanguageTask):
     Args:
         tokenizer: folder or hub id.
         path: see `sources.read_rows`; missing validation and test splits are split off train.
-        chat, few_shot, seed: see `Wording`.
+        chat, few_shot, seed, chat_template_kwargs: see `Wording`.
         max_new_tokens: default horizon; None for the task's own.
         max_prompt_tokens, step_pattern, vocab_size: see `LanguageTask`.
+        skip_bad_rows: leave out rows that cannot be used instead of raising; `report` has them.
+        references: whether a row of the train split without a reference completion is one that cannot be used.
 
     Raises:
-        ValueError: for damaged data, or an argument out of range.
+        ValueError: for damaged data, with the first places, or an argument out of range.
     """
 
     hub: ClassVar[HubTable] = {}  # the data without a path
     horizon = 256
     plain, solution, request = "{}", "{}", ""  # see `Wording`
-    read_row: Callable[[str, dict[str, Any]], Example]  # from a row's place, for messages, and its columns
+    # the examples in a row's columns; raises ValueError, without the place, for a row that cannot be used
+    read_row: Callable[[dict[str, Any]], Reading]
 
     def __init__(
         self,
@@ -161,12 +206,42 @@ class ExampleTask(LanguageTask):
         max_prompt_tokens: int | None = None,
         step_pattern: str = "",
         vocab_size: int | None = None,
+        *,
+        chat_template_kwargs: Mapping[str, Any] | str = "",
+        skip_bad_rows: bool = False,
+        references: bool = False,
     ) -> None:
         super().__init__(tokenizer, max_new_tokens or self.horizon, max_prompt_tokens, step_pattern, vocab_size)
-        rows = read_rows(path, self.hub)
-        examples = {split: [self.read_row(*row) for row in part] for split, part in rows.items()}
-        wording = Wording(chat, few_shot, seed, self.plain, self.solution, self.request)
-        self._set_examples(complete_splits(examples), wording)
+        examples = complete_splits(self._read_examples(path))
+        if references:
+            self._drop_without_reference(examples)
+        form = (self.plain, self.solution, self.request)
+        wording = Wording(chat, few_shot, seed, *form, read_template_kwargs(chat_template_kwargs))
+        self._set_examples(examples, wording, skip_bad_rows)
+
+    def _read_examples(self, path: Data) -> dict[Split, list[Example]]:
+        """The examples of each split; what is not read is in the report."""
+        report = self.report
+        examples: dict[Split, list[Example]] = {}
+        for split, rows in read_rows(path, self.hub, report).items():
+            examples[split] = part = []
+            for place, row in rows:
+                try:
+                    found, unread = self.read_row(row)
+                except ValueError as error:
+                    report.bad.append((place, str(error)))
+                    continue
+                part += [replace(example, place=place) for example in found]
+                report.unread.update(unread)
+        return examples
+
+    def _drop_without_reference(self, examples: dict[Split, list[Example]]) -> None:
+        """Leave out what cannot be trained on; a row of which some part can is not bad."""
+        train = examples.get("train", [])
+        able = {example.place for example in train if example.solution}
+        bad = {example.place: None for example in train if example.place not in able}
+        self.report.bad += [(place, "no reference completion; expected one") for place in bad if place is not None]
+        examples["train"] = [example for example in train if example.solution]
 
 
 @dataclass(frozen=True)
@@ -180,6 +255,7 @@ class Wording:
         plain: format of a question in plain text.
         solution: format of the solution after it; questions and solutions are separated by an empty line.
         request: added to a question in a chat without solved examples.
+        template_kwargs: names and values that the chat template gets, such as enable_thinking.
     """
 
     chat: bool | None = None
@@ -188,32 +264,59 @@ class Wording:
     plain: str = "{}"
     solution: str = "{}"
     request: str = ""
+    template_kwargs: tuple[tuple[str, Any], ...] = ()
 
-    def encode(self, examples: Mapping[Split, Sequence[Example]], tokenizer: Any) -> dict[Split, list[Prompt]]:
+    def encode(
+        self, examples: Mapping[Split, Sequence[Example]], tokenizer: Any, report: DataReport | None = None
+    ) -> dict[Split, list[Prompt]]:
         """Prompts in the order of the examples. An example that is in two splits is one prompt.
 
+        Args:
+            examples: by split.
+            tokenizer: whose template is used.
+            report: to which examples are added that the template refuses. They are left out.
+
         Raises:
-            ValueError: for too few solved examples, or a chat without a template.
+            ValueError: for too few solved examples, a chat without a template, or one that refuses all examples; and
+                for one that refuses an example, if there is no report.
         """
         if self.chat and not tokenizer.chat_template:
             raise ValueError("chat: the tokenizer has no chat template; expected one, or prompts without a chat")
         chat = bool(tokenizer.chat_template) if self.chat is None else self.chat
+        for name, _ in self.template_kwargs:
+            if not chat or name not in str(tokenizer.chat_template):
+                where = "in the chat template" if chat else "without a chat template"
+                raise ValueError(f"chat_template_kwargs: {name!r} has no effect {where}; expected one of its variables")
         distinct = list({id(e): e for es in examples.values() for e in es}.values())
         shots = self._shots(examples.get("train", ()))
-        texts = []
+        texts, refused = {}, []
         for example in distinct:
             solved = [s for s in shots if s.question != example.question][: self.few_shot]
-            texts.append(self._conversation(example, solved, tokenizer) if chat else self._plainly(example, solved))
-        begin, ids = () if chat else opening(tokenizer), token_ids(tokenizer, texts)
+            try:
+                texts[id(example)] = (
+                    self._conversation(example, solved, tokenizer) if chat else self._plainly(example, solved)
+                )
+            except ValueError as error:
+                if report is None or example.place is None:
+                    raise
+                refused.append((example.place, str(error)))
+        if refused and report is not None:
+            if not texts:  # of the template, not of the data
+                raise ValueError(refused[0][1])
+            report.bad += refused
+            distinct = [e for e in distinct if id(e) in texts]
+        if report is not None and not chat:
+            report.joined += sum(bool(e.before) for e in distinct)
+        begin, ids = () if chat else opening(tokenizer), token_ids(tokenizer, list(texts.values()))
         form = "{}" if chat else self.solution
         solutions = [form.format(e.solution) if e.solution else "" for e in distinct]
-        references = continuations(tokenizer, texts, solutions)
+        references = continuations(tokenizer, list(texts.values()), solutions)
         end = (tokenizer.eos_token_id,)
-        prompts = {
-            id(e): Prompt((*begin, *i), e.question, e.difficulty, (*r, *end) if e.solution else None, e.final_answer)
-            for e, i, r in zip(distinct, ids, references, strict=True)
-        }
-        return {split: [prompts[id(e)] for e in es] for split, es in examples.items()}
+        prompts = {}
+        for e, i, r in zip(distinct, ids, references, strict=True):
+            completion = (*r, *end) if e.solution else None
+            prompts[id(e)] = Prompt((*begin, *i), e.text, e.difficulty, completion, e.final_answer, place=e.place)
+        return {split: [prompts[id(e)] for e in es if id(e) in prompts] for split, es in examples.items()}
 
     def _shots(self, train: Sequence[Example]) -> list[Example]:
         """The chosen examples, and one more in place of a question that is among them."""
@@ -233,7 +336,8 @@ class Wording:
         turns += [*example.before, ("user", example.question + request)]
         messages = [{"role": role, "content": content} for role, content in turns]
         try:
-            return str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+            options = dict(self.template_kwargs)
+            return str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False, **options))
         except Exception as error:  # a template is a program, which may raise anything
             roles = " ".join(role for role, _ in turns)
             raise ValueError(
@@ -248,8 +352,24 @@ class Wording:
         return "\n\n".join([*(question(s) + self.solution.format(s.solution) for s in solved), question(example)])
 
 
+def read_template_kwargs(value: Mapping[str, Any] | str) -> tuple[tuple[str, Any], ...]:
+    """Names and values for a chat template, from a mapping or a JSON object; empty for none.
+
+    Raises:
+        ValueError: for text that is no JSON object.
+    """
+    if isinstance(value, str):
+        with suppress(ValueError, RecursionError):
+            value = json.loads(value or "{}")
+    if not isinstance(value, Mapping):
+        raise ValueError(
+            f'chat_template_kwargs: {value!r}; expected a JSON object, such as {{"enable_thinking": false}}'
+        )
+    return tuple(value.items())
+
+
 def complete_splits(examples: Mapping[Split, Sequence[Example]]) -> dict[Split, list[Example]]:
-    """Split a tenth of train off as validation and as test, where these are missing, by a hash of the question.
+    """Split a tenth of train off as validation and test where these are missing, by a hash of the user's first text.
 
     If train has less than `SMALLEST_TRAIN` examples, or one part would be empty, all of train is used as each of them.
     """
@@ -260,7 +380,7 @@ def complete_splits(examples: Mapping[Split, Sequence[Example]]) -> dict[Split, 
         return complete
     parts: dict[Split, list[Example]] = {s: [] for s in ("train", *missing)}
     for example in train:
-        split = split_of(example.question)
+        split = split_of(example.opening)
         parts[split if split in parts else "train"].append(example)
     if len(train) < SMALLEST_TRAIN or not all(parts.values()):
         parts = dict.fromkeys(parts, train)

@@ -10,13 +10,14 @@ from typing import Any, ClassVar
 from distill_env.models.hub import require
 from distill_env.tasks.base import Grade, Prompt, Split
 from distill_env.tasks.grading.grade import LONGEST_ANSWER, grade, last_boxed, number
-from distill_env.tasks.language import Example, ExampleTask, Wording
-from distill_env.tasks.sources import HubTable, columns_of
+from distill_env.tasks.language import Example, ExampleTask, Reading, Wording
+from distill_env.tasks.sources import HubTable, columns_of, is_filled
 
 ACCEPTED = (
     "question and answer (GSM8K), problem with answer or a solution with \\boxed{} (MATH, AIME), "
     "Body, Question and Answer (SVAMP)"
 )
+COLUMNS = ("body", "question", "problem", "answer", "solution", "equation", "level")
 REQUEST = "\n\nReason step by step, and put the final answer into \\boxed{}."
 
 
@@ -37,11 +38,13 @@ class MathTask(ExampleTask):
     graded = True
     plain, solution, request = "Question: {}\nAnswer:", " {}", REQUEST
 
-    def _set_examples(self, examples: Mapping[Split, Sequence[Example]], wording: Wording) -> None:
+    def _set_examples(
+        self, examples: Mapping[Split, Sequence[Example]], wording: Wording, skip_bad_rows: bool = False
+    ) -> None:
         self.symbolic = any(number(str(e.final_answer)) is None for part in examples.values() for e in part)
         if self.symbolic:
             require("math_verify", "path: grading of answers that are not plain numbers", "tasks")
-        super()._set_examples(examples, wording)
+        super()._set_examples(examples, wording, skip_bad_rows)
 
     def grade(self, prompt: Prompt, tokens: Sequence[int]) -> Grade:
         """Grade the final answer; steps are not checked.
@@ -57,18 +60,18 @@ class MathTask(ExampleTask):
         return Grade(float(verdict.correct), verdict.correct, None, None, verdict.undecided, verdict.value)
 
     @staticmethod
-    def read_row(where: str, row: dict[str, Any]) -> Example:
-        """A row as an example.
+    def read_row(row: dict[str, Any]) -> Reading:
+        """A row's problem.
 
         Raises:
             ValueError: for other columns, an empty problem, or no final answer.
         """
         columns = {str(k).lower(): v for k, v in row.items() if v is not None}
-        for key in ("body", "question", "problem", "answer", "solution", "equation"):
+        for key in COLUMNS[:-1]:
             value = columns.get(key, "")
             is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
             if not isinstance(value, str) and not is_number:
-                raise ValueError(f"path: {where}: {key} is {str(value)[:40]!r}; expected text or a number")
+                raise ValueError(f"{key} is {str(value)[:40]!r}; expected text or a number")
         if {"body", "question", "answer"} <= columns.keys():
             example = _read_svamp(columns)
         elif {"question", "answer"} <= columns.keys():
@@ -81,14 +84,14 @@ class MathTask(ExampleTask):
             level = re.search(r"\b\d{1,3}\b", str(columns.get("level", "")))
             example = _example(str(columns["problem"]), solution, answer, int(level[0]) if level else 0)
         else:
-            raise ValueError(f"path: {where}: the columns are {columns_of(row)}; expected {ACCEPTED}")
+            raise ValueError(f"the columns are {columns_of(row)}; expected {ACCEPTED}")
         if not example.question.strip() or not example.final_answer:
             missing = "answer" if example.question.strip() else "problem"
-            raise ValueError(f"path: {where}: the {missing} is empty; expected text")
+            raise ValueError(f"the {missing} is empty; expected text")
         if len(example.final_answer) > LONGEST_ANSWER:
             length = len(example.final_answer)
-            raise ValueError(f"path: {where}: an answer of {length} characters; expected at most {LONGEST_ANSWER}")
-        return example
+            raise ValueError(f"an answer of {length} characters; expected at most {LONGEST_ANSWER}")
+        return Reading([example], [str(k) for k in row if is_filled(row[k]) and str(k).lower() not in COLUMNS])
 
 
 class GSM8KTask(MathTask):

@@ -8,7 +8,7 @@ from distill_env.models.hub import TokenizerName
 from distill_env.tasks.base import Prompt, Split
 from distill_env.tasks.encoding import opening, token_ids
 from distill_env.tasks.language import LanguageTask
-from distill_env.tasks.sources import Data, HubTable, columns_of, find_files, read_file, read_rows, read_text
+from distill_env.tasks.sources import Data, HubTable, columns_of, find_files, kind_of, read_file, read_rows, read_text
 
 HUB: HubTable = {
     split: ("Salesforce/wikitext", "wikitext-2-raw-v1", split) for split in ("train", "validation", "test")
@@ -62,10 +62,10 @@ def read_corpus(path: Data) -> dict[Split, str]:
 
 
 def _texts(file: Path) -> list[str]:
-    return [read_text(file)] if file.suffix == ".txt" else [_text_of(*row) for row in read_file(file)]
+    return [read_text(file)] if kind_of(file) == ".txt" else [_text_of(*row) for row in read_file(file)]
 
 
-def _text_of(where: str, row: dict[str, object]) -> str:
+def _text_of(where: object, row: dict[str, object]) -> str:
     text = row.get("text")
     if not isinstance(text, str):
         raise ValueError(f"path: {where}: the columns are {columns_of(row)}; expected the column text")

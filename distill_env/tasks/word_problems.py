@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from distill_env.models.hub import TokenizerName
 from distill_env.tasks.base import SPLITS, Grade, Prompt, Split
-from distill_env.tasks.language import Example, LanguageTask, Wording, split_of
+from distill_env.tasks.language import Example, LanguageTask, Wording, read_template_kwargs, split_of
 from distill_env.tasks.word_grammar import Event, Phrasing, Story, tell_story
 
 EQUATION = re.compile(r"(\d+) ([-+*]) (\d+) = (\d+)(?!\d)")
@@ -35,9 +36,9 @@ class WordProblemsTask(LanguageTask):
     Args:
         tokenizer: folder or hub id.
         path: not used; the grammar makes the problems.
-        chat, few_shot, seed: see `Wording`.
+        chat, few_shot, seed, chat_template_kwargs: see `Wording`.
         max_new_tokens: default horizon.
-        max_prompt_tokens, step_pattern: see `LanguageTask`.
+        max_prompt_tokens, step_pattern, vocab_size: see `LanguageTask`.
     """
 
     graded = True
@@ -52,17 +53,20 @@ class WordProblemsTask(LanguageTask):
         max_new_tokens: int | None = None,
         max_prompt_tokens: int | None = None,
         step_pattern: str = "",
+        vocab_size: int | None = None,
+        chat_template_kwargs: Mapping[str, Any] | str = "",
     ) -> None:
         if path:
             raise ValueError(f"path: {path!r} with word_problems; expected none, since the problems are made")
-        super().__init__(tokenizer, max_new_tokens or 128, max_prompt_tokens, step_pattern)
+        super().__init__(tokenizer, max_new_tokens or 128, max_prompt_tokens, step_pattern, vocab_size)
         self._stories: dict[str, Story] = {}
         examples: dict[Split, list[Example]] = {}
         for split in SPLITS:
             stories = list(stories_of(split))
             self._stories |= {story.text: story for story in stories}
             examples[split] = [Example(s.text, s.solution, str(s.answer), s.operations) for s in stories]
-        self._set_examples(examples, Wording(chat, few_shot, seed, "Question: {}\nAnswer:", " {}"))
+        options = read_template_kwargs(chat_template_kwargs)
+        self._set_examples(examples, Wording(chat, few_shot, seed, "Question: {}\nAnswer:", " {}", "", options))
 
     def grade(self, prompt: Prompt, tokens: Sequence[int]) -> Grade:
         """Grade the final answer and every equation.

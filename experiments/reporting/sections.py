@@ -8,7 +8,7 @@ from experiments.reporting import pictures, tables
 from experiments.reporting.answer import answer
 from experiments.reporting.material import Material, text
 from experiments.reporting.page import Block, Page, Section, has_content
-from experiments.reporting.results import BASELINES, OURS, PRIMARY_WARM, Results
+from experiments.reporting.results import OURS, PRIMARY_WARM, PURE, Results
 
 
 def method(material: Material) -> list[Block]:
@@ -44,7 +44,7 @@ def make_page(material: Material) -> Page:
 
 def heading(labels: list[str]) -> tuple[str, str]:
     """Title and question, by what was compared."""
-    if OURS in labels and any(b in labels for b in BASELINES):
+    if {OURS, *PURE} <= {*labels}:
         return "Does the gate help?", text("gated_question")
     names = [f"`{k}`" for k in labels[:4]] + ([f"{len(labels) - 4} others"] if len(labels) > 4 else [])
     return "Comparison of methods", f"How do {', '.join(names)} compare?" if labels else ""

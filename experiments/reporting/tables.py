@@ -50,11 +50,15 @@ def setting_cells(setting: Setting, settings: Sequence[Setting]) -> dict[str, Ce
 
 
 def best_of(key: str, estimates: Mapping[str, Estimate]) -> str:
-    """The contender with the best estimate; none if there is no better direction, or only one contender."""
+    """The contender whose estimate is better than all others, and whose interval meets none of theirs; empty if there
+    is no such one."""
     better = metric(key).better
     if not better or len(estimates) < 2:
         return ""
-    return (min if better == "less" else max)(estimates, key=lambda label: estimates[label].value)
+    best = (min if better == "less" else max)(estimates, key=lambda label: estimates[label].value)
+    low, high = estimates[best].low, estimates[best].high  # NaN with one seed, which is never apart
+    apart = (e.high < low or high < e.low for label, e in estimates.items() if label != best)
+    return best if all(apart) else ""
 
 
 def p_text(p: float) -> str:

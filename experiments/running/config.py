@@ -24,6 +24,7 @@ from experiments.running.section import Section, flag
 EnvName = Literal["sums", "coins", "categorical", "lm"]
 Acceptable = Literal["special_tokens", "end_of_turn", "chat_template", "memory"]  # rows of the preflight
 Track = Literal["tensorboard", "wandb", "trackio", "none"]
+TrainOn = Literal["last", "all"]
 Dtype = Literal["auto", "float32", "bfloat16"]
 AgentOptions = DistillConfig | SB3Config | PluginConfig
 SMALL_TASKS = ("sums", "coins")  # with a trained teacher that ships with the project
@@ -141,10 +142,21 @@ class DataConfig(Section):
     path: Annotated[str, flag("task-path")] = ""
     """Data of the task: a file (.jsonl, .json, .csv, .parquet, .txt), a folder of files with train, validation or test
     in their names, or a hub id. By default the data set of that name on the hub; instruct has no default."""
+    train_on: TrainOn = "last"
+    """Which messages of the assistant are reference completions: the last of a conversation, or all, each with the
+    messages before it as the prompt."""
+    skip_bad_rows: bool = False
+    """Leave out rows that cannot be used, instead of ending with an error that names them."""
     few_shot: Natural = 0
     """Number of solved examples from the train split before each question."""
     chat: Literal["auto", "yes", "no"] = "auto"
     """Whether to apply the tokenizer's chat template to prompts; auto applies it if there is one."""
+    chat_template: str = ""
+    """File with a Jinja chat template for both models, instead of the tokenizer's."""
+    chat_template_kwargs: str = ""
+    """Variables of the chat template as a JSON object, such as {"enable_thinking": false}."""
+    eos_token: str = ""
+    """Token that ends a completion, instead of the tokenizer's end-of-sequence token."""
     step_pattern: str = ""
     """Regular expression for tokens that end a reasoning step; the default is a newline."""
     max_prompt_tokens: Count = 256
@@ -154,6 +166,9 @@ class DataConfig(Section):
         if self.task not in LANGUAGE_TASKS and not is_name(self.task):
             known = ", ".join(LANGUAGE_TASKS)
             raise ValueError(f"task: {self.task!r}; expected {known} or package.module:Class")
+        if self.chat == "no" and (self.chat_template or self.chat_template_kwargs):
+            name = "chat_template" if self.chat_template else "chat_template_kwargs"
+            raise ValueError(f"{name}: {getattr(self, name)!r} has no effect with --chat no; expected auto or yes")
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from distill_env.tasks.text import read_corpus
 from experiments.running.cli import progress_bar
 from experiments.running.config import RunConfig
 from experiments.running.lm_arguments import new_student_arguments, shared_ids, teacher_arguments, teacher_tokenizer
+from experiments.running.metric_display import metric
 
 
 def corpus_perplexities(
@@ -65,5 +66,5 @@ def corpus_table(title: object, path: str, metrics: Metrics) -> Table:
     table.add_column(f"perplexity of {path}, {metrics['tokens']:,.0f} tokens")
     table.add_column("", justify="right")
     for label in ("before", "after", "teacher"):
-        table.add_row(label, f"{metrics[label]:.2f}")
+        table.add_row(label, metric("perplexity").text(metrics[label]))
     return table

@@ -113,8 +113,6 @@ def run_as_main_process(config: RunConfig, console: Console, processes: ProcessG
     else:
         env = make_env(config, "train", training_rows(config, processes), purpose="train")
         student = None if started else make_student(config, env)
-    if dropped := getattr(env.task, "dropped", 0):
-        console.print(f"{dropped:,} prompts are longer than {config.data.max_prompt_tokens} tokens and left out")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

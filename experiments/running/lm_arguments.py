@@ -9,17 +9,25 @@ from distill_env.tasks import registry
 from experiments.running.config import SMALL_TASKS, RunConfig
 from experiments.running.placement import placement
 
+# values of the data's flags with which a task need not know them
+NOT_GIVEN: dict[str, Any] = {"chat": None, "few_shot": 0, "chat_template_kwargs": "", "train_on": "last"}
+NOT_GIVEN |= {"skip_bad_rows": False, "references": False}
+
 
 def teacher_tokenizer(config: RunConfig) -> TokenizerSource:
     """The teacher's tokenizer. That of a served teacher is the student's, unless --teacher-tokenizer is given."""
     if is_served(config.teacher.model):
-        name = config.teacher.tokenizer or config.student.model
-        return TokenizerSource(name, trust_remote_code=config.loading.trust_remote_code)
-    return TokenizerSource(config.teacher.model, config.teacher.gguf_file, config.loading.trust_remote_code)
+        return _tokenizer(config, config.teacher.tokenizer or config.student.model)
+    return _tokenizer(config, config.teacher.model, config.teacher.gguf_file)
 
 
 def student_tokenizer(config: RunConfig) -> TokenizerSource:
-    return TokenizerSource(config.student.model, trust_remote_code=config.loading.trust_remote_code)
+    return _tokenizer(config, config.student.model)
+
+
+def _tokenizer(config: RunConfig, name: str, gguf_file: str = "") -> TokenizerSource:
+    data = config.data
+    return TokenizerSource(name, gguf_file, config.loading.trust_remote_code, data.chat_template, data.eos_token)
 
 
 def task_arguments(config: RunConfig) -> dict[str, Any]:
@@ -32,17 +40,24 @@ def task_arguments(config: RunConfig) -> dict[str, Any]:
         "step_pattern": data.step_pattern,
         "vocab_size": shared_ids(config)["vocab_size"],
     }
-    if data.task != "text":
-        chat = {"auto": None, "yes": True, "no": False}[data.chat]
-        arguments |= {"chat": chat, "few_shot": data.few_shot}
-        if ":" not in data.task:
-            return arguments
-        accepted = registry.task_arguments(registry.task_class(data.task))
-        return {name: value for name, value in arguments.items() if name in accepted}
-    if data.few_shot or data.chat == "yes":
-        raise ValueError("few_shot, chat: not with --task text, which has no questions; expected 0, auto or no")
-    horizon = config.environment.max_new_tokens
-    return arguments | ({"max_new_tokens": horizon} if horizon else {})
+    chat = {"auto": None, "yes": True, "no": False}[data.chat]
+    given = {
+        "chat": chat,
+        "few_shot": data.few_shot,
+        "chat_template_kwargs": data.chat_template_kwargs,
+        "train_on": data.train_on,
+        "skip_bad_rows": data.skip_bad_rows,
+        "references": config.method is not None and config.method.teacher_writes == "reference",
+    }
+    arguments |= {name: value for name, value in given.items() if value != NOT_GIVEN[name]}
+    if data.task == "text" and config.environment.max_new_tokens:
+        arguments["max_new_tokens"] = config.environment.max_new_tokens
+    accepted = registry.task_arguments(registry.task_class(data.task))
+    for name in {*given} & {*arguments} - accepted - {"references"}:
+        if arguments[name] is not False:  # no chat is what a task without one has
+            expected = "auto or no" if name == "chat" else repr(NOT_GIVEN[name])
+            raise ValueError(f"{name}: {arguments[name]!r} has no effect with --task {data.task}; expected {expected}")
+    return {name: value for name, value in arguments.items() if name in accepted}
 
 
 def require_models(config: RunConfig) -> None:

@@ -51,8 +51,8 @@ EVALUATION: dict[str, tuple[Metric, ...]] = {
         Metric("majority@{k}", "majority@{k}", "{:.1%}", "more"),
     ),
     "distance to the teacher": (
-        Metric("perplexity", "perplexity of the teacher's completions", better="less"),
-        Metric("reference_perplexity", "perplexity of the reference completions", better="less"),
+        Metric("perplexity", "perplexity of the teacher's completions", "{:.4g}", better="less"),
+        Metric("reference_perplexity", "perplexity of the reference completions", "{:.4g}", better="less"),
         Metric("forward_kl", "forward KL on the teacher's completions, nats per token", better="less"),
         Metric("teacher_log_prob", "teacher's log-probability, nats per token", better="more", signed=True),
         Metric("divergence", "mean D_t, nats", better="less"),
@@ -96,6 +96,7 @@ TRAINING: tuple[Metric, ...] = (
     Metric("tokens", "training tokens", "{:,.0f}"),
     Metric("student_tokens", "training tokens written by the student", "{:,.0f}"),
     Metric("teacher_tokens", "training tokens written by the teacher", "{:,.0f}", "less"),
+    Metric("reference_tokens", "training tokens from the data's reference completions", "{:,.0f}"),
     Metric("teacher_share", "training tokens written by the teacher", "{:.1%}", "less"),
     Metric("teacher_tokens_per_student_token", "teacher tokens per student token", better="less"),
     Metric("teacher_positions", "positions scored by the teacher", "{:,.0f}", "less"),

@@ -8,7 +8,7 @@ from huggingface_hub import HfApi
 from jinja2 import Environment, FileSystemLoader
 
 from agents import cards
-from agents.config import SB3Config
+from agents.config import PluginConfig, SB3Config
 from experiments.running.config import SMALL_TASKS, RunConfig
 from experiments.running.config_file import default_config, flag_values
 from experiments.running.metric_display import evaluation_lines, markdown_table, metric
@@ -28,7 +28,8 @@ def model_card(config: RunConfig, evaluation: dict[str, Any]) -> str:
     """
     before, after, training = evaluation["before"], evaluation["after"], evaluation["training"]
     numbers = itertools.chain(*evaluation_lines(config.evaluation.samples, [before, after]).values())
-    costs = [(m.label, m.text(training.get(m.key))) for m in map(metric, GATE)]
+    keys = [*GATE, *(["reference_tokens"] if training.get("reference_tokens") else [])]
+    costs = [(m.label, m.text(training.get(m.key))) for m in map(metric, keys)]
     options = flag_values(config.agent_options)
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), trim_blocks=True, keep_trailing_newline=True
@@ -36,6 +37,7 @@ def model_card(config: RunConfig, evaluation: dict[str, Any]) -> str:
     return environment.get_template("model_card.md.j2").render(
         config=config,
         front_matter=front_matter(config),
+        writers=writers(config),
         path=config.logging.push_to_hub or config.folder / "student",
         changed={name: value for name, value in changed_flags(config).items() if name in options},
         command=" ".join(command_of(config)),
@@ -43,6 +45,17 @@ def model_card(config: RunConfig, evaluation: dict[str, Any]) -> str:
         costs=markdown_table([["", f"in {training['iterations']} iterations"], *costs]),
         versions=versions(config),
     )
+
+
+def writers(config: RunConfig) -> str:
+    """Who writes the training completions, as a sentence."""
+    if isinstance(config.agent_options, PluginConfig):
+        return "The agent decides who writes the completions during training."
+    if config.method and config.method.teacher_writes == "reference":
+        return "The training completions are the reference completions of the data."
+    writers = {"always": "The teacher writes", "never": "The student writes"}
+    writer = config.method.teacher_writes if config.method else ""
+    return f"{writers.get(writer, 'Student and teacher write')} the completions during training."
 
 
 def front_matter(config: RunConfig) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -25,11 +26,20 @@ from distill_env.models.hub import absent_ids, id_range, load_tokenizer
 from distill_env.models.load import is_served
 from distill_env.ragged import PAD
 from distill_env.randomness import Purpose, episode_keys, inverse_cdf, uniform
-from distill_env.tasks.base import Prompt
-from experiments.running.build import make_env, make_student
+from distill_env.tasks.base import SPLITS, Prompt
+from distill_env.tasks.registry import make_task
+from experiments.running.build import LOADED_FLAGS, make_env, make_student
 from experiments.running.config import Acceptable, RunConfig
-from experiments.running.lm_arguments import head_rows, require_models, student_tokenizer, teacher_tokenizer
+from experiments.running.data_table import data_table
+from experiments.running.lm_arguments import (
+    head_rows,
+    require_models,
+    student_tokenizer,
+    task_arguments,
+    teacher_tokenizer,
+)
 from experiments.running.memory_estimate import estimate, free_bytes
+from experiments.running.section import errors_name_flags
 
 Status = Literal["ok", "warning", "error", "accepted"]
 COLOURS: dict[Status, str] = {"ok": "green", "warning": "bold yellow", "error": "bold red", "accepted": "yellow"}
@@ -99,7 +109,7 @@ def end_of_turn_row(tokenizer: Any, ends: Mapping[str, frozenset[int]], turn_end
     where = f"completions end with {_token(tokenizer, eos)}"
     if turn_end not in (None, eos):
         token = _token(tokenizer, turn_end)
-        change = f"set eos_token to {token} in tokenizer_config.json of teacher and student, or --chat no"
+        change = f"--eos-token '{tokenizer.convert_ids_to_tokens(turn_end)}', or --chat no"
         return Row("end_of_turn", "error", f"{where}, but the chat template ends a turn with {token}", change)
     without = [who for who, ids in ends.items() if eos not in ids]
     if without:
@@ -120,13 +130,13 @@ def chat_template_row(teacher: Any, student: Any, used: bool) -> Row:
     if not used:
         return Row("chat_template", "ok", "not used: plain prompts")
     if student.chat_template is None:
-        result, change = "the teacher's; the student has none", "copy the teacher's chat_template.jinja, or --chat no"
+        result, change = "the teacher's; the student has none", "--chat-template FILE for both, or --chat no"
         return Row("chat_template", "error", result, change)
     if teacher.chat_template == student.chat_template:
         return Row("chat_template", "ok", "the same")
     if conversations(teacher) == conversations(student):
         return Row("chat_template", "ok", "different templates with the same text for three conversations")
-    change = "copy the teacher's chat_template.jinja into the student's folder, or --chat no"
+    change = "--chat-template FILE for both, such as the teacher's chat_template.jinja, or --chat no"
     return Row("chat_template", "error", "teacher and student turn a conversation into different texts", change)
 
 
@@ -284,12 +294,35 @@ def file_rows(config: RunConfig) -> list[Row]:
     ends = {"student": end_tokens(config.student.model, **remote)}
     if not is_served(config.teacher.model):
         ends["teacher"] = end_tokens(config.teacher.model, **remote, **gguf)
+    if config.data.eos_token:  # the student's folder will say so
+        ends["student"] = frozenset({int(teacher.eos_token_id)})
     return [
         tokenizer_row(teacher, student, head_rows(config)),
         special_tokens_row(teacher, student),
         end_of_turn_row(teacher, ends, turn_end_token(teacher) if used else None),
         chat_template_row(teacher, student, used),
     ]
+
+
+def data_row(task: Any, path: str) -> Row:
+    """There are prompts to train on, to validate and to test.
+
+    Args:
+        task: of the run.
+        path: of its data.
+    """
+    counts = {split: len(task.prompts(split)) for split in SPLITS}
+    result = "prompts: " + (", ".join(f"{split} {n:,}" for split, n in counts.items() if n) or "none")
+    missing = [split for split in SPLITS[:3] if not counts[split]]
+    if missing:
+        result += f"; none to {'train on' if missing[0] == 'train' else missing[0].removesuffix('ion') + 'e'}"
+        change = f"add a file named {missing[0]}, or give one file, of which parts are held out"
+        if Path(path).is_file():
+            change = "give the file another name: one that begins with test is the test split"
+        return Row("data", "error", result, change)
+    if {*task.prompts("test")} == {*task.prompts("train")}:
+        result += "; the same in each, since there are few"
+    return Row("data", "ok", result)
 
 
 def model_rows(config: RunConfig, env: DistillVectorEnv, student: Any, shards: int = 1) -> list[Row]:
@@ -368,6 +401,12 @@ def checked_pair(
     require_models(config)
     result = mark_accepted(file_rows(config), config.loading.accept)
     try:
+        raise_errors(result)
+        with errors_name_flags(LOADED_FLAGS):
+            task: Any = make_task(config.data.task, **task_arguments(config))
+        result.append(data_row(task, config.data.path))
+        if hasattr(task, "report"):
+            console.print(data_table(task, config))
         raise_errors(result)
         env = make_env(config, "train", rows, purpose="train")
         student = make_student(config, env)

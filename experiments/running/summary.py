@@ -44,9 +44,10 @@ def summarise_training(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
         "iterations": len(rows),
         "tokens": total("rollout/tokens"),
         "student_tokens": own,
+        **({"reference_tokens": read} if (read := total("rollout/reference_tokens")) else {}),
         **teacher,
         **rollout_cost(rows),
-        "teacher_tokens_per_student_token": teacher["teacher_tokens"] / own if own else float("inf"),
+        "teacher_tokens_per_student_token": teacher["teacher_tokens"] / own if own else float("nan" if read else "inf"),
         "tokens_per_second": total("rollout/tokens") / total("time/seconds") if rows else float("nan"),
         "rewritten_share_first": mean("rollout/rewritten_share", rows[:tenth]),
         "rewritten_share_last": mean("rollout/rewritten_share", rows[-tenth:]),
@@ -133,6 +134,8 @@ def verdict(evaluation: dict[str, Any]) -> str:
     first, last = training["rewritten_share_first"], training["rewritten_share_last"]
     if math.isnan(first):
         gate = "The agent does not report how much the teacher wrote."
+    elif training.get("reference_tokens"):
+        gate = "The training tokens are reference completions of the data; neither model wrote them."
     elif first == last and first in (0, 1):
         gate = f"The teacher wrote {'all' if first else 'none'} of the tokens."
     else:

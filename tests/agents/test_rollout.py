@@ -18,6 +18,7 @@ from agents.collector import collect
 from agents.draft_length import DraftLength
 from agents.references import read_references
 from agents.rollout import Rollout
+from agents.rollout_metrics import rollout_metrics, rollout_sums
 from distill_env.divergence import project, reverse_kl
 from distill_env.env import DistillVectorEnv
 from distill_env.gate_settings import ALWAYS, NEVER, Gate, random_gate
@@ -243,7 +244,7 @@ def test_kept_teacher_rows_are_the_projection_of_the_full_ones(name: str, limits
 @pytest.mark.parametrize("limits", [(0, 1.0), (2, 1.0), (0, 0.8)])
 def test_reference_answers_are_read_as_if_the_teacher_had_written_them(limits: tuple[int, float]) -> None:
     """Answers of the teacher, given as references: the same tokens, all of them its own, and the same rows of it, each
-    state scored once."""
+    state scored once. But they are counted as neither model's."""
     written = write(ALWAYS, 1, 3, n=20, limits=limits)
     answers = [tuple(row[row >= 0].tolist()) for row in written.tokens]
     prompts = [dataclasses.replace(p, reference_completion=a) for p, a in zip(written.prompts, answers, strict=True)]
@@ -253,6 +254,10 @@ def test_reference_answers_are_read_as_if_the_teacher_had_written_them(limits: t
         assert read.tokens.equal(written.tokens)
         assert read.rewritten.equal(written.rewritten)
         assert read.rewritten.equal(read.mask)
+        counts = rollout_metrics(rollout_sums(read))
+        assert counts["rollout/reference_tokens"] == counts["rollout/tokens"] == int(read.mask.sum())
+        for name in ("rollout/student_tokens", "rollout/rewritten_share", "cost/teacher_tokens"):
+            assert counts[name] == 0
         torch.testing.assert_close(read.teacher, written.teacher, rtol=0, atol=1e-12)
         assert read.support is None if written.support is None else read.support.equal(written.support)  # type: ignore[union-attr]
     with pytest.raises(ValueError, match="prompts: 2 of 3"):

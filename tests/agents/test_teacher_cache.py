@@ -117,8 +117,10 @@ def test_other_reference_completions_are_scored_again(tmp_path: Path) -> None:
     for reference in ((0, 1, 4), (0, 1, 4), (0, 2, 4)):
         env.prompts = (dataclasses.replace(NO_PROMPT, ids=(1,), reference_completion=reference),)
         agent.iteration = 0
-        agent.learn(env, 1, lambda _, metrics: asked.append(metrics["cost/teacher_positions"]))
-    assert asked[0] == asked[2] > 0 == asked[1]
+        agent.learn(env, 1, lambda _, metrics: asked.append(metrics))
+    positions = [metrics["cost/teacher_positions"] for metrics in asked]
+    assert positions[0] == positions[2] > 0 == positions[1]
+    assert {metrics["rollout/reference_tokens"] for metrics in asked} == {6.0}  # from the cache, too
 
 
 DAMAGE: dict[str, Callable[[bytes], bytes]] = {

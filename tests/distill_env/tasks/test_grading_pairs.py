@@ -359,7 +359,7 @@ def test_numbers_have_the_same_verdict_among_formulas() -> None:
 @pytest.mark.parametrize("solution", [r"Our answer is $\boxed 3$.", r"Not \boxed{7} but $\boxed3$.", r"\fbox{3}"])
 def test_a_solution_may_have_a_box_without_braces(solution: str) -> None:
     """As some of the training set of MATH do."""
-    assert MathTask.read_row("row 1", {"problem": "1 + 2?", "solution": solution}).final_answer == "3"
+    assert MathTask.read_row({"problem": "1 + 2?", "solution": solution}).examples[0].final_answer == "3"
 
 
 WORDINGS = (

@@ -12,6 +12,7 @@ import pytest
 from agents.evaluation import completion_metrics
 from agents.generation import generate
 from distill_env.env import DistillVectorEnv
+from distill_env.models.hub import TokenizerSource
 from distill_env.models.toy import TEACHERS
 from distill_env.tasks.base import SPLITS, Prompt
 from distill_env.tasks.language import Example, complete_splits
@@ -213,7 +214,7 @@ def test_a_step_is_a_line_or_what_the_pattern_says(words: dict[bool, str], tmp_p
 def test_long_prompts_are_left_out_and_counted(words: dict[bool, str], tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", *({"prompt": "x" * n} for n in range(1, 11)))
     task: Any = make_task("instruct", path=path, tokenizer=words[False], max_prompt_tokens=7)
-    assert task.dropped == 3
+    assert [place.number for place in task.report.long] == [8, 9, 10]
     assert [len(p.ids) for p in task.prompts("train")] == list(range(1, 8))
 
 
@@ -224,6 +225,104 @@ def test_a_text_is_cut_into_passages_of_which_none_overlap(words: dict[bool, str
     passages = [p for s in SPLITS for p in task.prompts(s)]
     assert "".join(task.decode([*p.ids, *(p.reference_completion or ())]) for p in passages) == text[:1000]
     assert [len(task.prompts(s)) for s in SPLITS] == [80, 10, 10, 0]
+
+
+TALK = [{"role": r, "content": c} for r, c in (("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"))]
+
+
+def test_every_message_of_the_assistant_may_be_a_target(words: dict[bool, str], tmp_path: Path) -> None:
+    """Each with all that was said before; the prompts of a conversation are in one split."""
+    path = write(tmp_path / "a.jsonl", {"messages": TALK})
+    task = make_task("instruct", path=path, tokenizer=words[True], train_on="all")
+    first, second = ("<user>a<a>", "b<e>"), ("<user>a<assistant>b<e><user>c<a>", "d<e>")
+    assert [shown(task, p) for p in task.prompts("train")] == [first, second]
+    assert [shown(make_task("instruct", path=path, tokenizer=words[True]), p) for p in task.prompts("train")][
+        1
+    ] == second
+    many = [{"messages": [{**TALK[0], "content": f"talk {i}"}, *TALK[1:]]} for i in range(100)]
+    task = make_task("instruct", path=write(tmp_path / "b.jsonl", *many), tokenizer=words[True], train_on="all")
+    talks = [{p.place for p in task.prompts(s)} for s in SPLITS[:3]]
+    assert sum(map(len, talks)) == len(set().union(*talks)) == 100
+    assert all(talks)
+
+
+def test_bad_rows_are_named_together_or_skipped(words: dict[bool, str], tmp_path: Path) -> None:
+    """Rows that cannot be read, that have a hole, and that the template refuses; and long ones are left out."""
+    good = [{"prompt": f"say {i}", "output": "x" if i else "", "id": i} for i in range(30)]
+    path = Path(
+        write(tmp_path / "a.jsonl", *good, {"prompt": ""}, {"prompt": "x", "system": "refuse"}, {"messages": "x"})
+    )
+    path.write_text(path.read_text() + "{")
+    template = "{% if messages[0].content == 'refuse' %}{{ raise_exception('no') }}{% endif %}" + CHAT
+    save_byte_tokenizer(folder := str(tmp_path / "words"), template)
+    options: dict[str, Any] = {"path": str(path), "tokenizer": folder, "max_prompt_tokens": 14}
+    with pytest.raises(
+        ValueError, match=r"^path: .*line 31: .*3 more.*line 32.*line 33.*line 34.*--skip-bad-rows"
+    ) as error:
+        make_task("instruct", **options)
+    assert "\n" not in str(error.value)
+    task: Any = make_task("instruct", **options, skip_bad_rows=True)
+    assert {place.number for place, _ in task.report.bad} == {31, 32, 33, 34}
+    assert task.report.rows == 34
+    assert sum(task.report.prompts.values()) == 10  # those of one digit: `<user>say 0<a>` has 14 tokens
+    assert task.report.long[0].number == 11
+    assert task.report.unread == {"id": 30}
+    assert task.report.references == 9
+
+
+def test_rows_without_a_reference_are_bad_where_references_are_learned(words: dict[bool, str], tmp_path: Path) -> None:
+    """In the train split alone."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    write(folder / "train.jsonl", {"prompt": "a", "output": "x"}, {"prompt": "b", "output": " "}, {"prompt": "c"})
+    write(folder / "test.jsonl", {"prompt": "d"})
+    options: dict[str, Any] = {"path": str(folder), "tokenizer": words[True], "references": True}
+    with pytest.raises(ValueError, match=r"line 2: no reference.*line 3"):
+        make_task("instruct", **options)
+    task = make_task("instruct", **options, skip_bad_rows=True)
+    assert [[p.text for p in task.prompts(s)] for s in SPLITS] == [["a"], ["a", "b", "c"], ["d"], []]
+
+
+def test_a_split_that_becomes_empty_is_named(words: dict[bool, str], tmp_path: Path) -> None:
+    for split, length in (("train", 1), ("validation", 9), ("test", 1)):
+        write(tmp_path / f"{split}.jsonl", {"prompt": "x" * length})
+    with pytest.raises(ValueError, match=r"max_prompt_tokens: 5 .*validation.* 9"):
+        make_task("instruct", path=str(tmp_path), tokenizer=words[False], max_prompt_tokens=5)
+    write(tmp_path / "test.jsonl", {"prompt": ""})
+    with pytest.raises(ValueError, match=r"path: no row of the test split"):
+        make_task("instruct", path=str(tmp_path), tokenizer=words[False], skip_bad_rows=True)
+
+
+def test_variables_of_the_chat_template(words: dict[bool, str], tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", {"prompt": "x"})
+    save_byte_tokenizer(folder := str(tmp_path / "words"), CHAT + "{% if not thinking %}!{% endif %}")
+
+    def prompt(tokenizer: str, value: Any) -> str:
+        task = make_task("instruct", path=path, tokenizer=tokenizer, chat_template_kwargs=value)
+        return shown(task, task.prompts("train")[0])[0]
+
+    assert prompt(folder, '{"thinking": true}') == "<user>x<a>"
+    assert prompt(folder, '{"thinking": false}') == "<user>x<a>!"
+    for tokenizer, value in ((folder, "[1]"), (folder, "{"), (folder, '{"thinkng": true}'), (words[False], '{"x": 1}')):
+        with pytest.raises(ValueError, match="chat_template_kwargs: "):
+            prompt(tokenizer, value)
+
+
+def test_a_tokenizer_takes_a_template_and_an_end_token(words: dict[bool, str], tmp_path: Path) -> None:
+    (tmp_path / "chat.jinja").write_text(CHAT)
+    path = write(tmp_path / "a.jsonl", {"prompt": "x", "output": "y"})
+
+    def task(**options: str) -> Any:
+        return make_task("instruct", path=path, tokenizer=TokenizerSource(words[False], **options))
+
+    chat = task(chat_template=str(tmp_path / "chat.jinja"))
+    assert shown(chat, chat.prompts("train")[0]) == ("<user>x<a>", "y<e>")
+    ended = task(eos_token="!")
+    assert shown(ended, ended.prompts("train")[0]) == ("x", "y!")
+    assert task().eos_token_id != ended.eos_token_id  # the folder's own tokenizer is as it was
+    for name, value in (("chat_template", str(tmp_path / "no.jinja")), ("eos_token", "<nothing>")):
+        with pytest.raises(ValueError, match=f"{name}: "):
+            task(**{name: value})
 
 
 # damaged data: tests/experiments/test_malformed.py
@@ -252,7 +351,7 @@ def test_a_token_that_the_models_do_not_have_is_named(words: dict[bool, str], tm
     path = write(tmp_path / "a.jsonl", {"prompt": "x", "completion": "y<e>"})
     task: Any = make_task("instruct", path=path, tokenizer=words[False])
     end = task.tokenizer.eos_token_id
-    with pytest.raises(ValueError, match=f"path: 'x' has the token '<e>', id {end}") as error:
+    with pytest.raises(ValueError, match=f"line 1: the token '<e>', id {end}") as error:
         make_task("instruct", path=path, tokenizer=words[False], vocab_size=end)
     assert "\n" not in str(error.value)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import subprocess
 import sys
@@ -151,9 +152,20 @@ def test_the_answer_follows_the_numbers() -> None:
 
 
 def test_the_title_says_what_was_compared() -> None:
-    assert heading(["gated", "rkl"])[0] != heading(["rkl", "gkd"])[0]
+    assert heading(["gated", "rkl", "fkl"])[0] != heading(["gated", "rkl"])[0] == heading(["rkl", "gkd"])[0]
     assert "`rkl`" in heading(["rkl", "gkd"])[1]
     assert "gate" not in " ".join(heading(["rkl", "gkd"]))
+
+
+def test_the_best_is_marked_where_its_interval_is_apart() -> None:
+    def best(key: str = "accuracy", **estimates: tuple[float, float, float]) -> str:
+        return tables.best_of(key, {label: Estimate(*values) for label, values in estimates.items()})
+
+    assert best(a=(0.8, 0.7, 0.9), b=(0.5, 0.4, 0.6)) == "a"
+    assert best("divergence", a=(0.8, 0.7, 0.9), b=(0.5, 0.4, 0.6)) == "b"
+    assert best(a=(0.8, 0.7, 0.9), b=(0.5, 0.4, 0.75)) == ""
+    assert best(a=(0.8, math.nan, math.nan), b=(0.5, 0.4, 0.6)) == ""  # one seed
+    assert best(a=(0.8, 0.7, 0.9)) == ""
 
 
 def test_main_effects_of_an_additive_table() -> None:

@@ -19,7 +19,7 @@ from experiments.running.build import agent_loader
 from experiments.running.config_file import load_config
 from experiments.running.flags import parse
 from experiments.running.metric_display import metric
-from experiments.running.model_card import command_of, front_matter, model_card
+from experiments.running.model_card import command_of, front_matter, model_card, writers
 from experiments.running.run_folder import read_metrics
 
 COMMANDS = [
@@ -100,7 +100,7 @@ def test_the_card_says_what_was_done_and_measured(sums: Path) -> None:
     evaluation = json.loads((sums / "evaluation.json").read_text())
     training = evaluation["training"]
     for part in ("before", "after"):
-        assert f"{evaluation[part]['perplexity']:.3f}" in body
+        assert metric("perplexity").text(evaluation[part]["perplexity"]) in body
         assert f"{evaluation[part]['entropy']:.3f}" in body
     assert "out of distribution" in body
     for name in ("hard_share_first", "hard_share_last"):
@@ -169,6 +169,22 @@ def test_all_methods_have_a_card() -> None:
     for name in METHODS:
         config = parse(["--agent", name])
         assert f"row `{name}`" in model_card(config, {"before": {}, "after": {}, "training": training})
+
+
+def test_the_card_says_who_writes() -> None:
+    def said(*flags: str) -> str:
+        return writers(parse(flags))
+
+    teacher, student, both = said("--agent", "sft"), said("--agent", "rkl"), said("--agent", "gated")
+    data = said("--agent", "sft", "--teacher-writes", "reference")
+    agent = said("--agent", "tests.helpers.plugin_agents:Silent")
+    assert len({teacher, student, both, data, agent}) == 5
+    assert said("--agent", "fkl") == teacher
+    assert said("--agent", "ppo") == both
+    assert ("teacher" in teacher.lower(), "student" in teacher.lower()) == (True, False)
+    assert ("teacher" in student.lower(), "student" in student.lower()) == (False, True)
+    assert "teacher" not in data.lower()
+    assert "student" not in data.lower()
 
 
 @pytest.mark.parametrize("track", ["wandb", "trackio"])

@@ -12,6 +12,7 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 from distill_env.models.causal_lm import CausalLM
+from distill_env.models.hub import load_tokenizer
 from distill_env.models.toy import toy_tokenizer
 from distill_env.tasks.base import Prompt
 from experiments import preflight as preflight_command
@@ -97,7 +98,7 @@ def test_end_of_turn() -> None:
     assert row(set(), set()).status == "error"
     by_template = row({EOS}, {EOS}, 11)
     assert by_template.status == "error"
-    assert "tokenizer_config.json" in by_template.change
+    assert "--eos-token" in by_template.change
 
 
 def test_the_end_of_a_turn_is_found_in_the_template() -> None:
@@ -222,6 +223,58 @@ def test_what_does_not_fit_ends_the_run_in_one_line_or_is_accepted(
         assert rows_of(pair, "--accept", name)[name].status == "accepted"
     else:
         assert "--accept" not in captured.err
+
+
+def test_data_that_cannot_be_used_end_the_run_before_the_models_are_loaded(
+    pair: tuple[str, str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Only a test split; a row without a reference where references are learned; a validation split of long prompts."""
+    for name in pair[:2]:
+        spoil(name)  # which the error would name
+    only, hole, long = (tmp_path / name for name in ("test.txt", "hole.jsonl", "long"))
+    only.write_text("1+2=\n")
+    hole.write_text('{"prompt": "1+2=", "output": "3"}\n' * 30 + '{"prompt": "1+2=", "output": ""}\n')
+    long.mkdir()
+    for split, prompt in (("train", "1+2="), ("validation", "1+2+3=")):
+        (long / f"{split}.txt").write_text(prompt)
+    for path, named, more in (
+        (only, "preflight: data: ", ()),
+        (hole, "line 31", ("--agent", "sft", "--teacher-writes", "reference")),
+        (long, "max_prompt_tokens: 4", ("--max-prompt-tokens", 4)),
+    ):
+        assert run_module.main([*flags(*pair[:2], str(path), *more), "--out", str(tmp_path / "runs")]) == 1
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        assert named in line
+        assert not (tmp_path / "runs").exists()
+
+
+def test_the_table_of_the_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Says what was read, used and left out, where, and which columns mean nothing."""
+    teacher, student = write_model(tmp_path / "t", 1), write_model(tmp_path / "s", 2)
+    rows = [{"prompt": f"{a}+{a}=", "output": "1", "level": 1} for a in range(10) for _ in range(3)]
+    rows[3]["prompt"], rows[4]["prompt"], rows[7]["prompt"] = "1+2+3+4+5=", "", " "
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    more = ("--skip-bad-rows", "--max-prompt-tokens", 4, "--tau", 50)
+    assert preflight_command.main(flags(teacher, student, str(path), *more)) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    for expected in ("rows read │ 30", "train 27", "line 5, line 8", "line 4", "level (28)"):
+        assert expected in shown
+    assert preflight_command.main(flags(teacher, student, str(path), *more[1:])) == 1
+    assert "--skip-bad-rows" in capsys.readouterr().err
+
+
+def test_a_student_ends_with_the_chosen_token(
+    pair: tuple[str, str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the run and, by its folder, outside of it."""
+    change(pair[0], "generation_config.json", eos_token_id=[EOS, 11])
+    plus = toy_tokenizer("sums").convert_ids_to_tokens(11)
+    arguments = ["--iterations", 1, "--eos-token", plus, "--name", "r", "--out", tmp_path / "runs"]
+    assert run_module.main(flags(*pair, *arguments)) == 0
+    student = tmp_path / "runs/r/student"
+    assert json.loads((student / "generation_config.json").read_text())["eos_token_id"] == 11
+    assert load_tokenizer(str(student)).eos_token_id == 11
 
 
 @pytest.mark.parametrize("which", [0, 1])
