@@ -122,6 +122,7 @@ class Distiller:
         returned = getattr(self._pair.teacher, "top_k", 0)
         config = replace(config, method=methods.truncated(config.method, returned, loading.name_of(teacher)))
         here = {"tokenizer": self._pair.tokenizer, "path": data, "vocab_size": self._pair.student.vocab_size}
+        here["references"] = config.method.teacher_writes == "reference"
         here |= pair.values_of(own["environment"], "max_new_tokens")  # the length of a text's passages
         accepted = pair.values_of(here, *task_arguments(kind))
         with errors_name_flags({"path": "data"}):

@@ -213,7 +213,7 @@ class ExampleTask(LanguageTask):
     ) -> None:
         super().__init__(tokenizer, max_new_tokens or self.horizon, max_prompt_tokens, step_pattern, vocab_size)
         examples = complete_splits(self._read_examples(path))
-        if references:
+        if references and "train" in examples:
             self._drop_without_reference(examples)
         form = (self.plain, self.solution, self.request)
         wording = Wording(chat, few_shot, seed, *form, read_template_kwargs(chat_template_kwargs))
@@ -237,11 +237,10 @@ class ExampleTask(LanguageTask):
 
     def _drop_without_reference(self, examples: dict[Split, list[Example]]) -> None:
         """Leave out what cannot be trained on; a row of which some part can is not bad."""
-        train = examples.get("train", [])
-        able = {example.place for example in train if example.solution}
-        bad = {example.place: None for example in train if example.place not in able}
-        self.report.bad += [(place, "no reference completion; expected one") for place in bad if place is not None]
-        examples["train"] = [example for example in train if example.solution]
+        able = {example.place for example in examples["train"] if example.solution}
+        bad = dict.fromkeys(e.place for e in examples["train"] if e.place not in able and e.place is not None)
+        self.report.bad += [(place, "no reference completion; expected one") for place in bad]
+        examples["train"] = [example for example in examples["train"] if example.solution]
 
 
 @dataclass(frozen=True)
