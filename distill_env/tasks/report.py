@@ -29,6 +29,8 @@ class DataReport:
         if not self.bad or skip:
             return
         (place, reason), *rest = sorted(self.bad)
+        if len(self.bad) == self.rows:
+            raise ValueError(f"path: {place}: {reason}; no row of {self.rows:,} can be used")
         others = f" ({len(rest)} more: {places(other for other, _ in rest)})" if rest else ""
         raise ValueError(
             f"path: {place}: {reason}{others}; correct the data, or leave such rows out with --skip-bad-rows "
