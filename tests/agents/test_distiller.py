@@ -206,7 +206,7 @@ def test_an_adapter_by_a_configuration_of_peft(models: tuple[str, str], tmp_path
         ({"data": []}, "data"),
         ({"data": [1]}, "data"),
         ({"data": 5}, "data"),
-        ({"data": {"training": ROWS}}, "data"),
+        ({"data": {"others": ROWS}}, "data"),
         ({"data": [{"instruction": ""}]}, "data"),
         ({"data": "missing.jsonl"}, "data"),
         ({"student": 5, "tokenizer": ""}, "student"),
