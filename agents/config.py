@@ -66,11 +66,18 @@ class DistillConfig:
     draft_length: Natural = 0
     """Tokens that the student drafts before the teacher scores them; 0 adapts the length, 1 is token by token. The
     result does not depend on it."""
+    hand_over_width: Natural = 64
+    """Width of the head that learns to predict D_t beside the student, so that the student knows when to ask its
+    teacher; 0 trains none."""
+    hand_over_weight: NotNegative = 0.0
+    """Weight of the head's loss in the student's loss; 0 keeps its gradient from the student."""
     seed: Seed = 0
     """Seed of the prompts and of all random draws."""
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if self.hand_over_weight and not self.hand_over_width:
+            raise ValueError(f"hand_over_weight: {self.hand_over_weight} with hand_over_width 0; expected a head")
 
     def positions_at_a_time(self, vocab_size: int, on_gpu: bool) -> int:
         """`chunk_positions`; if 0, a multiple of 64 from 64 to 1,024: 4 million numbers, on a GPU 64 million."""

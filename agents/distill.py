@@ -33,6 +33,7 @@ from agents.collector import collect
 from agents.config import DistillConfig, from_dict
 from agents.distributed import SINGLE_PROCESS, ProcessGroup
 from agents.draft_length import DraftLength
+from agents.hand_over import HandOverTrainer, target
 from agents.losses import (
     cost_to_go,
     exact_loss,
@@ -88,6 +89,7 @@ class DistillAgent:
         self.processes = SINGLE_PROCESS  # the processes that share every batch
         self.method = config.method  # its tau is the current one
         self.optimizer = MasterAdamW(student.parameters(), config.optimizer)
+        self.hand_over = HandOverTrainer.of(student, config.hand_over_width, config.seed)
         self.iteration = 0
         self.mean_length = 0.0  # of completions, over past iterations; 0 before the first
         self.written: list[Parts] = []  # the first completions of the last iteration, for callbacks to show
@@ -198,8 +200,16 @@ class DistillAgent:
                 group["lr"] = learning_rate(self.config.optimizer, self.iteration)
             self.optimizer.step()
             self.optimizer.zero_grad()  # gradients take no memory during the next rollout
+        if self.hand_over is not None and rollout.teacher is not None:
+            totals |= self.hand_over.update(self._hard_from, self.processes)
         self._follow_length(rollout)
         return totals | {"train/grad_norm": norm} | self._follow_budget(rollout, totals)
+
+    @property
+    def _hard_from(self) -> float:
+        """D_t from which a position is hard, nats: the gate's tau if it has that unit."""
+        gate = self.method.gate
+        return gate.tau if gate.score in ("divergence", "predicted_divergence") else HIGH_DIVERGENCE
 
     def _follow_length(self, rollout: Rollout) -> None:
         """Average the length of completions, over tens of iterations, for later iterations."""
@@ -284,6 +294,8 @@ class DistillAgent:
             student = project(log_probs, ids)  # [m, S]
             with torch.no_grad():
                 divergence = reverse_kl(student, teacher).clamp(min=0)
+                if self.hand_over is not None:
+                    self.hand_over.add(features, log_probs, divergence)
             gate = self._update_gate
             if decisions is not None:
                 decision = GateDecision(*(x[chunk] for x in decisions))
@@ -309,6 +321,9 @@ class DistillAgent:
             loss = loss * states.weight[chunk].to(loss.dtype)
         if method.gamma > 0 or method.estimator == "sampled":
             loss = loss + policy_gradient_loss(token_log_prob, states.future[chunk], states.weight[chunk])
+        if self.hand_over is not None and states.scored and self.config.hand_over_weight:
+            prediction = self.hand_over.head(self.hand_over.head.inputs(features, log_probs))
+            loss = loss + self.config.hand_over_weight * (prediction - target(divergence)).square().to(loss.dtype)
         _add(sums, "train/loss", loss)
         _add(sums, "train/entropy", entropy(log_probs.detach()))
         return loss.sum()
@@ -356,7 +371,10 @@ class DistillAgent:
 
     def _student_score(self, gate: Gate, log_probs: Tensor, features: Tensor) -> Tensor | None:
         """What the gate reads of the student alone at positions [m], from log q [m, V] and features; [m, 1]."""
-        return student_score(gate, log_probs[:, None])
+        predicted = None
+        if self.hand_over is not None and gate.student_score == "predicted_divergence":
+            predicted = self.hand_over.head.divergence(features, log_probs)[:, None]
+        return student_score(gate, log_probs[:, None], predicted)
 
     def _long_range(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
         """The factors of log q in the policy gradient, [N, T] each: the discounted cost-to-go less a baseline, and a
@@ -426,6 +444,9 @@ class DistillAgent:
             "param_groups": groups,
         }
         save_state(folder, "optimizer", tensors, state)
+        if self.hand_over is not None:
+            tensors, groups = self.hand_over.tensors()
+            save_state(folder, "hand_over", tensors, {"param_groups": groups})
 
     def _gather(self) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
         """The optimiser's state, whole in the first process."""
@@ -452,6 +473,9 @@ class DistillAgent:
             processes.shard(student)
             agent = cls(student, config)
             agent.optimizer.restore(tensors, state["param_groups"])
+            if agent.hand_over is not None:
+                tensors, own = load_state(folder, "hand_over")
+                agent.hand_over.restore(tensors, own["param_groups"])
             agent.iteration, agent.mean_length = int(state["iteration"]), float(state["mean_length"])
             agent.method = config.method.with_tau(state["tau"])
         return agent

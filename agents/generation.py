@@ -1,5 +1,6 @@
 """Completions that an agent writes without its teacher, and measurements at each of their positions."""
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -14,9 +15,10 @@ from torch.nn.utils.rnn import pad_sequence
 
 from agents import metrics as measures
 from agents.base import Agent
+from agents.hand_over import predict
 from distill_env.divergence import entropy, forward_kl, reverse_kl
 from distill_env.env import DistillVectorEnv
-from distill_env.gate import DraftBlock, GateState, raw_score, read_and_decide
+from distill_env.gate import DraftBlock, GateState, raw_score, read_and_decide, student_score
 from distill_env.gate_settings import Gate
 from distill_env.models.base import TokenModel, TrainableModel, start_teacher
 from distill_env.observations import encode
@@ -171,9 +173,14 @@ def measure(completions: Sequence[Completion], agent: Agent | None, env: Distill
         own = read_along(reader, reader.start(prompts), tokens, width)
     elif hasattr(agent, "log_probs"):
         own = _ask_along(agent, env, prompts, tokens, width)
+    predicted = torch.zeros(tokens.shape)
+    if gate is not None and gate.student_score == "predicted_divergence":
+        said = predict(student, prompts, tokens, tokens != PAD)
+        predicted[tokens != PAD] = math.nan if said is None else said.cpu()
     first = start_teacher(env.teacher, [c.prompt for c in completions])
     theirs = read_along(env.teacher, first, tokens, width)
-    for teacher, log_q, ids in zip(theirs, own, tokens.split(width, 1), strict=False):
+    parts = zip(theirs, own, tokens.split(width, 1), predicted.split(width, 1), strict=False)
+    for teacher, log_q, ids, prediction in parts:
         at = (ids != PAD).to(teacher.device)
         drawn, p = ids.to(teacher.device)[at], teacher[at].double()
         measured = {"teacher_log_probs": p.gather(1, drawn[:, None])[:, 0]}
@@ -185,7 +192,8 @@ def measure(completions: Sequence[Completion], agent: Agent | None, env: Distill
             measured["forward_kls"] = forward_kl(q, p).clamp(min=0)
             if gate is not None:
                 ones = torch.ones_like(drawn).double()
-                block = DraftBlock(drawn[:, None], ones[:, None] > 0, ones[:, None], ones)
+                own_score = student_score(gate, q[:, None], prediction.to(q)[at.to(q.device), None])
+                block = DraftBlock(drawn[:, None], ones[:, None] > 0, ones[:, None], ones, own_score)
                 measured["scores"] = raw_score(gate, q[:, None], p[:, None], block)[:, 0]
         counts = (ids != PAD).sum(1).tolist()
         for name, values in measured.items():

@@ -30,6 +30,23 @@ def accuracy(correct: Sequence[bool]) -> float:
     return mean(correct)
 
 
+def auroc(score: Tensor, positive: Tensor) -> float:
+    """The area under the ROC curve: the probability that a positive has a larger score than a negative, ties counting
+    half (Mann & Whitney 1947); NaN if there are only positives or only negatives.
+
+    Args:
+        score: [n].
+        positive: bool [n].
+    """
+    _, inverse, counts = score.double().unique(return_inverse=True, return_counts=True)
+    rank = (counts.cumsum(0) - (counts - 1) / 2)[inverse]  # the mean rank of equal scores
+    n = int(positive.sum())
+    others = len(positive) - n
+    if n == 0 or others == 0:
+        return math.nan
+    return float((rank[positive].sum() - n * (n + 1) / 2) / (n * others))
+
+
 def sizes_up_to(samples: int) -> list[int]:
     """The k of pass@k and majority@k: the powers of two up to the number of samples, and that number."""
     return sorted({2**i for i in range(samples.bit_length())} | {samples})

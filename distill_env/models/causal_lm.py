@@ -25,6 +25,7 @@ from distill_env.models.compatibility import (
     sliding_windows,
     windows_are_exact,
 )
+from distill_env.models.hand_over import HandOverHead
 from distill_env.models.hub import no_progress_bars
 from distill_env.models.kv_cache import SlotCache
 from distill_env.models.pretrained import read_pretrained, whole_state
@@ -54,6 +55,7 @@ class CausalLM:
         config: of the model's decoder.
         pass_overhead: the cost of a forward pass of any size, in token positions.
         cache_argument: the name under which the decoder takes its cache (renamed in Transformers 5.24).
+        hand_over: the head that predicts the divergence from the teacher; None if there is none. Forks share it.
 
     Raises:
         ValueError: for an argument out of range, or a model that is not supported.
@@ -84,6 +86,8 @@ class CausalLM:
             raise ValueError(
                 f"absent_ids: {self.absent_ids!r:.60}; expected ids below {self.vocab_size}, not the end token {eos}"
             )
+        self.hand_over: HandOverHead | None = None
+        self._read: tuple[Tensor, Tensor] | None = None  # with it, the last hidden states and log-probabilities
         self.limit = length_limit(self.config)
         every = sliding_windows(model, self.config)
         windows = {window for window in every if window is not None}
@@ -127,15 +131,35 @@ class CausalLM:
         """
         model = read_pretrained(name_or_path, **options)
         try:
-            return cls(model, vocab_size=vocab_size, eos_token_id=eos_token_id, absent_ids=absent_ids)
+            loaded = cls(model, vocab_size=vocab_size, eos_token_id=eos_token_id, absent_ids=absent_ids)
         except ValueError as error:
             raise ValueError(f"{error} (in {str(name_or_path)!r})") from error
+        head = HandOverHead.load(name_or_path, loaded.width, loaded.vocab_size)
+        loaded.hand_over = None if head is None else head.to(loaded.device)
+        return loaded
 
     @property
     def device(self) -> torch.device:
         """Where log-probabilities are returned."""
         device: torch.device = self.model.device
         return device
+
+    @property
+    def width(self) -> int:
+        """d, the width of the hidden state that `head` reads."""
+        return int(self._head.weight.shape[1])
+
+    @property
+    def predicted(self) -> Tensor | None:
+        """D_t in nats as the hand-over head predicts it after the last `start` [n] or `extend` [N, K]; None without a
+        head."""
+        return None if self.hand_over is None or self._read is None else self.hand_over.divergence(*self._read)
+
+    def _head_after(self, states: Tensor) -> Tensor:
+        """`head`, and what the hand-over head would read."""
+        log_probs = self.head(states)
+        self._read = None if self.hand_over is None else (states, log_probs)
+        return log_probs
 
     @property
     def max_length(self) -> int | None:
@@ -227,7 +251,7 @@ class CausalLM:
         for group in groups:
             hidden = self._forward(physical[group], padded[group, : int(lengths[group].max())])
             last.append(hidden[torch.arange(len(group)), lengths[group] - 1])
-        return self.head(torch.cat(last)[torch.cat(groups).argsort()])
+        return self._head_after(torch.cat(last)[torch.cat(groups).argsort()])
 
     @torch.no_grad()
     def extend(self, tokens: Tensor) -> Tensor:
@@ -258,7 +282,7 @@ class CausalLM:
         logical = self._rows[busy]
         hidden = self._forward(busy, tokens[logical, :longest])
         if len(logical) == self._n and present.all() and tokens.numel() * self.vocab_size <= CHUNK_NUMBERS:
-            return self.head(hidden)
+            return self._head_after(hidden)
         out = self._empty(tokens.numel())
         row, column = present[logical, :longest].nonzero(as_tuple=True)  # of the host, so that a GPU need not wait
         states = hidden[row.to(hidden.device), column.to(hidden.device)]  # [m, d]
@@ -266,7 +290,11 @@ class CausalLM:
         size = max(64, CHUNK_NUMBERS // self.vocab_size // 64 * 64)  # round numbers are faster
         for part, place in zip(states.split(size), places.split(size), strict=True):
             out.index_copy_(0, place, self.head(part))
-        return out.view(*tokens.shape, -1)
+        out = out.view(*tokens.shape, -1)
+        if self.hand_over is not None:
+            read = states.new_zeros(tokens.numel(), self.width).index_copy(0, places, states)
+            self._read = read.view(*tokens.shape, -1), out
+        return out
 
     def rewind(self, lengths: Sequence[int] | Tensor) -> None:
         """See `TokenModel.rewind`. Raises ValueError unless there is a length of at least -1 for every row."""
@@ -358,13 +386,19 @@ class CausalLM:
         else:
             with no_progress_bars():
                 self.model.save_pretrained(str(path), state_dict=self.state_dict())
+        self._save_hand_over(path)
 
     def export(self, path: str | Path) -> None:
         """Write a folder that `AutoModelForCausalLM.from_pretrained` reads; an adapter is merged."""
         if is_adapted(self.model):
             save_merged(self.model, path)
+            self._save_hand_over(path)
         else:
             self.save_pretrained(path)
+
+    def _save_hand_over(self, path: str | Path) -> None:
+        if self.hand_over is not None:
+            self.hand_over.save(path)
 
     def hidden_states(self, **inputs: Any) -> Tensor:
         """The hidden states under the model's head."""

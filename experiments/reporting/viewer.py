@@ -143,7 +143,8 @@ def read_along(
     """log p of student and teacher [T, V] along a completion, and where the gate is hard."""
     import torch
 
-    from distill_env.gate import DraftBlock, GateState, apply_gate
+    from agents.hand_over import predict
+    from distill_env.gate import DraftBlock, GateState, apply_gate, student_score
     from distill_env.models.base import start_teacher
 
     tokens = torch.tensor(completion.tokens)
@@ -158,9 +159,10 @@ def read_along(
     ends = torch.isin(tokens, torch.tensor(sorted(env.task.step_end_ids)))
     starts = torch.cat([torch.tensor([True]), ends[:-1]])[None]
     unused = torch.zeros(starts.shape, dtype=torch.float64)
-    decision, _ = apply_gate(
-        gate, log_q, log_p, DraftBlock(tokens[None], starts, unused, unused[0]), GateState.start(1)
-    )
+    predicted = predict(student, [completion.prompt.ids], tokens[None], torch.ones_like(starts))
+    own_score = student_score(gate, log_q, None if predicted is None else predicted[None])
+    block = DraftBlock(tokens[None], starts, unused, unused[0], own_score)
+    decision, _ = apply_gate(gate, log_q, log_p, block, GateState.start(1))
     return log_q[0], log_p[0], decision.hard[0].tolist()
 
 

@@ -83,6 +83,7 @@ def warm_start(config: RunConfig, console: Console) -> tuple[Any, Path]:
         method=METHODS["sft"],
         optimizer=OptimizerConfig(1e-2, warmup_iterations=100),
         batch_size=64,
+        hand_over_width=0,
         seed=config.agent_options.seed,
     )
     own = config.student

@@ -183,3 +183,11 @@ def test_repetition_counts_n_grams_that_repeat_an_earlier_one(answers: list[list
     assert metrics.repetitions(answers, n=2) == pytest.approx(expected)
     assert metrics.repetitions([], n=2) == []
     assert metrics.repeated_share(torch.tensor([[1, 2, 1, 2, 1, -1]]), 2).tolist() == [0.5]  # 12 21 12 21
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=2, max_size=40))
+def test_auroc_is_the_chance_to_rank_a_pair_right(pairs: list[tuple[int, bool]]) -> None:
+    """Ties count half; without a pair there is none."""
+    score, positive = torch.tensor([s for s, _ in pairs]), torch.tensor([p for _, p in pairs])
+    right = [(a > b) + (a == b) / 2 for a, p in pairs for b, q in pairs if p and not q]
+    assert metrics.auroc(score, positive) == pytest.approx(float(np.mean(right)) if right else math.nan, nan_ok=True)
