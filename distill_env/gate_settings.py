@@ -35,9 +35,8 @@ class Gate:
 
     score: str = "divergence"
     """What the gate reads: divergence (D_t), forward_kl or teacher_entropy, all in nats; rank, the drafted token's rank
-    under the teacher (0 is the most likely); of the student alone its entropy in nats (student_entropy), 1 minus its
-    largest probability (least_confidence), 1 minus the difference of its two largest (margin), or D_t as its hand-over
-    head predicts it (predicted_divergence); or your own package.module:function."""
+    under the teacher (0 is the most likely); of the student alone student_entropy, least_confidence, margin or
+    predicted_divergence; or your own package.module:function."""
     tau: float = math.inf
     """Threshold, in the unit of the score: nats, ranks, or (with relative) multiples of the average."""
     alpha: Positive = math.inf

@@ -1,11 +1,13 @@
 """Assisted decoding: a run's student writes, and its teacher writes the tokens at hard positions, as in training.
 
-With tau = inf the student writes alone, with tau = 0 the teacher does. All random draws belong to a completion's number
-and a position, so that completions at different tau are equal up to the first token of another writer.
+A gate says what is hard: by D_t, for which the teacher verifies every draft, or from the student alone. With tau = inf
+the student writes alone, with tau = 0 the teacher does. All random draws belong to a completion's number and a
+position, so that completions at different tau are equal up to the first token of another writer.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
@@ -17,13 +19,15 @@ import tyro
 from rich.table import Column, Table
 from rich.text import Text
 
-from agents.assisted import assisted_gate
+from agents.assisted import assisted_gate, tau_for_share
 from agents.methods import GATED
 from agents.prompts import evenly_spaced
 from distill_env.checks import check_range
-from distill_env.gate_settings import Gate
+from distill_env.gate_settings import NEVER, Gate
 from distill_env.tasks.base import Split
 from distill_env.tasks.registry import make_task
+from experiments.answering.gates import SCREEN_SHARE, Reading, check_names, named_gate, read_alone, with_screen
+from experiments.answering.prices import Prices, Usage
 from experiments.comparing.statistics import Estimate, proportion
 from experiments.reporting.viewer import completions_of, load_student
 from experiments.running.build import make_env, task_arguments
@@ -40,6 +44,7 @@ if TYPE_CHECKING:
     from distill_env.models.base import TokenModel
     from distill_env.tasks.base import Grade, Prompt, Task
 
+BUDGET = 0.1  # of a score whose unit is not that of the run's tau
 LM_ROWS = 16  # completions of a language model at a time
 GRADES = ("accuracy", "correct_chains")
 
@@ -50,12 +55,25 @@ class DecodeConfig:
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
     """Folder of a run; with --curve, folders of any number of runs on one task."""
+    score: tuple[str, ...] = ("divergence",)
+    """Score of the gate: divergence (D_t), for which the teacher verifies every draft; student_entropy,
+    least_confidence, margin or predicted_divergence, with which the student calls it by itself; any other of run.py;
+    run, the run's own gate; or random. SCORE/first, /mean, /max or /sum reads it over the reasoning step. SCORE@SCREEN
+    has two stages: the teacher is asked only where the screen, a score of the student alone, is high. With --curve any
+    number of scores."""
     tau: tuple[float, ...] = ()
-    """Thresholds in nats; 0 is the teacher alone, inf the student alone. The default is the run's tau. With --curve it
-    is a grid, and both ends are always included."""
+    """Thresholds in the unit of the score; 0 is the teacher alone, inf the student alone. The default is the run's tau
+    for divergence and run, and else a budget of 0.1. With --curve it is a grid, and both ends are always included."""
+    budget: tuple[float, ...] = ()
+    """Instead of tau: shares of the tokens that the teacher may write. The threshold is measured on the validation
+    prompts, and so is the accuracy to expect. With --curve the thresholds are those that these shares of the student's
+    own positions reach."""
+    screen_share: float = SCREEN_SHARE
+    """Share of the student's own positions in validation at which the screen of two stages lets the teacher be asked.
+    """
     curve: Path | None = None
-    """Folder for curve.csv, curve.png and curve.md: the quality of the completions against the share of teacher tokens,
-    at every tau. Runs that differ only by seed are averaged."""
+    """Folder for curve.csv, curve.png and curve.md: the quality of the completions against the share of teacher tokens
+    and against the price, for every score and threshold. Runs that differ only by seed are averaged."""
     picture: Path | None = None
     """File for a picture of one completion, with the score of each position and tau. Of the decoded completions, the
     one that shows both writers best is drawn."""
@@ -70,20 +88,41 @@ class DecodeConfig:
     """Prompts of your own, formatted like the questions of the run's task (--env lm)."""
     rewrite: Literal["sample", "argmax", "nucleus"] | None = None
     """How the teacher chooses a token; by default as in the run."""
-    gate: Literal["divergence", "run"] = "divergence"
-    """Score that is compared with tau: D_t (divergence), or the score of the run's own gate (run)."""
+    price_processed: float = 1.0
+    """Price of a position that the teacher processes; all prices in one unit of your choice."""
+    price_cached: float = 0.1
+    """Price of a position that the teacher finds in its prefix cache in a later call."""
+    price_written: float = 4.0
+    """Price of a token that the teacher writes."""
+    price_call: float = 0.0
+    """Price of a call of the teacher."""
+    price_student: float = 0.1
+    """Price of a position that the student processes."""
     draft_length: int | None = None
     """Tokens per draft; 0 adapts the length. It changes the speed, but not the completions."""
 
     def check(self) -> None:
         """Raises ValueError for flags that exclude one another."""
         check_range(self, "samples", "prompts", least=1)
+        check_range(self, *(f"price_{part}" for part in vars(Prices())), least=0, finite=True)
+        check_range(self, "screen_share", above=0, most=1)
+        check_names(self.score)
+        if any(not 0 < budget < 1 for budget in self.budget):
+            raise ValueError(f"budget: {self.budget}; expected shares of the tokens, above 0 and below 1")
+        if self.budget and self.tau:
+            raise ValueError(f"budget: {self.budget} with tau {self.tau}; expected one of the two")
+        if len(self.score) != 1 and self.curve is None:
+            raise ValueError(f"score: {len(self.score)} scores; expected one, or with --curve at least one")
         if not self.runs or (self.curve is None and len(self.runs) > 1):
             raise ValueError(f"runs: {len(self.runs)} folders; expected one, or with --curve at least one")
         if self.curve is not None and (self.prompt or self.picture):
             raise ValueError("curve: given with --prompt or --picture; expected one of the three")
         if self.prompt and load_config(self.runs[0]).env != "lm":
             raise ValueError("prompt: given for a run without language models; expected a run of --env lm")
+
+    @property
+    def prices(self) -> Prices:
+        return Prices(**{part: getattr(self, f"price_{part}") for part in vars(Prices())})
 
 
 @dataclass(frozen=True)
@@ -94,21 +133,22 @@ class AssistedCompletions:
     samples: int
     rollout: Rollout
     grades: list[Grade]  # empty if the task cannot grade
+    divergence: float = math.nan
+    """The sum of D_t over the student's tokens, nats per token; NaN if nobody asked for it.
+
+    If the teacher rewrites by `sample`, its mean is KL(law of these completions || law of the teacher's) per token, by
+    the chain rule: a rewritten token adds 0.
+    """
+
+    @property
+    def usage(self) -> Usage:
+        """What these completions used."""
+        return Usage.of(self.rollout)
 
     @property
     def teacher_share(self) -> float:
         """The share of all tokens that the teacher wrote."""
         return float(self.rollout.rewritten[self.rollout.mask].double().mean())
-
-    @property
-    def divergence(self) -> float:
-        """The sum of D_t over the student's tokens, nats per token; NaN if the gate reads another score.
-
-        If the teacher rewrites by `sample`, its mean is KL(law of these completions || law of the teacher's) per token,
-        by the chain rule: a rewritten token adds 0.
-        """
-        own = self.rollout.mask & ~self.rollout.rewritten
-        return float(self.rollout.score[own].sum()) / float(self.rollout.mask.sum())
 
     def grade(self, key: str) -> Estimate | None:
         """Mean `accuracy` or `correct_chains` with the interval over prompts; None if they are not graded."""
@@ -129,16 +169,55 @@ def decode(
     top_k: int = 0,
     top_p: float = 1.0,
 ) -> AssistedCompletions:
-    """Completions of the prompts by draft and verify; see `assisted_gate` and `collect` for the arguments."""
+    """Completions of the prompts with the teacher on call.
+
+    Args:
+        env: for whole drafts.
+        student: who writes.
+        prompts: each gets `samples` completions.
+        tau: threshold; at 0 the teacher writes every position, at inf it is not asked.
+        samples: completions per prompt.
+        gate: whose threshold is replaced; by default the hard gate on D_t.
+        draft_length, top_k, top_p: as for `collect`.
+    """
     from agents.collector import collect
     from distill_env.randomness import episode_keys
 
     repeated = [p for p in prompts for _ in range(samples)]
     keys = episode_keys(EVALUATION_SEED, np.arange(len(repeated)))
-    used, top_k = assisted_gate(tau, gate), top_k or env.teacher_top_k
+    gate = gate or Gate()
+    used = NEVER if tau == math.inf else assisted_gate(tau, gate)
+    top_k = top_k or env.teacher_top_k
     rollout = collect(env, student, repeated, keys, used, draft_length, top_k, top_p, keep_teacher=False)
+    own, tokens = rollout.mask & ~rollout.rewritten, float(rollout.mask.sum())
+    divergence = math.nan
+    if tau == 0 or (gate == Gate(tau=gate.tau) and tau < math.inf):  # the scores are D_t
+        divergence = float(rollout.score[own].sum()) / tokens
+    elif tau == math.inf or not env.task.graded:
+        divergence = own_divergence(student, env.teacher, rollout) / tokens
     grades = [env.task.grade(c.prompt, c.tokens) for c in completions_of(rollout)] if env.task.graded else []
-    return AssistedCompletions(tau, samples, rollout, grades)
+    return AssistedCompletions(tau, samples, rollout, grades, divergence)
+
+
+def own_divergence(student: TokenModel, teacher: TokenModel, rollout: Rollout) -> float:
+    """The sum of D_t over the tokens that the student wrote, nats; both models read the completions once more."""
+    from agents.generation import BLOCK_NUMBERS, read_along
+    from distill_env.divergence import project, reverse_kl, support
+    from distill_env.models.base import start_teacher
+
+    total, top_k = 0.0, getattr(teacher, "top_k", 0)
+    width = max(1, BLOCK_NUMBERS // (LM_ROWS * student.vocab_size))
+    for begin in range(0, len(rollout.prompts), LM_ROWS):
+        rows = slice(begin, begin + LM_ROWS)
+        tokens, prompts = rollout.tokens[rows], rollout.prompts[rows]
+        own = ((tokens >= 0) & ~rollout.rewritten[rows]).split(width, 1)
+        log_q = read_along(student, student.start([p.ids for p in prompts]), tokens, width)
+        log_p = read_along(teacher, start_teacher(teacher, prompts), tokens, width)
+        for q, p, mask in zip(log_q, log_p, own, strict=True):
+            kept = support(p, top_k, 1.0)
+            divergence = reverse_kl(project(q.to(p.device), kept), project(p, kept)).clamp(min=0)
+            total += float(divergence.cpu()[mask].double().sum())
+    return total
 
 
 class AssistedRun:
@@ -152,22 +231,68 @@ class AssistedRun:
         self.config, self.run = config, read_run(folder, config)
         self.student, self.method = load_student(folder, self.run)
 
-    @property
-    def tau(self) -> float:
-        """The tau of the run, or the default if it is not in nats of D_t."""
-        own = self.method.gate
-        return own.tau if self.config.gate == "run" or own.score == "divergence" else GATED.gate.tau
+    def gate(self, name: str, env: DistillVectorEnv, prompts: Sequence[Prompt]) -> Gate:
+        """The gate of that name; the threshold of a screen is measured on these prompts."""
+        if name == "run":
+            return self.method.hard_gate
+        gate = named_gate(name)
+        self._check_head(gate)
+        return with_screen(gate, self.config.screen_share, lambda gates: self.read(env, prompts, gates))
 
-    def decode(self, env: DistillVectorEnv, prompts: Sequence[Prompt], tau: float) -> AssistedCompletions:
+    def _check_head(self, gate: Gate) -> None:
+        """Raises ValueError if the gate reads a hand-over head, and the student has none."""
+        head = getattr(self.student, "hand_over", None)
+        if "predicted_divergence" in (gate.score, gate.screen) and head is None:
+            raise ValueError(
+                f"score: predicted_divergence, but the student of {self.run.name!r} has no hand-over head; train it "
+                "with --hand-over-width 64, or take another score"
+            )
+
+    def default_tau(self, name: str) -> float | None:
+        """The tau that the run was trained with, if it has the unit of this score."""
+        own = self.method.gate
+        if name == "run":
+            return own.tau
+        if name != "divergence":
+            return None
+        return own.tau if own.score == "divergence" else GATED.gate.tau
+
+    def read(self, env: DistillVectorEnv, prompts: Sequence[Prompt], gates: dict[str, Gate]) -> Reading:
+        """What these gates read along completions that the student writes alone."""
+        return read_alone(env, self.student, prompts, gates, EVALUATION_SEED)
+
+    def decode(
+        self, env: DistillVectorEnv, prompts: Sequence[Prompt], tau: float, gate: Gate, name: str
+    ) -> AssistedCompletions:
         """The completions at this tau."""
         from agents.draft_length import DraftLength
 
         length = DRAFT_LENGTH[kind_of(self.run.env)] if self.config.draft_length is None else self.config.draft_length
         draft: DraftLength | int = length or DraftLength(env.chunk)
-        method, samples = self.method, self.config.samples
-        if self.config.gate == "divergence":
-            return decode(env, self.student, prompts, tau, samples, None, draft)
-        return decode(env, self.student, prompts, tau, samples, method.hard_gate, draft, method.top_k, method.top_p)
+        return decode(env, self.student, prompts, tau, self.config.samples, gate, draft, *self.limits(name))
+
+    def limits(self, name: str) -> tuple[int, float]:
+        """The truncation of divergences, top_k and top_p, that belongs to a gate."""
+        return (self.method.top_k, self.method.top_p) if name == "run" else (0, 1.0)
+
+    def meet_budget(
+        self, env: DistillVectorEnv, prompts: Sequence[Prompt], budget: float, gate: Gate, name: str
+    ) -> AssistedCompletions:
+        """The completions of these validation prompts at the threshold at which the teacher writes about that share of
+        their tokens.
+
+        Raises:
+            ValueError: if there is no such threshold.
+        """
+        limits = self.limits(name)
+        tau = tau_for_share(env, self.student, prompts, budget, EVALUATION_SEED, gate, *limits)
+        trial = self.decode(env, prompts, tau, gate, name)
+        if abs(trial.teacher_share - budget) > budget / 2:
+            raise ValueError(
+                f"budget: {budget:g}; at the threshold for it the gate hands over {trial.teacher_share:.1%} of the "
+                "validation tokens, since too many positions have one score; expected about that, or another score"
+            )
+        return trial
 
 
 def read_run(folder: Path, config: DecodeConfig) -> RunConfig:
@@ -175,6 +300,11 @@ def read_run(folder: Path, config: DecodeConfig) -> RunConfig:
     run = load_config(folder)
     rewrite = config.rewrite or run.environment.rewrite
     return replace(run, environment=replace(run.environment, rewrite=rewrite))
+
+
+def open_validation(config: DecodeConfig, run: RunConfig, count: int) -> tuple[DistillVectorEnv, list[Prompt]]:
+    """The same for the validation prompts of the run, by which thresholds are set."""
+    return open_task(replace(config, split="validation", prompt=(), prompts=None), run, count)
 
 
 def open_task(config: DecodeConfig, run: RunConfig, count: int) -> tuple[DistillVectorEnv, list[Prompt]]:
@@ -202,13 +332,21 @@ def completion_lines(task: Task, completions: AssistedCompletions) -> list[Text]
     return lines
 
 
-def summary_table(title: str, decoded: Sequence[AssistedCompletions]) -> Table:
-    """A column per tau: the teacher's share of the tokens, and the grades."""
-    table = Table(Column("tau, nats", no_wrap=True), title=title, title_justify="left")
+def summary_table(title: str, decoded: Sequence[AssistedCompletions], prices: Prices, unit: str = "nats") -> Table:
+    """A column per tau: the teacher's share of the tokens, what else is asked of it, the price, and the grades."""
+    table = Table(Column(f"tau, {unit}" if unit else "tau", no_wrap=True), title=title, title_justify="left")
     for completions in decoded:
         table.add_column(f"{completions.tau:g}", justify="right")
     table.add_row("tokens", *(f"{int(c.rollout.mask.sum()):,}" for c in decoded))
     table.add_row("tokens by the teacher", *(f"{c.teacher_share:.1%}" for c in decoded))
+    for title, part in (
+        ("calls of the teacher", "calls"),
+        ("positions that it scored", "scored"),
+        ("positions that it processed", "processed"),
+        ("... without a prefix cache", "reprocessed"),
+    ):
+        table.add_row(title, *(f"{getattr(c.usage, part):,}" for c in decoded))
+    table.add_row("price per completion", *(f"{c.usage.price(prices) / len(c.rollout.prompts):.1f}" for c in decoded))
     for m in map(metric, GRADES):
         estimates = [e for c in decoded if (e := c.grade(m.key))]
         if estimates:

@@ -81,6 +81,21 @@ def curves(
         axes.xaxis.get_major_locator().set_params(integer=all(tick.is_integer() for tick in ticks))
 
 
+def calibration(axes: Any, values: Mapping[str, Line], style: Style) -> None:
+    """The true mean of D_t against the predicted one, and where both are equal."""
+    for label, line in values.items():
+        colour = style[label][0]
+        axes.fill_between(line.x, line.low, line.high, color=colour, alpha=0.14, linewidth=0)
+        axes.plot(line.x, line.middle, color=colour, marker="o", markersize=3.5, markeredgewidth=0)
+    axes.axline((0.01, 0.01), (1, 1), color=MUTED, linewidth=0.7, linestyle=(0, (3, 3)), zorder=1)
+    axes.set(xscale="log", yscale="log", xlabel="predicted D\u209c, nats", ylabel="mean D\u209c, nats")
+    ticks = [10.0**power for power in range(-3, 2)]
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.minorticks_off()
+    axes.grid(True)
+
+
 def dots(axes: Any, values: Mapping[str, Estimate], style: Style, x_label: str) -> None:
     """A row a contender: the estimate and its whisker."""
     for row, (label, estimate) in enumerate(values.items()):

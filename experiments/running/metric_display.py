@@ -140,6 +140,8 @@ ITERATION: tuple[Metric, ...] = (
     Metric("train/loss", "loss", "{:.4f}"),
     Metric("train/entropy", "entropy, nats"),
     Metric("train/grad_norm", "gradient norm", "{:.2f}"),
+    Metric("train/hand_over_loss", "squared error of the hand-over head's log(D_t + 0.01)", better="less"),
+    Metric("train/hand_over_auroc", "AUROC of the hand-over head for hard positions", better="more"),
     Metric("rollout/divergence", "D_t"),
     Metric("rollout/hard_share", "hard", "{:.1%}"),
     Metric("rollout/rewritten_share", "rewritten", "{:.1%}"),

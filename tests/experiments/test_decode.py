@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from agents.assisted import assisted_gate
 from agents.rollout import Rollout
 from distill_env.divergence import reverse_kl
 from distill_env.env import DistillVectorEnv
@@ -25,7 +26,7 @@ from distill_env.randomness import Purpose, episode_keys, inverse_cdf, uniform
 from distill_env.rendering import END
 from distill_env.tasks.base import Prompt
 from experiments import decode as decode_module
-from experiments.answering.assisted import AssistedCompletions, assisted_gate, completion_lines, decode
+from experiments.answering.assisted import AssistedCompletions, completion_lines, decode
 from experiments.answering.curve import short_labels
 from experiments.answering.gate_picture import clearest, draw_gate
 from experiments.reporting.viewer import completions_of
