@@ -6,9 +6,12 @@ A row consists of parts, and each part has one of several names: see `COLUMNS`. 
 
 from __future__ import annotations
 
+import ast
 import itertools
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -25,7 +28,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "input": ("input", "context"),
     "system": ("system", "system_prompt", "system_instruction", "systeminstruction"),
     "history": ("history",),
-    "completion": ("completion", "output", "answer", "response", "chosen", "preferred_output"),
+    "completion": ("completion", "output", "answer", "response", "generation", "chosen", "preferred_output"),
 }
 EXPECTED = (
     f"one of {', '.join(COLUMNS['conversation'] + COLUMNS['questions'] + COLUMNS['prompt'])}, with a completion in one "
@@ -34,7 +37,7 @@ EXPECTED = (
 ROLES: dict[str, Role] = {
     **dict.fromkeys(("system", "developer"), "system"),
     **dict.fromkeys(("user", "human", "prompter"), "user"),
-    **dict.fromkeys(("assistant", "gpt", "chatgpt", "model"), "assistant"),
+    **dict.fromkeys(("assistant", "gpt", "chatgpt", "bing", "bard", "model"), "assistant"),
 }
 ROLE, CONTENT = ("role", "from"), ("content", "value", "parts", "text")
 # two fields of an item that is a question and its answer
@@ -56,7 +59,8 @@ REFUSED = {
 }
 NO_TOOLS = ("[]", "{}")  # in a column of JSON text
 TEXT_PARTS = ("text", "input_text", "output_text")
-HELD_OUT = ("weight", "train")  # fields of a message that is not trained on if one of them is 0
+HELD_OUT = ("weight", "train", "loss")  # fields of a message that is not trained on if one of them is 0
+DESIRED = ("label", "kto_tag")  # columns that are false if the completion is a bad example
 
 
 class Message(NamedTuple):
@@ -124,10 +128,15 @@ class _Reader:
         if roles[:2] == ["system", "system"] and messages[0].content == messages[1].content:
             del messages[0]
         check_turns(messages)
-        if messages[-1].role == "assistant" and not messages[-1].content.strip():
+        if messages[-1].role == "assistant" and (not messages[-1].content.strip() or self._is_bad_example()):
             messages.pop()
         columns = frozenset(self.names.get(column, column) for column in self.read_columns)
         return Conversation(tuple(messages), columns)
+
+    def _is_bad_example(self) -> bool:
+        found = {column for column in DESIRED if isinstance(self.row.get(column), bool)}
+        self.read_columns |= found
+        return any(self.row[column] is False for column in found)
 
     def _part(self, part: str) -> tuple[str, Any] | None:
         """Name and value of the part's column, None if none is filled."""
@@ -171,7 +180,7 @@ class _Reader:
             if empty:
                 raise ValueError(f"{self.names[empty[0]]} is empty; expected text or messages")
             raise ValueError(f"the columns are {columns_of(self.original)}; expected {EXPECTED}")
-        column, value = found
+        column, value = found[0], _messages_in(found[1])
         if isinstance(value, list):
             return self._messages(column, value)
         text = _text(column, value)
@@ -181,7 +190,7 @@ class _Reader:
     def _completion(self) -> list[Message]:
         if (found := self._part("completion")) is None:
             return []
-        column, value = found
+        column, value = found[0], _messages_in(found[1])
         if isinstance(value, str):
             return [Message("assistant", value, column)]
         if isinstance(value, Mapping):
@@ -191,16 +200,12 @@ class _Reader:
         return self._messages(column, value)
 
     def _messages(self, column: str, value: Any) -> list[Message]:
-        if isinstance(value, str) and value.lstrip().startswith("["):  # as in a CSV file
-            try:
-                value = json.loads(value)
-            except (json.JSONDecodeError, RecursionError):
-                raise ValueError(f"{column} is no list in JSON; expected a list of messages") from None
+        value = _list_in(value)
         if isinstance(value, Mapping) and value and all(isinstance(v, list) for v in value.values()):
             value = [dict(zip(value, items, strict=False)) for items in zip(*value.values(), strict=False)]
         if not isinstance(value, list):
             kind = "text" if isinstance(value, str) else type(value).__name__
-            raise ValueError(f"{column} is {kind}; expected a list of messages")
+            raise ValueError(f"{column} is {kind}; expected a list of messages, in a CSV file as JSON")
         if not value:
             raise ValueError(f"{column} is empty; expected a list of messages")
         messages = [m for i, item in enumerate(value, 1) for m in self._items(column, f"{column} {i}", item)]
@@ -291,6 +296,25 @@ def _flat(row: Mapping[str, Any]) -> Mapping[str, Any]:
     if isinstance(instances, list) and instances and isinstance(instances[0], Mapping):
         return {**row, **{name: value for name, value in instances[0].items() if name in ("input", "output")}}
     return row
+
+
+def _list_in(value: Any) -> Any:
+    """A list of messages or pairs that is written as JSON or as Python, as in a CSV file; any other value as it is."""
+    if not isinstance(value, str) or not re.match(r"\s*\[\s*[\[{]", value):
+        return value
+    for read in (json.loads, ast.literal_eval):
+        with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+            found = read(value)
+            if isinstance(found, list) and all(isinstance(item, list | tuple | dict) for item in found):
+                return found
+    return value
+
+
+def _messages_in(value: Any) -> Any:
+    """The same where text is expected, too: only a list whose items all have a role."""
+    found = _list_in(value)
+    are_messages = isinstance(found, list) and all(isinstance(m, Mapping) and {*ROLE} & m.keys() for m in found)
+    return found if are_messages else value
 
 
 def _text(label: str, value: Any) -> str:

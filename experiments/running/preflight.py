@@ -128,7 +128,7 @@ def end_of_turn_row(tokenizer: Any, ends: Mapping[str, frozenset[int]], turn_end
 def chat_template_row(teacher: Any, student: Any, used: bool) -> Row:
     """Both chat templates turn a conversation into the same text. `used`: whether prompts use the teacher's."""
     if not used:
-        return Row("chat_template", "ok", "not used: plain prompts")
+        return Row("chat_template", "ok", "not used: prompts are plain text")
     if student.chat_template is None:
         result, change = "the teacher's; the student has none", "--chat-template FILE for both, or --chat no"
         return Row("chat_template", "error", result, change)

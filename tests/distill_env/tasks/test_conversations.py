@@ -41,6 +41,9 @@ SINGLE: dict[str, tuple[dict[str, Any], list[str]]] = {
     "lists of fields": ({"conversations": {"from": ["human", "gpt"], "value": ["hi", "yo"]}}, []),
     "questions": ({"turns": ["hi", "more"], "completion": "yo"}, []),
     "messages in csv": ({"messages": json.dumps([HI, YO])}, []),
+    "messages in csv by pandas": ({"conversations": str([said("human", "hi"), said("gpt", "yo")])}, []),
+    "prompts in csv": ({"prompt": json.dumps([HI]), "completion": str([YO])}, []),
+    "desired": ({"prompt": "hi", "completion": "yo", "label": True}, []),
     "trl text": ({"prompt": "hi", "completion": "yo"}, []),
     "trl": ({"prompt": [HI], "completion": [YO]}, []),
     "trl preferences": ({"prompt": [HI], "chosen": [YO], "rejected": [HI]}, ["rejected"]),
@@ -109,6 +112,17 @@ def test_targets() -> None:
         targets(HI, YO | {"weight": 0})
 
 
+def test_a_bad_example_is_no_reference() -> None:
+    for column in ("label", "kto_tag"):
+        row = {"prompt": "hi", "completion": "yo", column: False}
+        assert [message[:2] for message in read_conversation(row).messages] == [("user", "hi")]
+
+
+def test_a_prompt_may_look_like_a_list() -> None:
+    for prompt in ("[1] and [2]", "[{x}]", '[["a"', '[["a", "b"]]', '[{"x": 1}]'):
+        assert read_conversation({"prompt": prompt}).messages[0].content == prompt
+
+
 CALL = {"id": "x", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 IMAGE = {"type": "image_url", "image_url": {"url": "a.png"}}
 # by what the message names: rows
@@ -124,8 +138,7 @@ BAD: dict[str, list[dict[str, Any]]] = {
     "output 1 has no role": [{"prompt": "x", "output": {"a": 1}}],
     "input (dict)": [{"instruction": "x", "input": {"a": 1}}],
     "messages is empty": [{"messages": []}, {"messages": None}, {"messages": " "}],
-    "messages is text": [{"messages": "hi"}],
-    "no list in JSON": [{"messages": "[{'role': 'user'}]"}],
+    "messages is text": [{"messages": "hi"}, {"messages": "[{'role': 'user'"}, {"messages": "[1]"}],
     "turns is text": [{"turns": "hi"}],
     "messages is dict": [{"messages": HI}],
     "messages 2 is NoneType": [{"messages": [HI, None]}],
