@@ -154,7 +154,7 @@ class DataConfig(Section):
     chat_template: str = ""
     """File with a Jinja chat template for both models, instead of the tokenizer's."""
     chat_template_kwargs: str = ""
-    """Variables of the chat template as a JSON object, such as {"enable_thinking": false}."""
+    """Variables of the chat template as a JSON object, such as {"enable_thinking":false}."""
     eos_token: str = ""
     """Token that ends a completion, instead of the tokenizer's end-of-sequence token."""
     step_pattern: str = ""
