@@ -280,7 +280,9 @@ class Wording:
                 for one that refuses an example, if there is no report.
         """
         if self.chat and not tokenizer.chat_template:
-            raise ValueError("chat: the tokenizer has no chat template; expected one (chat_template), or prompts without a chat")
+            raise ValueError(
+                "chat: the tokenizer has no chat template; expected one (chat_template), or prompts without a chat"
+            )
         chat = bool(tokenizer.chat_template) if self.chat is None else self.chat
         for name, _ in self.template_kwargs:
             if not chat or name not in str(tokenizer.chat_template):
