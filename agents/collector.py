@@ -11,12 +11,14 @@ called. What the update reads of the teacher comes with these calls, and at the 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import astuple, dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -28,10 +30,12 @@ from distill_env.divergence import project, support
 from distill_env.env import DistillVectorEnv
 from distill_env.gate import DraftBlock, GateState, apply_gate, student_score
 from distill_env.gate_settings import Gate
-from distill_env.models.base import TokenModel
+from distill_env.models.base import TokenModel, extend
 from distill_env.ragged import PAD, slice_rows
 from distill_env.randomness import Purpose, inverse_cdf, uniform
 from distill_env.tasks.base import Prompt
+from distill_env.teacher_scorer import Foresight
+from distill_env.transfer import Mark, fetch, on_host, upload
 
 IntArray = NDArray[np.int64]
 
@@ -76,16 +80,18 @@ def check_top_k(core: DistillVectorEnv, top_k: int, reads_teacher: bool) -> None
 
 @dataclass
 class _Draft:
-    """A block of drafted tokens: n rows of at most K tokens."""
+    """A block of drafted tokens: n rows of at most K tokens, on the student's device or brought from there."""
 
-    tokens: IntArray  # [n, K], padded with -1
-    log_prob: Tensor  # float64 [n, K], log q of the tokens
+    tokens: Tensor  # int64 [n, K], padded with -1
+    log_prob: Tensor  # [n, K], log q of the tokens
     student: Tensor | None  # log q at each position [n, K, V], for a gate that reads the models
-    states: IntArray  # [n], positions to score: one per drafted token, plus one where a rewrite is known beforehand
-    first: IntArray  # [n], the first position to rewrite that is known without the teacher; K if none
+    states: Tensor  # int64 [n], positions to score: one per drafted token, one more where a rewrite is known beforehand
+    most_states: IntArray  # [n], as many, or more: end tokens that lie on a device are not known here
+    first: Tensor  # int64 [n], the first position to rewrite that is known without the teacher; K if none
     gate_uniforms: Tensor  # float64 [n, K]
     episode_uniforms: Tensor  # float64 [n]
     student_score: Tensor | None = None  # float64 [n, K], for a gate with a screen
+    seconds: float = 0.0  # of the student
 
 
 class Collector:
@@ -118,6 +124,9 @@ class Collector:
         self.alone = gate.needs_scores and not gate.reads_teacher  # whether the gate reads the student alone
         self.reads_teacher = gate.reads_teacher or (keep_teacher and not self.alone)
         self.step_ends = torch.tensor(sorted(core.task.step_end_ids))
+        self.starts_step = torch.zeros(core.vocab_size + 1, dtype=torch.bool)  # after each token, and after none (-1)
+        self.starts_step[[*core.task.step_end_ids, PAD]] = True
+        self.device = torch.device("cpu")  # of the student's drafts and the gate
         self.horizon = core.max_new_tokens
 
         total, n = len(self.prompts), env.num_envs
@@ -135,13 +144,15 @@ class Collector:
         self.lengths = np.zeros(n, np.int64)  # committed tokens of the completion
         self.student_lengths = np.zeros(n, np.int64)  # of those, the ones that the student has read
         self.gate_state = GateState.start(n)
+        self.handed_over = np.zeros(n, np.bool_)  # rows of which the teacher writes the rest
         self.cost = RolloutCost()
+        self.spans: list[tuple[str, Mark, Mark]] = []  # which cost, from where, to where
         self.current: Tensor  # log q after the tokens that the student has read, [n, V]
         self.predicted: Tensor | None = None  # D_t there as the student's hand-over head predicts it, [n]
         self.held = np.full((n, core.chunk), PAD, np.int64)  # drafted without the teacher, and not executed yet
         self.held_log_prob = torch.zeros(n, core.chunk, dtype=torch.float64)
         self.seen = np.zeros(n, np.int64)  # positions that the calls have had the teacher process, prompts included
-        self.seconds_per_step = 0.0  # of the student in the last block
+        self.steps = 0  # of the student in the last block
 
     def run(self) -> Rollout:
         """Write all completions."""
@@ -152,6 +163,7 @@ class Collector:
                 self._block()
         self.cost.teacher_passes, self.cost.teacher_positions, self.cost.teacher_tokens = astuple(usage)
         self.cost.scored += self.cost.teacher_tokens
+        self._add_seconds()
         self.cost.seconds = time.perf_counter() - started
         self.core.release()
         longest = int((self.tokens >= 0).sum(1).max())
@@ -175,38 +187,58 @@ class Collector:
         prompts = [self.prompts[e] for e in self.episode[rows]]
         mask = np.zeros(len(self.active), np.bool_)
         mask[rows] = True
-        clock = time.perf_counter()
-        self.env.reset(options={"prompts": prompts, "episode_keys": self.keys[self.episode[rows]], "reset_mask": mask})
-        self.cost.teacher_seconds += time.perf_counter() - clock
+        options = {"prompts": prompts, "episode_keys": self.keys[self.episode[rows]], "reset_mask": mask}
+        with self._timed("teacher_seconds"):
+            self.env.reset(options=options)
         if not self.gate.always:
-            clock = time.perf_counter()
             everyone = len(rows) == len(mask)
-            log_probs = self.student.start([p.ids for p in prompts], None if everyone else rows.tolist())
-            self.cost.student_seconds += time.perf_counter() - clock
-            index = torch.from_numpy(rows).to(log_probs.device)
+            with self._timed("student_seconds"):
+                log_probs = self.student.start([p.ids for p in prompts], None if everyone else rows.tolist())
+            if not self.alone and self.device != log_probs.device:
+                self.device = log_probs.device
+                self.gate_state = GateState.start(len(mask), self.device)
+                self.starts_step = upload(self.starts_step, self.device)
+            index = upload(rows, log_probs.device)
             self.current = log_probs if everyone else self.current.index_copy(0, index, log_probs)
             predicted = self._predicted()
             if predicted is not None:
                 self.predicted = predicted if self.predicted is None else self.predicted.index_copy(0, index, predicted)
         self.lengths[rows] = self.student_lengths[rows] = self.seen[rows] = 0
-        self.gate_state = self.gate_state.put(torch.from_numpy(rows), GateState.start(len(rows)))
+        self.gate_state = self.gate_state.put(upload(rows, self.device), GateState.start(len(rows), self.device))
+        self.handed_over[rows] = False
+
+    @contextmanager
+    def _timed(self, who: str) -> Iterator[None]:
+        """Add the seconds of the block to that cost, once they are known."""
+        begin = Mark(self.device)
+        yield
+        self.spans.append((who, begin, Mark(self.device)))
+
+    def _add_seconds(self) -> dict[str, float]:
+        """Add what was timed since the last call to the costs. Returns the last seconds of each."""
+        last = {}
+        for who, begin, end in self.spans:
+            last[who] = end - begin
+            setattr(self.cost, who, getattr(self.cost, who) + last[who])
+        self.spans = []
+        return last
 
     def _block(self) -> None:
         """Draft, verify, execute, and tell the draft length what that showed."""
-        started, drafting_before = time.perf_counter(), self.cost.student_seconds
-        writing, handed_over = int(self.active.sum()), self.gate_state.handed_over.numpy() > 0
+        started = time.perf_counter()
+        writing, handed_over = int(self.active.sum()), self.handed_over.copy()
         draft = self._draft_until_called() if self.alone else self._draft()
         teacher, width = self._look_ahead(draft)
-        first = draft.first if draft.student is None else self._first_hard(draft, teacher)
+        draft, first = self._judge(draft, teacher)
         self._count_calls(draft, first, handed_over)
         by_end_token, ended = self._execute(draft, first)
         if isinstance(self.draft_length, DraftLength):
-            scored = np.minimum(first + 1, draft.states)[~handed_over]
-            cut_short = ((first < draft.states) | by_end_token)[~handed_over]
-            drafting = self.cost.student_seconds - drafting_before
-            rest = time.perf_counter() - started - drafting
+            states = draft.states.numpy()
+            scored = np.minimum(first + 1, states)[~handed_over]
+            cut_short = ((first < states) | by_end_token)[~handed_over]
+            rest = time.perf_counter() - started - draft.seconds
             counts = int(cut_short.sum()), int(scored.sum())
-            self.draft_length.observe(writing, *counts, self.seconds_per_step, width, rest)
+            self.draft_length.observe(writing, *counts, draft.seconds / max(self.steps, 1), width, rest)
         self._finish(np.flatnonzero(ended & self.active))
 
     def _draft(self) -> _Draft:
@@ -224,23 +256,29 @@ class Collector:
         positions = self.lengths[:, None] + np.arange(length)
         gate_uniforms = torch.from_numpy(uniform(keys[:, None], positions, Purpose.GATE))
         episode_uniforms = torch.from_numpy(uniform(keys, 0, Purpose.GATE_EPISODE))
-        known = np.full(n, length)
+        known = np.full(n, length)  # the first position to rewrite, if no end token comes before
         if not self.gate.needs_scores:
             no_tokens = torch.full((n, length), PAD)
             block = DraftBlock(
                 no_tokens, torch.zeros_like(no_tokens, dtype=torch.bool), gate_uniforms, episode_uniforms
             )
-            decision, _ = apply_gate(self.gate, None, None, block, self.gate_state)
+            decision, _ = apply_gate(self.gate, None, None, block, GateState.start(n))
             known = np.where(decision.rewrite.any(1), decision.rewrite.int().argmax(1), length)
-        known[self.gate_state.handed_over.numpy() > 0] = 0
+        known[self.handed_over] = 0
 
-        tokens, log_prob, student, own_score = self._draw(np.minimum(room, known), length, keys)
+        limit = np.minimum(room, known)
+        tokens, log_prob, student, own_score = self._draw(limit, length, keys)
         drafted = (tokens >= 0).sum(1)
         ended = (tokens == self.core.task.eos_token_id).any(1)
-        states = np.where(self.active, drafted + ((known < room) & (drafted == known) & ~ended), 0)
-        states = np.minimum(states, length)
-        first = np.where(known < states, known, length)
-        return _Draft(tokens, log_prob, student, states, first, gate_uniforms, episode_uniforms, own_score)
+        rewritten = upload(self.active & (known < room) & (known < length), self.device)
+        known_there = upload(known, self.device)
+        states = drafted + (rewritten & (drafted == known_there) & ~ended)
+        first = torch.where(known_there < states, known_there, length)
+        most = np.where(self.active, np.minimum(limit + (known < room), length), 0)
+        if on_host(self.device):
+            most = states.numpy()
+        uniforms = upload(gate_uniforms, self.device), upload(episode_uniforms, self.device)
+        return _Draft(tokens, log_prob, student, states, most, first, *uniforms, own_score)
 
     def _predicted(self) -> Tensor | None:
         """What the student's hand-over head says of the states that it has read last, if the gate asks."""
@@ -254,20 +292,20 @@ class Collector:
         unread = np.maximum(unread, 0)  # it has read ahead what it holds
         committed, stop = self.tokens[self.episode], self.student_lengths + unread
         after = self.student.extend(torch.from_numpy(slice_rows(committed, self.student_lengths, stop)))
-        last = torch.from_numpy(np.maximum(unread - 1, 0)).to(after.device)
-        rows, new = torch.arange(len(unread), device=after.device), torch.from_numpy(unread > 0).to(after.device)
+        last = upload(np.maximum(unread - 1, 0), after.device)
+        rows, new = torch.arange(len(unread), device=after.device), upload(unread > 0, after.device)
         self.current = torch.where(new[:, None], after[rows, last], self.current)
         predicted = self._predicted()
         if predicted is not None and self.predicted is not None:
             self.predicted = torch.where(new, predicted[rows, last], self.predicted)
         self.student_lengths = stop
 
-    def _read_drafted(self, tokens: IntArray) -> None:
-        """The student reads a token in each row [n], -1 for none."""
-        self.current = self.student.extend(torch.from_numpy(tokens)[:, None])[:, 0]
+    def _read_drafted(self, tokens: Tensor, drafting: NDArray[np.bool_]) -> None:
+        """The student reads a token [n] in each row that drafts on."""
+        self.current = extend(self.student, tokens[:, None], drafting.astype(np.int64))[:, 0]
         predicted = self._predicted()
         self.predicted = None if predicted is None else predicted[:, 0]
-        self.student_lengths = self.student_lengths + (tokens >= 0)
+        self.student_lengths = self.student_lengths + drafting
 
     def _read_student(self) -> Tensor | None:
         """What the gate reads of the student alone in its present states, float64 [n, 1]."""
@@ -285,7 +323,7 @@ class Collector:
         length = chosen if isinstance(chosen, int) else chosen.choose(int(self.active.sum()))
         limit = np.where(self.active, np.minimum(self.horizon - self.lengths, self.core.chunk), 0)
         episode_uniforms = torch.from_numpy(uniform(keys, 0, Purpose.GATE_EPISODE))
-        called = self.active & (self.gate_state.handed_over.numpy() > 0)
+        called = self.active & self.handed_over
         drafting = self.active & ~called
         self._read_committed(drafting)
         steps = 0
@@ -296,29 +334,28 @@ class Collector:
             called, drafting = called | hard, drafting & ~hard
             if drafting.any():
                 drawn = inverse_cdf(self.current, uniform(keys, position, Purpose.STUDENT))
-                picked = self.current.gather(1, drawn[:, None])[:, 0].double().cpu()
-                tokens, rows = np.where(drafting, drawn.cpu().numpy(), PAD), np.flatnonzero(drafting)
+                drawn, picked = fetch(drawn, self.current.gather(1, drawn[:, None])[:, 0].double())
+                tokens, rows = np.where(drafting, drawn.numpy(), PAD), np.flatnonzero(drafting)
                 self.held[rows, count[rows]] = tokens[rows]
                 self.held_log_prob[rows, count[rows]] = picked[rows]
                 if bool(picked[rows].isnan().any()):
                     raise FloatingPointError("student: its log-probabilities are NaN; lower the learning rate")
-                self.cost.drafted += len(rows)
                 steps += 1
                 drafting = drafting & (tokens != eos) & (count + 1 < limit)
             if drafting.any():
-                self._read_drafted(np.where(drafting, tokens, PAD))
+                self._read_drafted(drawn, drafting)
             if steps >= length and (self.active & ~drafting).any():
                 break
-        seconds = time.perf_counter() - clock
-        self.seconds_per_step = seconds / max(steps, 1)
+        self.steps, seconds = steps, time.perf_counter() - clock
         self.cost.student_seconds += seconds
         waiting = self.active & ~drafting
         tokens, log_prob = np.where(waiting[:, None], self.held, PAD), self.held_log_prob.clone()
         self.held[waiting] = PAD
         drafted = (tokens >= 0).sum(1)
-        first = np.where(called, drafted, self.core.chunk)
+        first, states = np.where(called, drafted, self.core.chunk), drafted + called
         uniforms = torch.zeros(tokens.shape, dtype=torch.float64)
-        return _Draft(tokens, log_prob, None, drafted + called, first, uniforms, episode_uniforms)
+        here = torch.from_numpy(tokens), log_prob, None, torch.from_numpy(states), states, torch.from_numpy(first)
+        return _Draft(*here, uniforms, episode_uniforms, seconds=seconds)
 
     def _call(
         self, drafting: NDArray[np.bool_], held: IntArray, keys: NDArray[np.uint64], episode_uniforms: Tensor
@@ -340,98 +377,143 @@ class Collector:
 
     def _draw(
         self, limit: IntArray, length: int, keys: NDArray[np.uint64]
-    ) -> tuple[IntArray, Tensor, Tensor | None, Tensor | None]:
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         """The student draws up to `limit[i]` tokens in row i.
+
+        On a CPU rows stop at their end token. On another device they draw on, since the host would have to wait for
+        each token in order to know; what follows an end token is cut off.
 
         Returns:
             `tokens`, `log_prob`, `student` and `student_score` of a `_Draft`.
         """
-        n = len(self.active)
-        tokens = np.full((n, length), PAD, np.int64)
-        log_prob = torch.zeros(n, length, dtype=torch.float64)
-        if not (limit > 0).any():
-            return tokens, log_prob, None, None
-        clock = time.perf_counter()
-        drafting = limit > 0
-        self._read_committed(drafting)
-        visited, picked, scores = [], [], []
-        for k in range(length):
-            drawn = inverse_cdf(self.current, uniform(keys, self.lengths + k, Purpose.STUDENT))
-            visited += [self.current] * self.gate.needs_scores
-            scores += [self._read_student()] * bool(self.gate.screen)
-            picked.append(self.current.gather(1, drawn[:, None])[:, 0])
-            tokens[:, k] = np.where(drafting, drawn.cpu().numpy(), PAD)
-            drafting = drafting & (tokens[:, k] != self.core.task.eos_token_id) & (k + 1 < limit)
-            if k + 1 == length or not drafting.any():
-                break
-            self._read_drafted(np.where(drafting, tokens[:, k], PAD))
-        log_prob[:, : len(picked)] = torch.stack(picked, 1).double().cpu()
-        if bool(log_prob[torch.from_numpy(tokens >= 0)].isnan().any()):
-            raise FloatingPointError("student: its log-probabilities are NaN; lower the learning rate")
-        seconds = time.perf_counter() - clock
-        self.seconds_per_step = seconds / (k + 1)
-        self.cost.student_seconds += seconds
-        self.cost.drafted += int((tokens >= 0).sum())
-        visited += visited[-1:] * (length - len(visited))
-        scores += scores[-1:] * (length - len(scores))
+        n, eos = len(self.active), self.core.task.eos_token_id
+        drafting, self.steps = limit > 0, 0
+        if not drafting.any():
+            nothing = torch.full((n, length), PAD, device=self.device)
+            return nothing, torch.zeros(n, length, device=self.device), None, None
+        with self._timed("student_seconds"):
+            self._read_committed(drafting)
+            draws = uniform(keys[:, None], self.lengths[:, None] + np.arange(length), Purpose.STUDENT)
+            draws_there = upload(draws, self.device)
+            drawn: list[Tensor] = []
+            picked, visited, scores = [], [], []
+            while drafting.any():
+                token = inverse_cdf(self.current, draws_there[:, len(drawn)])
+                visited += [self.current] * self.gate.needs_scores
+                scores += [self._read_student()] * bool(self.gate.screen)
+                picked.append(self.current.gather(1, token[:, None])[:, 0])
+                drawn.append(token)
+                drafting = drafting & (len(drawn) < limit)
+                if on_host(self.device):
+                    drafting = drafting & (token.numpy() != eos)
+                if drafting.any():
+                    self._read_drafted(token, drafting)
+        self.steps = len(drawn)
+        tokens, log_prob = torch.stack(drawn, 1), torch.stack(picked, 1)  # [n, steps]
+        end = tokens == eos
+        exists = (end.cumsum(1) == end.long()) & upload(np.arange(self.steps) < limit[:, None], self.device)
+        missing = length - self.steps
+        tokens = F.pad(torch.where(exists, tokens, PAD), (0, missing), value=PAD)
+        visited += visited[-1:] * missing
+        scores += scores[-1:] * missing
         own_score = torch.cat(scores, 1) if scores else None  # type: ignore[arg-type]
-        return tokens, log_prob, torch.stack(visited, 1) if visited else None, own_score
+        return tokens, F.pad(log_prob, (0, missing)), torch.stack(visited, 1) if visited else None, own_score
 
     def _look_ahead(self, draft: _Draft) -> tuple[Tensor | None, int]:
         """The teacher's log-probabilities along the draft [n, width, V], if anything reads them, and the width."""
-        width = int(draft.states.max())
+        width = int(draft.most_states.max())
         if not self.reads_teacher:
             return None, width
-        clock = time.perf_counter()
-        along = np.where(np.arange(1, width) < draft.states[:, None], draft.tokens[:, : width - 1], PAD)
-        log_probs = self.env.unwrapped.lookahead(torch.from_numpy(along))
-        if bool(log_probs[:, 0, 0].cpu()[torch.from_numpy(self.active)].isnan().any()):  # a softmax is NaN as a whole
-            raise FloatingPointError("teacher: its log-probabilities are NaN; check its weights and dtype")
-        self.cost.teacher_seconds += time.perf_counter() - clock
-        return log_probs, width
+        with self._timed("teacher_seconds"):
+            counts = np.maximum(draft.most_states - 1, 0)
+            return self.core.lookahead(draft.tokens[:, : width - 1], counts), width
 
-    def _first_hard(self, draft: _Draft, teacher: Tensor | None) -> IntArray:
-        """The first position of each row that the gate rewrites (K if none); its scores and memory are recorded."""
+    def _judge(self, draft: _Draft, teacher: Tensor | None) -> tuple[_Draft, IntArray]:
+        """The draft on the host, and the first position of each row that is rewritten (K if none).
+
+        Scores and the gate's memory are recorded. All that the host needs of a block comes with one transfer.
+
+        Raises:
+            FloatingPointError: if a model returned NaN.
+        """
+        first, score = draft.first, None
+        if draft.student is not None:
+            first, score = self._first_hard(draft, teacher)
+        parts = {"tokens": draft.tokens, "log_prob": draft.log_prob, "states": draft.states, "first": first}
+        if score is not None:
+            parts["score"] = score
+        if draft.student_score is not None:
+            parts["student_score"] = draft.student_score
+        if self.gate.hand_over_rest:
+            parts["handed_over"] = self.gate_state.handed_over > 0
+        if teacher is not None:
+            parts["teacher"] = teacher[:, 0, 0]  # a softmax is NaN as a whole
+            if not on_host(teacher.device):
+                along = draft.tokens[:, : teacher.shape[1]]
+                parts["paid"], parts["written"] = self.core.foresee(teacher, along, None if self.gate.never else first)
+        here = dict(zip(parts, fetch(*parts.values()), strict=True))
+        seconds = self._add_seconds()
+        draft = replace(
+            draft,
+            tokens=here["tokens"],
+            log_prob=here["log_prob"],
+            student=None,
+            states=here["states"],
+            student_score=here.get("student_score"),
+            seconds=seconds["student_seconds"] if self.steps and not self.alone else draft.seconds,
+        )
+        if bool(draft.log_prob[draft.tokens >= 0].isnan().any()):
+            raise FloatingPointError("student: its log-probabilities are NaN; lower the learning rate")
+        if teacher is not None and bool(here["teacher"][torch.from_numpy(self.active)].isnan().any()):
+            raise FloatingPointError("teacher: its log-probabilities are NaN; check its weights and dtype")
+        self.cost.drafted += int((draft.tokens >= 0).sum())
+        if "paid" in here:
+            along = here["tokens"][:, : here["paid"].shape[1]]
+            self.core.expect(Foresight(*(x.numpy() for x in (along, here["first"], here["paid"], here["written"]))))
+        if "handed_over" in here:
+            self.handed_over = here["handed_over"].numpy().copy()
+        if score is not None:
+            last = torch.minimum(here["first"], draft.states - 1)  # the last position that counts, -1 in idle rows
+            rows, columns = torch.nonzero(torch.arange(score.shape[1]) <= last[:, None], as_tuple=True)
+            place = torch.from_numpy(self.lengths)[rows] + columns
+            self.score[torch.from_numpy(self.episode)[rows], place] = here["score"][rows, columns]
+        return draft, here["first"].numpy()
+
+    def _first_hard(self, draft: _Draft, teacher: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The first position of each row that the gate rewrites (K if none), [n], and its scores [n, width]."""
         assert draft.student is not None
         assert teacher is not None
-        width = teacher.shape[1]
-        tokens, states = torch.from_numpy(draft.tokens[:, :width]), torch.from_numpy(draft.states)
+        width, device = teacher.shape[1], self.device
+        tokens = draft.tokens[:, :width]
         ids = support(teacher, self.top_k, self.top_p)
         own_score = None if draft.student_score is None else draft.student_score[:, :width]
         starts = self._step_start(tokens)
         block = DraftBlock(tokens, starts, draft.gate_uniforms[:, :width], draft.episode_uniforms, own_score)
-        device = draft.student.device
-        student = project(draft.student[:, :width], None if ids is None else ids.to(device))
-        decision, after = apply_gate(self.gate, student, project(teacher, ids).to(device), block, self.gate_state)
-        exists = torch.arange(width) < states[:, None]
-        rewrite = decision.rewrite & exists
+        student = project(draft.student[:, :width], None if ids is None else upload(ids, device))
+        decision, after = apply_gate(self.gate, student, upload(project(teacher, ids), device), block, self.gate_state)
+        rewrite = decision.rewrite & (torch.arange(width, device=device) < draft.states[:, None])
         first = torch.where(rewrite.any(1), rewrite.int().argmax(1), draft.tokens.shape[1])
-        last = torch.minimum(first, states - 1)  # the last position that counts, -1 in idle rows
-        rows, columns = torch.nonzero(torch.arange(width) <= last[:, None], as_tuple=True)
-        place = torch.from_numpy(self.lengths)[rows] + columns
-        self.score[torch.from_numpy(self.episode)[rows], place] = decision.score[rows, columns]
-        busy = torch.nonzero(last >= 0)[:, 0]
-        self.gate_state = self.gate_state.put(busy, after.at(busy, last[busy]))
-        return first.numpy()
+        if self.gate.has_memory:
+            last = torch.minimum(first, draft.states - 1)
+            at_last = after.at(torch.arange(len(last), device=device), last.clamp(min=0))
+            self.gate_state = self.gate_state.where(last >= 0, at_last)
+        return first, decision.score
 
     def _step_start(self, drafted: Tensor) -> Tensor:
         """Whether a reasoning step begins at each position of a draft: at position 0, or after a step's end."""
-        before = torch.full((len(drafted),), PAD)
-        rows = np.flatnonzero(self.lengths > 0)
-        before[torch.from_numpy(rows)] = torch.from_numpy(self.tokens[self.episode[rows], self.lengths[rows] - 1])
-        previous = torch.cat([before[:, None], drafted[:, :-1]], 1)
-        start = torch.isin(previous, self.step_ends)
-        start[:, 0] |= before == PAD
-        return start
+        before = np.where(self.lengths > 0, self.tokens[self.episode, self.lengths - 1], PAD)
+        previous = torch.cat([upload(before, self.device)[:, None], drafted[:, :-1]], 1)
+        return self.starts_step[previous]
 
     def _count_calls(self, draft: _Draft, first: IntArray, handed_over: NDArray[np.bool_]) -> None:
         """Count what the gate asks of the teacher in a block: that it verifies drafts, or that it writes."""
-        width, written = draft.tokens.shape[1], first < draft.states
+        width, states = draft.tokens.shape[1], draft.states.numpy()
+        written = first < states
         asked = written[:, None] & (np.arange(width) == first[:, None])  # where its distribution is read, [n, K]
-        if self.gate.reads_teacher and draft.student is not None:
-            verified = np.arange(width) < draft.states[:, None]
+        if self.gate.reads_teacher and self.steps:
+            verified = np.arange(width) < states[:, None]
             if draft.student_score is not None:
-                verified &= draft.student_score.cpu().numpy() >= self.gate.screen_tau
+                verified &= draft.student_score.numpy() >= self.gate.screen_tau
             asked |= verified
         rows = np.flatnonzero(asked.any(1))
         last = width - 1 - asked[rows, ::-1].argmax(1)  # the last position that is read
@@ -450,15 +532,14 @@ class Collector:
         Returns:
             Whether each row's completion has ended in its end token, and whether it has ended at all, bool [n] each.
         """
-        length = draft.tokens.shape[1]
-        accepted = np.minimum(first, (draft.tokens >= 0).sum(1))
-        actions = np.where(np.arange(length) < accepted[:, None], draft.tokens, PAD)
-        rows = np.flatnonzero(first < draft.states)
+        tokens = draft.tokens.numpy()
+        accepted = np.minimum(first, (tokens >= 0).sum(1))
+        actions = np.where(np.arange(tokens.shape[1]) < accepted[:, None], tokens, PAD)
+        rows = np.flatnonzero(first < draft.states.numpy())
         actions[rows, first[rows]] = self.core.rewrite_action
         used = max(1, int((actions != PAD).sum(1).max()))
-        clock = time.perf_counter()
-        _, reward, terminated, truncated, info = self.env.step(actions[:, :used])
-        self.cost.teacher_seconds += time.perf_counter() - clock
+        with self._timed("teacher_seconds"):
+            _, reward, terminated, truncated, info = self.env.step(actions[:, :used])
         self._commit(actions[:, :used], accepted, draft.log_prob, reward, info)
         done = terminated | truncated
         last = self.tokens[self.episode, self.lengths - 1]
@@ -491,7 +572,7 @@ class Collector:
             graded = np.flatnonzero(info["_grade"])
             self.grades[self.episode[graded]] = info["grade"][graded]
         rows, columns = np.nonzero(np.arange(actions.shape[1]) < accepted[:, None])
-        self.token_log_prob[self.episode[rows], self.lengths[rows] + columns] = log_prob[rows, columns]
+        self.token_log_prob[self.episode[rows], self.lengths[rows] + columns] = log_prob[rows, columns].double()
         self.cost.accepted += int(accepted.sum())
         if self.keep_teacher:
             for rows, place, log_probs in self.core.executed_log_probs():

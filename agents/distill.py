@@ -68,6 +68,7 @@ from distill_env.models.load import build_model
 from distill_env.ragged import PAD
 from distill_env.randomness import episode_keys
 from distill_env.tasks.base import Prompt
+from distill_env.transfer import fetch, upload
 
 SHOWN = 3  # completions of an iteration that callbacks may show
 
@@ -270,7 +271,7 @@ class DistillAgent:
             (0 * self.student.head(features[:1]).exp().sum()).backward()
             self.optimizer.move_gradients()  # the others' gradients of this process's shards
         self.processes.sum_gradients(self.optimizer.masters)
-        totals = dict(zip(sums, torch.stack([x.cpu() for x in sums.values()]).tolist(), strict=True))
+        totals = dict(zip(sums, torch.stack(fetch(*sums.values())).tolist(), strict=True))
         return {key: value / count for key, value in self.processes.all_reduce_sum(totals).items()}
 
     def _chunk_loss(
@@ -355,7 +356,7 @@ class DistillAgent:
             decision = decide(gate, score, torch.zeros_like(score))
             read = torch.where(score.isnan(), -1, torch.arange(score.shape[1])).cummax(1).values.clamp(min=0)
             decision = decision._replace(reverse_weight=decision.reverse_weight.gather(1, read))
-            return GateDecision(*(x[mask].to(features.device) for x in decision))
+            return GateDecision(*(upload(x[mask], features.device) for x in decision))
         scores = []
         for chunk in self._chunks(features):
             teacher, ids = states.teacher(chunk)
@@ -363,11 +364,11 @@ class DistillAgent:
             block = _alone(states.tokens[chunk], self._student_score(gate, log_probs, features[chunk]))
             scores.append(raw_score(gate, project(log_probs, ids)[:, None], teacher[:, None], block))
         score = torch.zeros(mask.shape, dtype=torch.float64)
-        score[mask] = torch.cat(scores)[:, 0].cpu()
+        (score[mask],) = fetch(torch.cat(scores)[:, 0])
         previous = torch.cat([torch.full((len(mask), 1), PAD), rollout.tokens[rows][:, :-1]], 1)
         step_start = torch.isin(previous, torch.tensor([PAD, *rollout.step_end_ids]))
         decision, _ = read_and_decide(gate, score, step_start, torch.zeros_like(score), GateState.start(len(mask)))
-        return GateDecision(*(x[mask].to(features.device) for x in decision))
+        return GateDecision(*(upload(x[mask], features.device) for x in decision))
 
     def _student_score(self, gate: Gate, log_probs: Tensor, features: Tensor) -> Tensor | None:
         """What the gate reads of the student alone at positions [m], from log q [m, V] and features; [m, 1]."""
@@ -403,16 +404,14 @@ class DistillAgent:
         for rows in _chunks(len(mask), size):
             prompts = [p.ids for p in rollout.prompts[rows]]
             features = self.student.features(prompts, rollout.tokens[rows], mask[rows])
-            tokens = rollout.tokens[rows][mask[rows]].to(features.device)
+            tokens = upload(rollout.tokens[rows][mask[rows]], features.device)
             for chunk in self._chunks(features):
-                log_probs = finite(self.student.head(features[chunk]))
-                parts.append(_of_tokens(log_probs, tokens[chunk]).cpu())
+                parts.append(_of_tokens(self.student.head(features[chunk]), tokens[chunk]))
         assert rollout.teacher is not None
+        tokens = upload(rollout.tokens[mask], rollout.teacher.device)
         log_q, log_p = torch.zeros(2, *mask.shape, dtype=torch.float64)
-        log_q[mask] = torch.cat(parts).double()
-        log_p[mask] = (
-            _of_tokens(finite(rollout.teacher), rollout.tokens[mask].to(rollout.teacher.device)).cpu().double()
-        )
+        q, p = fetch(torch.cat(parts), _of_tokens(rollout.teacher, tokens))
+        log_q[mask], log_p[mask] = finite(q).double(), finite(p).double()
         return log_q, log_p
 
     def reseed(self, seed: int) -> None:
@@ -488,9 +487,9 @@ class _States:
         self, rollout: Rollout, rows: slice, future: Tensor, weight: Tensor, offset: int, device: torch.device
     ) -> None:
         mask = rollout.mask[rows]
-        self.tokens = rollout.tokens[rows][mask].to(device)  # [m]
-        self.rewritten = rollout.rewritten[rows][mask].to(device)
-        self.future, self.weight = future[rows][mask].to(device), weight[rows][mask].to(device)
+        self.tokens = upload(rollout.tokens[rows][mask], device)  # [m]
+        self.rewritten = upload(rollout.rewritten[rows][mask], device)
+        self.future, self.weight = upload(future[rows][mask], device), upload(weight[rows][mask], device)
         self.scored = rollout.teacher is not None
         self._rollout, self._offset, self._device = rollout, offset, device
 
@@ -499,7 +498,8 @@ class _States:
         assert self._rollout.teacher is not None
         where = slice(self._offset + chunk.start, self._offset + chunk.stop)
         ids = self._rollout.support
-        return self._rollout.teacher[where].to(self._device), None if ids is None else ids[where].to(self._device)
+        teacher = upload(self._rollout.teacher[where], self._device)
+        return teacher, None if ids is None else upload(ids[where], self._device)
 
 
 def _of_tokens(log_probs: Tensor, tokens: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ from distill_env.observations import encode
 from distill_env.ragged import PAD
 from distill_env.randomness import episode_keys
 from distill_env.tasks.base import Grade, Prompt
+from distill_env.transfer import fetch, upload
 
 BLOCK_NUMBERS = 2**24  # log-probabilities of each model that are in memory at a time
 
@@ -181,23 +182,23 @@ def measure(completions: Sequence[Completion], agent: Agent | None, env: Distill
     theirs = read_along(env.teacher, first, tokens, width)
     parts = zip(theirs, own, tokens.split(width, 1), predicted.split(width, 1), strict=False)
     for teacher, log_q, ids, prediction in parts:
-        at = (ids != PAD).to(teacher.device)
-        drawn, p = ids.to(teacher.device)[at], teacher[at].double()
+        row, column = (upload(index, teacher.device) for index in (ids != PAD).nonzero(as_tuple=True))
+        drawn, p = upload(ids[ids != PAD], teacher.device), teacher[row, column].double()
         measured = {"teacher_log_probs": p.gather(1, drawn[:, None])[:, 0]}
         if log_q is not None:
-            q = log_q.to(teacher.device)[at].double()
+            q = upload(log_q, teacher.device)[row, column].double()
             measured["log_probs"] = q.gather(1, drawn[:, None])[:, 0]
             measured["entropies"] = entropy(q)
             measured["divergences"] = reverse_kl(q, p).clamp(min=0)
             measured["forward_kls"] = forward_kl(q, p).clamp(min=0)
             if gate is not None:
                 ones = torch.ones_like(drawn).double()
-                own_score = student_score(gate, q[:, None], prediction.to(q)[at.to(q.device), None])
+                own_score = student_score(gate, q[:, None], upload(prediction[ids != PAD], q.device).to(q)[:, None])
                 block = DraftBlock(drawn[:, None], ones[:, None] > 0, ones[:, None], ones, own_score)
                 measured["scores"] = raw_score(gate, q[:, None], p[:, None], block)[:, 0]
         counts = (ids != PAD).sum(1).tolist()
-        for name, values in measured.items():
-            for completion, part in zip(completions, values.cpu().split(counts), strict=True):
+        for name, values in zip(measured, fetch(*measured.values()), strict=True):
+            for completion, part in zip(completions, values.split(counts), strict=True):
                 getattr(completion, name).extend(part.tolist())
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from distill_env.divergence import LOG_ZERO
 from distill_env.ragged import PAD
+from distill_env.transfer import upload
 
 _BLOCK = 2**25  # numbers in a block; the system takes back the memory of a block that large as soon as it is freed
 
@@ -90,7 +91,7 @@ class TeacherBuffer:
         del first, first_ids
         for begin, end in pairwise(ends):
             block, *ids = self._blocks.pop(0)
-            rows = torch.from_numpy(place[begin:end]).to(block.device)
+            rows = upload(place[begin:end], block.device)
             if support is not None:
                 missing = widest - block.shape[1]
                 support[rows, : widest - 1 - missing] = ids[0]

@@ -39,7 +39,8 @@ from distill_env.rules import is_floored, own_reward, rewrite_distribution
 from distill_env.table_row import TableRow
 from distill_env.tasks.base import SPLITS, Prompt, Split, Task
 from distill_env.tasks.registry import import_name, make_task
-from distill_env.teacher_scorer import TeacherScorer, TeacherUsage
+from distill_env.teacher_scorer import Foresight, TeacherScorer, TeacherUsage
+from distill_env.transfer import fetch, upload
 
 EMPTY_DRAFT = torch.zeros(1, 0, dtype=torch.long)
 Arrays = dict[str, NDArray[Any]]
@@ -159,6 +160,8 @@ class DistillVectorEnv(VectorEnv):
     | name | meaning |
     | --- | --- |
     | `lookahead(tokens)` | the teacher along a draft, in one pass; a `step` along the same draft then needs no pass |
+    | `foresee(...)` | what a `step` along a draft reads on the teacher's device, to be fetched with more numbers |
+    | `expect(foresight)` | takes that, on the host; a `step` along the draft then waits for nothing |
     | `executed_log_probs()` | the teacher at every state at which the last `step` executed a token |
     | `release()` | frees the distributions that both methods keep in memory |
     | `teacher_usage` | passes, positions and written tokens of the teacher so far |
@@ -230,6 +233,7 @@ class DistillVectorEnv(VectorEnv):
         self.started = False
         # row, position, column, log p of what the last step executed
         self._trace: Iterable[tuple[NDArray[Any], NDArray[Any], NDArray[Any], Tensor]] = []
+        self._foresight: Foresight | None = None
 
     def _prompts_of_all_splits(self) -> list[Prompt]:
         return [p for split in SPLITS for p in self.task.prompts(split)]
@@ -393,11 +397,13 @@ class DistillVectorEnv(VectorEnv):
         finally:
             self.autoreset_mode = mode
 
-    def lookahead(self, tokens: Tensor) -> Tensor:
+    def lookahead(self, tokens: Tensor, counts: Ints | None = None) -> Tensor:
         """The teacher along a draft, in one pass; the state of the environment does not change.
 
         Args:
             tokens: int64 [n, K], drafted tokens from the current state on, ragged with -1; K may be 0.
+            counts: int64 [n], how many of each row's tokens count; then `tokens` may lie on any device, they are not
+                checked, and what follows them has no meaning.
 
         Returns:
             log p, [n, K + 1, V]; row j is the state after j drafted tokens. Entries after padding, and rows whose
@@ -411,6 +417,8 @@ class DistillVectorEnv(VectorEnv):
             raise gym.error.ResetNeeded("lookahead: call reset before lookahead")
         if self._teacher_source[0] is None:
             raise ValueError("lookahead: the environment has no teacher")
+        if counts is not None:
+            return self._score(tokens, counts)
         ids = tokens.numpy()
         inside = ids.dtype.kind == "i" and ((ids >= PAD) & (ids < self.vocab_size)).all()
         if len(ids) != self.num_envs or not inside or ((ids[:, :-1] == PAD) & (ids[:, 1:] != PAD)).any():
@@ -419,6 +427,35 @@ class DistillVectorEnv(VectorEnv):
                 f"{self.vocab_size}, padded on the right with {PAD}"
             )
         return self._score(tokens)
+
+    def foresee(self, log_probs: Tensor, tokens: Tensor, rewrite_at: Tensor | None) -> tuple[Tensor, Tensor]:
+        """What a `step` along a draft will read from the teacher's device; bring it to the host and to `expect`.
+
+        Args:
+            log_probs: what `lookahead` has returned, [n, width, V].
+            tokens: the draft, int64 [n, width], on any device.
+            rewrite_at: int64 [n], the position of each row's REWRITE, on any device, `width` or more for none; None if
+                no row has one.
+
+        Returns:
+            the teacher's log-probabilities of the draft, float64 [n, width], and what it writes, int64 [n], without
+            meaning in rows without a REWRITE.
+        """
+        device, width = log_probs.device, log_probs.shape[1]
+        tokens = upload(tokens, device).clamp(min=0)
+        paid = log_probs.gather(-1, tokens[..., None])[..., 0].double()
+        if rewrite_at is None:
+            return paid, torch.full((len(tokens),), PAD, device=device)
+        at = upload(rewrite_at, device).clamp(max=width - 1)[:, None]  # [n, 1]
+        positions = self.completions.lengths[:, None] + np.arange(width)
+        draws = upload(uniform(self.completions.keys[:, None], positions, Purpose.TEACHER), device).gather(1, at)
+        current = log_probs[torch.arange(len(at), device=device), at[:, 0]]
+        return paid, self._draw(current, draws[:, 0])
+
+    def expect(self, foresight: Foresight) -> None:
+        """Take what `foresee` has returned, for the next `step`."""
+        self._foresight = foresight
+        self._scorer.drafted(foresight.tokens)
 
     def executed_log_probs(self) -> Iterator[tuple[Ints, Ints, Tensor]]:
         """The teacher at every state at which the last `step` executed a token; nothing is computed again.
@@ -431,15 +468,12 @@ class DistillVectorEnv(VectorEnv):
             flat = log_probs.dim() == 2  # of the teacher's own draws [m, V], of an agent's chunk [n, k, V]
             for begin in range(0, len(row), size):
                 part = slice(begin, begin + size)
-                at = (
-                    torch.from_numpy(row[part]).to(log_probs.device),
-                    torch.from_numpy(column[part]).to(log_probs.device),
-                )
+                at = upload(row[part], log_probs.device), upload(column[part], log_probs.device)
                 yield row[part], position[part], log_probs[part] if flat else log_probs[at]
 
     def release(self) -> None:
         """Free the distributions of the last look-ahead and the last step, which are large for a large vocabulary."""
-        self._trace = []
+        self._trace, self._foresight = [], None
         self._scorer.rewind(self.completions.lengths, ~self.completions.ended)
 
     def render(self) -> tuple[str, ...] | tuple[NDArray[np.uint8], ...] | None:
@@ -458,13 +492,13 @@ class DistillVectorEnv(VectorEnv):
 
     def __getstate__(self) -> dict[str, Any]:
         """All but the teacher's weights and cache, which `__setstate__` loads and computes again."""
-        state = {k: v for k, v in self.__dict__.items() if k not in ("_teacher_scorer", "_trace")}
+        state = {k: v for k, v in self.__dict__.items() if k not in ("_teacher_scorer", "_trace", "_foresight")}
         return state | {"teacher_usage": (self.teacher_usage, self.teacher_usage_by_name)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         usage = state.pop("teacher_usage")
         self.__dict__.update(state)
-        self._trace = []
+        self._trace, self._foresight = [], None
         self._teacher_scorer = TeacherScorer(self._load_teacher(), self.num_envs, self.vocab_size)
         self._teacher_scorer.usage, self._teacher_scorer.usage_by_name = usage
         self._teacher_is_behind = self.started
@@ -482,18 +516,17 @@ class DistillVectorEnv(VectorEnv):
         tokens = np.full((n, self._width), PAD, np.int64)
         rewards = np.zeros((n, self._width))
         rewritten = np.zeros((n, self._width), np.bool_)
-        index = torch.from_numpy(np.where(own, chosen, 0))[..., None].to(log_probs.device)
-        paid = log_probs.gather(-1, index)[..., 0].double().cpu().numpy()
+        rows, columns = np.nonzero(rewrite)
+        current = log_probs[upload(rows, log_probs.device), upload(columns, log_probs.device)]
+        paid, written = self._paid_and_written(log_probs, own, chosen, rows, columns, current)
         tokens[:, :width] = np.where(own, chosen, PAD)
         rewards[:, :width] = np.where(own, own_reward(paid, self.log_prob_floor), 0.0)
         floored = (own & is_floored(paid, self.log_prob_floor)).sum(1)
-        rows, columns = np.nonzero(own)
-        self._trace = [(rows, lengths[rows] + columns, columns, log_probs)]
-        rows, columns = np.nonzero(rewrite)
+        by_agent, column = np.nonzero(own)
+        self._trace = [(by_agent, lengths[by_agent] + column, column, log_probs)]
         if len(rows):
-            at = torch.from_numpy(rows).to(log_probs.device), torch.from_numpy(columns).to(log_probs.device)
-            current = log_probs[at]
-            tokens[rows, columns] = self._teacher_writes(rows, lengths[rows] + columns, current)
+            self._teacher_wrote(rows, lengths[rows] + columns, current)
+            tokens[rows, columns] = written
             rewritten[rows, columns] = True
             rewards[rows, columns] = -self.rewrite_cost
         self._commit(tokens[:, :width], states, rewritten, rewards)
@@ -523,13 +556,34 @@ class DistillVectorEnv(VectorEnv):
             log_probs = self._score(torch.from_numpy(np.ascontiguousarray(needed)))
         return log_probs[:, :states]
 
-    def _score(self, draft: Tensor) -> Tensor:
+    def _paid_and_written(
+        self, log_probs: Tensor, own: Bools, chosen: Ints, rows: Ints, columns: Ints, current: Tensor
+    ) -> tuple[NDArray[np.float64], Ints]:
+        """log p of the agent's tokens [n, k], without meaning where they are not `own`, and the teacher's tokens [m] at
+        these rows and columns, where it says `current` [m, V]; as foreseen, or with one wait."""
+        foresight, self._foresight = self._foresight, None
+        width = own.shape[1]
+        if foresight is not None and foresight.tokens.shape[1] >= width:
+            as_drafted = (foresight.tokens[:, :width] == chosen)[own].all()
+            if as_drafted and (foresight.rewrite_at[rows] == columns).all():
+                return foresight.log_probs[:, :width], foresight.written[rows]
+        index = upload(np.where(own, chosen, 0), log_probs.device)[..., None]
+        keys, positions = self.completions.keys[rows], self.completions.lengths[rows] + columns
+        paid, written = fetch(
+            log_probs.gather(-1, index)[..., 0].double(),
+            self._draw(current, uniform(keys, positions, Purpose.TEACHER)),
+        )
+        return paid.numpy(), written.numpy()
+
+    def _score(self, draft: Tensor, counts: Ints | None = None) -> Tensor:
         """log p along a draft [n, K] after the committed tokens, [n, K + 1, V]."""
         live, lengths = ~self.completions.ended, self.completions.lengths
         if draft.shape[1] == 0 and not (live & (self._scorer.cached_lengths != lengths)).any():
             return self._scorer.log_probs[:, None]
+        self._foresight = None
         self._scorer.rewind(lengths, live)
-        return self._scorer.score(self.completions.tokens_from(self._scorer.cached_lengths), draft, live)
+        counts = (draft.numpy() >= 0).sum(1) if counts is None else counts
+        return self._scorer.score(self.completions.tokens_from(self._scorer.cached_lengths), draft, counts, live)
 
     def _commit(self, tokens: Ints, counts: Ints, rewritten: Bools, rewards: NDArray[np.float64]) -> None:
         """Append the first `counts[i]` of row i's tokens [n, k]; the teacher forgets the rest of its draft."""
@@ -537,12 +591,17 @@ class DistillVectorEnv(VectorEnv):
             self._scorer.commit(tokens, counts, self.completions.lengths, ~self.completions.ended)
             self.completions.append(tokens, counts, rewritten, rewards)
 
-    def _teacher_writes(self, rows: Ints, positions: Ints, log_probs: Tensor) -> Ints:
-        """The teacher's tokens [m] for `rows`, at these positions of their completions, drawn from [m, V]."""
+    def _draw(self, log_probs: Tensor, uniforms: NDArray[np.float64] | Tensor) -> Tensor:
+        """Tokens as the teacher writes them, from its log-probabilities [m, V] and uniform numbers [m]."""
+        if len(log_probs) == 0:
+            return torch.zeros(0, dtype=torch.long)
+        log_probs = rewrite_distribution(log_probs, self.rewrite, self.rewrite_top_p, self.teacher_top_k)
+        return inverse_cdf(log_probs, uniforms)
+
+    def _teacher_wrote(self, rows: Ints, positions: Ints, log_probs: Tensor) -> None:
+        """The teacher has written a token in `rows`, at these positions of their completions, from [m, V]."""
         self._teacher_scorer.count_written(rows)
         self._trace = [*self._trace, (rows, positions, np.zeros_like(rows), log_probs)]
-        log_probs = rewrite_distribution(log_probs, self.rewrite, self.rewrite_top_p, self.teacher_top_k)
-        return inverse_cdf(log_probs, uniform(self.completions.keys[rows], positions, Purpose.TEACHER)).cpu().numpy()
 
     def _finish_reasoning_step(self, rows: Ints, columns: Ints, tokens: Ints, rewritten: Bools) -> None:
         """The teacher writes the rest of the reasoning step in `rows`, after its tokens in `columns`; the result goes
@@ -554,8 +613,10 @@ class DistillVectorEnv(VectorEnv):
             if len(rows) == 0:
                 return
             scored = self._score(EMPTY_DRAFT.expand(self.num_envs, 0))
-            current = scored[torch.from_numpy(rows).to(scored.device), 0]
-            tokens[rows, columns] = self._teacher_writes(rows, self.completions.lengths[rows], current)
+            current, positions = scored[upload(rows, scored.device), 0], self.completions.lengths[rows]
+            draws = uniform(self.completions.keys[rows], positions, Purpose.TEACHER)
+            self._teacher_wrote(rows, positions, current)
+            tokens[rows, columns] = self._draw(current, draws).cpu().numpy()
             rewritten[rows, columns] = True
             block, counts = np.full((self.num_envs, 1), PAD), np.zeros(self.num_envs, np.int64)
             block[rows, 0], counts[rows] = tokens[rows, columns], 1
@@ -565,6 +626,7 @@ class DistillVectorEnv(VectorEnv):
         self, rows: Ints, prompts: Sequence[Prompt] | None = None, keys: NDArray[np.uint64] | None = None
     ) -> None:
         """Start the next episode of `rows`."""
+        self._foresight = None
         self.completions.begin(rows, prompts, keys)
         self._scorer.start(list(self.completions.prompts[rows]), rows)
         self.started = True

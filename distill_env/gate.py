@@ -51,6 +51,10 @@ class GateState(NamedTuple):
         """The state of the given rows at the given positions, [n, K] -> [m]."""
         return GateState(*(x[rows, positions] for x in self))
 
+    def where(self, rows: Tensor, other: GateState) -> GateState:
+        """The other state in rows that are set in `rows`, bool [n], and this one elsewhere."""
+        return GateState(*(torch.where(rows, y, x) for x, y in zip(self, other, strict=True)))
+
     def put(self, rows: Tensor, other: GateState) -> GateState:
         """This state with `rows` replaced."""
         return GateState(*(x.index_copy(0, rows, y) for x, y in zip(self, other, strict=True)))

@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from distill_env.transfer import upload
+
 DRAW_BLOCK = 512  # tokens in a block of a two-level draw
 _GOLDEN, _MIX_1, _MIX_2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 Words = Any  # 64 bits each: uint64 [...], or one int, with which Python is faster
@@ -74,20 +76,21 @@ def _words(numbers: ArrayLike) -> NDArray[np.uint64]:
     return np.atleast_1d(np.asarray(numbers)).astype(np.uint64)  # numpy warns when a scalar wraps around
 
 
-def inverse_cdf(log_probs: torch.Tensor, uniforms: ArrayLike) -> torch.Tensor:
+def inverse_cdf(log_probs: torch.Tensor, uniforms: ArrayLike | torch.Tensor) -> torch.Tensor:
     """Draw tokens by inverting the cumulative distribution, whose sums are in float64.
 
     A large vocabulary is searched in two levels, blocks and tokens, so that no float64 copy of it is made.
 
     Args:
         log_probs: [..., V], nats; need not be normalised.
-        uniforms: [...], in [0, 1).
+        uniforms: float64 [...], in [0, 1).
 
     Returns:
         int64 [...], on the device of `log_probs`; never a token of probability zero.
     """
     size = log_probs.shape[-1]
-    draws = torch.as_tensor(np.asarray(uniforms), dtype=torch.float64).to(log_probs.device).unsqueeze(-1)  # [..., 1]
+    numbers = uniforms if isinstance(uniforms, torch.Tensor) else np.asarray(uniforms, np.float64)
+    draws = upload(numbers, log_probs.device).unsqueeze(-1)  # [..., 1]
     if size <= 2 * DRAW_BLOCK:
         cumulative = cumulative_distribution(log_probs)
         return _search(cumulative, draws * cumulative[..., -1:]).squeeze(-1)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from distill_env.ragged import PAD
+
 if TYPE_CHECKING:
+    import numpy as np
     import torch
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from distill_env.tasks.base import Prompt
@@ -23,6 +28,9 @@ class TokenModel(Protocol):
     A model holds N rows. Each row is a prompt and the tokens generated after it. All methods return log-probabilities
     in nats, normalised over the `vocab_size` ids, in float32 (float64 for a float64 model), without gradient. They
     stay on the model's device. Token ids come from the host, and only they and numbers per token return there.
+
+    A model may take tokens of its device as well: `extend(tokens, counts)` appends the first `counts[i]` tokens of row
+    i, whatever follows them, and `counts` [N] is known on the host. Then the host need not wait for the tokens.
     """
 
     vocab_size: int  # V
@@ -54,6 +62,16 @@ def start_teacher(teacher: TokenModel, prompts: Sequence[Prompt], rows: Sequence
     ids = [p.ids_for_teacher for p in prompts]
     names = ([p.teacher for p in prompts],) if hasattr(teacher, "teachers") else ()
     return teacher.start(ids, rows, *names)
+
+
+def extend(model: TokenModel, tokens: Tensor, counts: NDArray[np.int64]) -> Tensor:
+    """`model.extend` by the first `counts[i]` of row i's tokens, [N, K] on any device."""
+    import torch
+
+    if "counts" in inspect.signature(model.extend).parameters:
+        return model.extend(tokens, counts)  # type: ignore[call-arg]
+    exists = torch.arange(tokens.shape[1]) < torch.from_numpy(counts)[:, None]
+    return model.extend(torch.where(exists, tokens.cpu(), PAD))
 
 
 def ids_of(model: Any) -> dict[str, Any]:

@@ -8,8 +8,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -29,6 +31,7 @@ from distill_env.models.hand_over import HandOverHead
 from distill_env.models.hub import no_progress_bars
 from distill_env.models.kv_cache import SlotCache
 from distill_env.models.pretrained import read_pretrained, whole_state
+from distill_env.transfer import upload
 
 CHUNK_NUMBERS = 2**23  # log-probabilities that are computed at a time
 SMALL_BATCH = 64  # states, up to which BLAS on a CPU multiplies faster with the large matrix on the left
@@ -188,33 +191,34 @@ class CausalLM:
             self._cache.select(source, width)
         self._rows = rows
 
-    def _forward(self, rows: Tensor, tokens: Tensor) -> Tensor:
-        """Append tokens to physical rows: [n], [n, K] -> hidden states [n, K, d]; -1 pads on the right."""
-        device, n_new = self.model.device, tokens.shape[1]
+    def _forward(self, rows: Tensor, tokens: Tensor, counts: Tensor) -> Tensor:
+        """Append the first `counts` [n] of some tokens to physical rows: [n], [n, K] -> hidden states [n, K, d]."""
+        device, n_new = self.device, tokens.shape[1]
         logical = self._rows[rows]
         slots = self._lengths[logical, None] + torch.arange(n_new)  # [n, K]; padding writes beyond the row's end
         width = int(slots.max()) + 1
+        slots = upload(slots, device)
         # Only padding can lie beyond the limit; a learned position embedding has no row for it.
         positions = slots if self.max_length is None else slots.clamp(max=self.max_length - 1)
         self._cache.set_write_slots(len(self._rows), rows, slots, width)
         hidden = self.hidden_states(
-            input_ids=tokens.clamp(min=0).to(device),
+            input_ids=upload(tokens, device).clamp(min=0),
             attention_mask=self.attention_mask(slots, width),
-            position_ids=positions.to(device),
+            position_ids=positions,
             use_cache=True,
             **{self.cache_argument: self._cache},
         )
-        self._lengths[logical] += (tokens >= 0).sum(1)
+        self._lengths[logical] += counts
         return hidden
 
     def attention_mask(self, slots: Tensor, width: int) -> Any:
         """What queries in these slots [n, K] attend to among the first `width` slots, [n, 1, K, width]; a mask for each
         kind of attention, by its name, if the model has several."""
-        slots, keys = slots[:, None, :, None], torch.arange(width)
+        slots, keys = slots[:, None, :, None], torch.arange(width, device=slots.device)
         masks = {"full_attention": keys <= slots}
         if "sliding_attention" in self._kinds:
             masks["sliding_attention"] = masks["full_attention"] & (keys > slots - self.config.sliding_window)
-        masks = {kind: self._as_attention_reads(masks[kind].to(self.model.device)) for kind in self._kinds}
+        masks = {kind: self._as_attention_reads(masks[kind].to(self.device)) for kind in self._kinds}
         return masks if len(masks) > 1 else masks[self._kinds[0]]
 
     def _as_attention_reads(self, mask: Tensor) -> Tensor:
@@ -249,44 +253,51 @@ class CausalLM:
         last = []
         groups = [group[physical[group].argsort()] for group in self.groups_of_like_length(lengths)]
         for group in groups:
-            hidden = self._forward(physical[group], padded[group, : int(lengths[group].max())])
-            last.append(hidden[torch.arange(len(group)), lengths[group] - 1])
-        return self._head_after(torch.cat(last)[torch.cat(groups).argsort()])
+            hidden = self._forward(physical[group], padded[group, : int(lengths[group].max())], lengths[group])
+            each = torch.arange(len(group), device=hidden.device)
+            last.append(hidden[each, upload(lengths[group] - 1, hidden.device)])
+        return self._head_after(torch.cat(last)[upload(torch.cat(groups).argsort(), last[0].device)])
 
     @torch.no_grad()
-    def extend(self, tokens: Tensor) -> Tensor:
+    def extend(self, tokens: Tensor, counts: NDArray[np.int64] | None = None) -> Tensor:
         """See `TokenModel.extend`.
+
+        Args:
+            tokens: int64 [N, K], padded on the right with -1.
+            counts: how many of each row's tokens count, [N]; then `tokens` may lie on the model's device, and what
+                follows them has no meaning.
 
         Raises:
             ValueError: for tokens of another shape, not padded on the right, for a row that has been given up, or for
                 one that would exceed `max_length`.
         """
-        tokens = torch.as_tensor(tokens).cpu()
+        tokens = torch.as_tensor(tokens)
         if tokens.dim() != 2 or len(tokens) != self._n or tokens.is_floating_point():
             raise ValueError(f"tokens: {tokens.dtype} {list(tokens.shape)}; expected integers [{self._n}, K]")
-        present = tokens >= 0  # [N, K]
-        if (present[:, 1:] & ~present[:, :-1]).any():
-            raise ValueError("tokens: -1 before a token; expected -1 only on the right of a row's tokens")
-        counts = present.sum(1)
-        missing = counts > 0
+        present = self._present(tokens, counts)  # [N, K]
+        n_new = present.sum(1)
+        missing = n_new > 0
         missing[self._rows] = False
         if missing.any():
             raise ValueError(f"tokens: row {int(missing.nonzero()[0])} is not started; expected -1 only")
-        self._fits(torch.arange(self._n), self._prompts, self._lengths - self._prompts + counts)
-        longest = int(counts.max()) if self._n else 0
+        self._fits(torch.arange(self._n), self._prompts, self._lengths - self._prompts + n_new)
+        longest = int(n_new.max()) if self._n else 0
         if longest == 0:
             return self._empty(*tokens.shape)
-        busy = (counts[self._rows] > 0).nonzero()[:, 0]  # physical rows
+        busy = (n_new[self._rows] > 0).nonzero()[:, 0]  # physical rows
         if 2 * len(busy) > len(self._rows):  # gathering their keys and values would cost more
             busy = torch.arange(len(self._rows))
         logical = self._rows[busy]
-        hidden = self._forward(busy, tokens[logical, :longest])
+        block = tokens[:, :longest]
+        if len(logical) < self._n:
+            block = block.index_select(0, upload(logical, block.device))
+        hidden = self._forward(busy, block, n_new[logical])
         if len(logical) == self._n and present.all() and tokens.numel() * self.vocab_size <= CHUNK_NUMBERS:
             return self._head_after(hidden)
         out = self._empty(tokens.numel())
         row, column = present[logical, :longest].nonzero(as_tuple=True)  # of the host, so that a GPU need not wait
-        states = hidden[row.to(hidden.device), column.to(hidden.device)]  # [m, d]
-        places = present.flatten().nonzero()[:, 0].to(out.device)
+        states = hidden[upload(row, hidden.device), upload(column, hidden.device)]  # [m, d]
+        places = upload(present.flatten().nonzero()[:, 0], out.device)
         size = max(64, CHUNK_NUMBERS // self.vocab_size // 64 * 64)  # round numbers are faster
         for part, place in zip(states.split(size), places.split(size), strict=True):
             out.index_copy_(0, place, self.head(part))
@@ -295,6 +306,16 @@ class CausalLM:
             read = states.new_zeros(tokens.numel(), self.width).index_copy(0, places, states)
             self._read = read.view(*tokens.shape, -1), out
         return out
+
+    @staticmethod
+    def _present(tokens: Tensor, counts: NDArray[np.int64] | None) -> Tensor:
+        """Which tokens count, bool [N, K] on the host."""
+        if counts is not None:
+            return torch.arange(tokens.shape[1]) < torch.from_numpy(counts)[:, None]
+        present = tokens.cpu() >= 0
+        if (present[:, 1:] & ~present[:, :-1]).any():
+            raise ValueError("tokens: -1 before a token; expected -1 only on the right of a row's tokens")
+        return present
 
     def rewind(self, lengths: Sequence[int] | Tensor) -> None:
         """See `TokenModel.rewind`. Raises ValueError unless there is a length of at least -1 for every row."""
@@ -329,7 +350,7 @@ class CausalLM:
         ids.scatter_(1, lengths[:, None] + torch.arange(tokens.shape[1]), tokens)
         parts, states = [], []
         for group in self.groups_of_like_length(lengths + needed):
-            block = ids[group, : int((lengths + needed)[group].max())].clamp(min=0).to(self.model.device)
+            block = upload(ids[group, : int((lengths + needed)[group].max())].clamp(min=0), self.device)
             # No token attends to padding on its right, so the mask may be all ones, which keeps the fast causal kernel.
             inputs = {"input_ids": block}
             if self._embedding is not None and inplace_grad.is_supported(self._embedding):
@@ -337,8 +358,8 @@ class CausalLM:
             hidden = self.hidden_states(**inputs, attention_mask=torch.ones_like(block), use_cache=False)
             states.append(torch.isin(row, group).nonzero()[:, 0])  # [.], ascending like the group's rows
             index, column = torch.searchsorted(group, row[states[-1]]), (lengths[row] - 1 + step)[states[-1]]
-            parts.append(hidden[index.to(hidden.device), column.to(hidden.device)])
-        return torch.cat(parts)[torch.cat(states).argsort().to(parts[0].device)]
+            parts.append(hidden[upload(index, hidden.device), upload(column, hidden.device)])
+        return torch.cat(parts)[upload(torch.cat(states).argsort(), parts[0].device)]
 
     def head(self, features: Tensor) -> Tensor:
         """log p over the vocabulary, [..., d] -> [..., V], float32 (float64 for a float64 model)."""
@@ -353,8 +374,8 @@ class CausalLM:
         if cap is not None:
             logits = torch.tanh(logits / cap) * cap
         if self.absent_ids:
-            logits = logits.index_fill(-1, torch.tensor(self.absent_ids, device=logits.device), -torch.inf)
-        return F.log_softmax(logits, -1).to(self.model.device)  # the head may be on another one
+            logits = logits.index_fill(-1, upload(torch.tensor(self.absent_ids), logits.device), -torch.inf)
+        return F.log_softmax(logits, -1).to(self.device)  # the head may be on another one
 
     def logits(self, features: Tensor) -> Tensor:
         """The output of the model's head, [..., d] -> [..., rows of the head], in the faster of two orders."""

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers.cache_utils import Cache
+
+from distill_env.transfer import upload
 
 
 class SlotCache(Cache):
@@ -25,6 +28,15 @@ class SlotCache(Cache):
         """The next pass computes `rows` [n] of the cache's `n_rows`, writes `slots` [n, K] and reads the first `width`
         slots."""
         self.n_rows, self.rows, self.slots, self.width = n_rows, rows, slots, width
+        self._places: dict[torch.device, tuple[Tensor, Tensor]] = {}
+
+    def _places_on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Rows [n, 1] and slots [n, K] on a device: layers may be on any."""
+        if device not in self._places:
+            everyone = len(self.rows) == self.n_rows
+            rows = torch.arange(self.n_rows, device=device) if everyone else upload(self.rows, device)
+            self._places[device] = rows[:, None], upload(self.slots, device)
+        return self._places[device]
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any) -> Any:
         """Write a layer's new keys and values, [n, heads, K, d], and return all that the pass attends to."""
@@ -32,18 +44,18 @@ class SlotCache(Cache):
         if layer_idx not in self.buffers:
             self.buffers[layer_idx] = [x.new_zeros(self.n_rows, x.shape[1], 0, x.shape[3]) for x in states]
         buffers = self.buffers[layer_idx]
-        rows, slots = self.rows.to(key_states.device), self.slots.to(key_states.device)  # layers may be on any device
+        rows, slots = self._places_on(key_states.device)
         for i, x in enumerate(states):
             missing = self.width - buffers[i].shape[2]
             if missing > 0:
                 # By half, so that growing is rare; with zeros, since a masked NaN would still spoil a row.
                 buffers[i] = F.pad(buffers[i], (0, 0, 0, missing + self.width // 2))
-            buffers[i].transpose(1, 2)[rows[:, None], slots] = x.transpose(1, 2)
+            buffers[i].transpose(1, 2)[rows, slots] = x.transpose(1, 2)
         if self.slots.shape[1] == self.width:  # no earlier tokens
             return states
         if len(self.rows) == self.n_rows:
             return tuple(buffer[:, :, : self.width] for buffer in buffers)
-        return tuple(buffer[rows, :, : self.width] for buffer in buffers)
+        return tuple(buffer[rows[:, 0], :, : self.width] for buffer in buffers)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """The number of earlier tokens, as Transformers asks for it."""
@@ -52,4 +64,5 @@ class SlotCache(Cache):
     def select(self, source: Tensor, width: int) -> None:
         """Make row i a copy of row `source[i]`, in new memory for `width` slots."""
         for buffers in self.buffers.values():
-            buffers[:] = [buffer[:, :, :width][source.to(buffer.device)] for buffer in buffers]
+            source = upload(source, buffers[0].device)
+            buffers[:] = [buffer[:, :, :width][source] for buffer in buffers]

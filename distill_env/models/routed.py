@@ -9,9 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from distill_env.models.base import extend
 from distill_env.ragged import PAD
+from distill_env.transfer import upload
 
 EVERYTHING = 2**40  # tokens, more than any row has
 
@@ -104,19 +107,18 @@ class RoutedModel:
         self._made.add(name)
         log_probs = model.start(everything)
         model.rewind(torch.from_numpy(np.where(np.isin(np.arange(len(everything)), rows), 0, PAD)))
-        return log_probs[torch.from_numpy(rows).to(log_probs.device)]
+        return log_probs[upload(rows, log_probs.device)]
 
-    def extend(self, tokens: Tensor) -> Tensor:
+    def extend(self, tokens: Tensor, counts: NDArray[np.int64] | None = None) -> Tensor:
         """See `TokenModel.extend`."""
-        tokens = tokens.cpu()
+        counts = (tokens.cpu() >= 0).sum(1).numpy() if counts is None else counts
         parts = {}
         for name in self._made:
-            rows = np.flatnonzero((self._names == name) & (tokens >= 0).any(1).numpy())
+            own = np.where(self._names == name, counts, 0)
+            rows = np.flatnonzero(own)
             if len(rows):
-                own = torch.full_like(tokens, PAD)
-                own[rows] = tokens[rows]
-                after = self.teachers[name].extend(own)
-                parts[name] = rows, after[torch.from_numpy(rows).to(after.device)]
+                after = extend(self.teachers[name], tokens, own)
+                parts[name] = rows, after[upload(rows, after.device)]
         return self._together(tuple(tokens.shape), parts)
 
     def rewind(self, lengths: Sequence[int] | Tensor) -> None:
@@ -130,5 +132,5 @@ class RoutedModel:
         """What the models returned for some rows each, in one tensor [*shape, V]."""
         out = torch.zeros(*shape, self.vocab_size, dtype=self._dtype, device=self.device)
         for rows, part in parts.values():
-            out[torch.from_numpy(rows).to(self.device)] = part.to(self.device, self._dtype)
+            out[upload(rows, self.device)] = upload(part, self.device).to(self._dtype)
         return out

@@ -28,7 +28,7 @@ def test_one_pass_scores_what_single_tokens_would(unread: list[list[int]], draft
     scorer = TeacherScorer(teacher.fork(), 2, 5)
     scorer.start([Prompt((0,), ""), Prompt((3, 1), "")], np.arange(2))
     tokens = torch.tensor(draft, dtype=torch.long).reshape(2, -1)
-    log_probs = scorer.score(np.array(unread), tokens, np.ones(2, np.bool_))
+    log_probs = scorer.score(np.array(unread), tokens, (tokens >= 0).sum(1).numpy(), np.ones(2, np.bool_))
     for row, prompt in enumerate([(0,), (3, 1)]):
         before = [*prompt, *(t for t in unread[row] if t >= 0)]
         drafted = [t for t in draft[row] if t >= 0]

@@ -1,22 +1,25 @@
 """An accelerator for machines without one: a PyTorch device whose tensors compute on the CPU.
 
 Like CUDA's, its tensors refuse to mix with tensors of the CPU, so a run that passes has no misplaced tensor on the
-paths that it took. It counts the bytes that cross to the host and back, and how often the host waits for a number. It
-is for correctness and for counting, never for timing.
+paths that it took. It counts the bytes that cross to the host and back, and where the host waits: for a number or a
+tensor of the device, for the size of a result (`nonzero`, a mask as an index), or for an upload that is not marked
+`non_blocking`. It is for correctness and for counting, never for timing.
 
     with stand_in_device() as traffic:
         model = move(model)
         ...
-    traffic.down, traffic.up, traffic.waits
+    traffic.down, traffic.up, traffic.waits, traffic.blocking_uploads
 
 Not covered: pinned memory, streams, the device's own random numbers, fused optimisers.
 """
 
 from __future__ import annotations
 
+import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -26,26 +29,53 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
+from tests.helpers.paths import REPOSITORY
+
 NAME = "standin"
 _setup_privateuseone_for_python_backend(NAME)
 DEVICE = torch.device(NAME, 0)
 aten = torch.ops.aten
+SIZED_BY_VALUES = (aten.nonzero.default, aten.masked_select.default, aten._unique2.default, aten.equal.default)
+
+
+OURS = tuple(str(REPOSITORY / room) for room in ("distill_env", "agents", "experiments"))
+MASKS = (torch.bool, torch.uint8)
 
 
 @dataclass
 class Traffic:
-    """Bytes to the host, bytes to the device, and waits of the host for a number."""
+    """Bytes to the host and to the device, and how often the host waited, by line of the project."""
 
     down: int = 0
     up: int = 0
-    waits: int = 0
+    waits: Counter[str] = field(default_factory=Counter)
+    blocking_uploads: Counter[str] = field(default_factory=Counter)
 
-    def count(self, to_device: bool, tensor: Tensor) -> None:
+    def clear(self) -> None:
+        self.down = self.up = 0
+        self.waits.clear()
+        self.blocking_uploads.clear()
+
+    def moved(self, to_device: bool, tensor: Tensor, non_blocking: bool = False) -> None:
+        """A tensor crossed. Whoever copies to the host waits; a copy without a wait would need a later one."""
         size = tensor.numel() * tensor.element_size()
         if to_device:
             self.up += size
+            self.blocking_uploads.update([line()] * (not non_blocking))
         else:
             self.down += size
+            self.waited()
+
+    def waited(self) -> None:
+        self.waits[line()] += 1
+
+
+def line() -> str:
+    """The innermost line of the project that is running."""
+    frame: Any = sys._getframe(1)
+    while frame is not None and not frame.f_code.co_filename.startswith(OURS):
+        frame = frame.f_back
+    return "elsewhere" if frame is None else f"{frame.f_code.co_filename}:{frame.f_lineno}"
 
 
 traffic = Traffic()
@@ -93,26 +123,29 @@ def dispatch(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     there = [x for x in tensors if isinstance(x, DeviceTensor)]
     here = [x for x in tensors if not isinstance(x, DeviceTensor) and x.dim() > 0]
     if func is aten._to_copy.default:
-        target = kwargs.pop("device", None)
+        target, non_blocking = kwargs.pop("device", None), bool(kwargs.pop("non_blocking", False))
         moves_there = bool(there) if target is None else is_there(target)
         result = func(to_host(args[0]), **kwargs)
         if moves_there != bool(there):
-            traffic.count(moves_there, result)
+            traffic.moved(moves_there, result, non_blocking)
         return DeviceTensor(result) if moves_there else result
     if func is aten.copy_.default:
         if isinstance(args[0], DeviceTensor) != isinstance(args[1], DeviceTensor):
-            traffic.count(isinstance(args[0], DeviceTensor), args[1])
+            traffic.moved(isinstance(args[0], DeviceTensor), args[1], any(args[2:]))
         to_host(args[0]).copy_(to_host(args[1]))
         return args[0]
-    if there and func in (aten._local_scalar_dense.default, aten.nonzero.default):
-        traffic.waits += 1
-        if func is aten._local_scalar_dense.default:
-            return func(there[0].host)
+    if there and func is aten._local_scalar_dense.default:
+        traffic.down += args[0].element_size()
+        traffic.waited()
+        return func(there[0].host)
+    by_mask = "index" in str(func) and any(x.dtype in MASKS for x in tensors[1:])
+    if there and (by_mask or func in SIZED_BY_VALUES):
+        traffic.waited()
     if there and here:
         if "index" not in str(func) or not isinstance(args[0], DeviceTensor):
             raise RuntimeError(f"Expected all tensors to be on the same device: {func}")
         for index in here:  # CUDA moves indices of the host by itself
-            traffic.count(True, index)
+            traffic.moved(True, index)
     new_there = bool(there) or is_there(kwargs.get("device"))
     if is_there(kwargs.get("device")):
         kwargs = {**kwargs, "device": torch.device("cpu")}
@@ -148,12 +181,12 @@ class _Functions(TorchFunctionMode):
             dtypes = [x for x in others if isinstance(x, torch.dtype)]
             if any(is_there(x) for x in others if isinstance(x, str | torch.device)):
                 x = args[0].to(dtypes[-1]) if dtypes else args[0]
-                traffic.count(True, x)
+                traffic.moved(True, x, bool(kwargs.get("non_blocking")))
                 return _Upload.apply(x)
         if is_there(kwargs.get("device")) and not any(isinstance(a, Tensor) for a in args):
             x = func(*args, **{**kwargs, "device": "cpu"})
             if func in (torch.tensor, torch.as_tensor):
-                traffic.count(True, x)
+                traffic.moved(True, x)
             return to_device(x)
         return func(*args, **kwargs)
 
@@ -161,7 +194,7 @@ class _Functions(TorchFunctionMode):
 @contextmanager
 def stand_in_device() -> Iterator[Traffic]:
     """Inside, the device exists, and its traffic is counted from 0."""
-    traffic.down = traffic.up = traffic.waits = 0
+    traffic.clear()
     with _Dispatch(), _Functions():
         yield traffic
 
