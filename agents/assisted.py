@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from distill_env.gate_settings import ALWAYS, Gate
+from distill_env.gate_settings import ALWAYS, SMALLEST_TAU, Gate
 from distill_env.randomness import episode_keys
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ def tau_for_share(
     gate: Gate | None = None,
     top_k: int = 0,
     top_p: float = 1.0,
+    rounds: int = ROUNDS,
 ) -> float:
     """The threshold at which about this share of the tokens is the teacher's, in the unit of the gate's score.
 
@@ -69,10 +70,11 @@ def tau_for_share(
         share: of the tokens, above 0 and below 1.
         seed: of the draws.
         gate: the gate; by default the hard one on D_t.
+        rounds: rollouts.
     """
     tau = MAX_TAU
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         rollout = write_assisted(env, student, prompts, assisted_gate(tau, gate), seed, top_k, top_p)
         scores = rollout.score[rollout.mask].numpy()
-        tau = max(float(np.quantile(scores[~np.isnan(scores)], 1 - share)), sys.float_info.min)
+        tau = max(float(np.quantile(scores[~np.isnan(scores)], 1 - share)), SMALLEST_TAU)
     return tau

@@ -29,10 +29,10 @@ class OptimizerConfig:
     """Learning rate after the warm-up."""
     warmup_iterations: Natural = 10
     """Iterations over which the learning rate rises linearly from 0."""
-    schedule: Literal["constant", "linear", "cosine"] = "linear"
-    """How the learning rate falls over decay_iterations."""
+    schedule: Literal["auto", "constant", "linear", "cosine"] = "auto"
+    """How the learning rate falls to a hundredth; auto is linear if decay_iterations is given, else constant."""
     decay_iterations: Natural = 0
-    """Iterations over which the learning rate falls to a hundredth; 0 keeps it constant."""
+    """Iterations over which the learning rate falls; with linear or cosine 0 stands for all iterations of a run."""
     weight_decay: NotNegative = 0.0
     """Weight decay of matrices, including embeddings, but not of biases and norms."""
     adam_beta1: Decay = 0.9
@@ -46,8 +46,6 @@ class OptimizerConfig:
         check_fields(self)
         if self.schedule == "constant" and self.decay_iterations:
             raise ValueError(f"decay_iterations: {self.decay_iterations} with schedule constant; expected 0")
-        if self.schedule == "cosine" and not self.decay_iterations:
-            raise ValueError("decay_iterations: 0 with schedule cosine; expected at least 1, usually all iterations")
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from agents.assisted import ROUNDS, tau_for_share
 from agents.atomic_io import write_folder
 from agents.base import Callback, Metrics
 from agents.checkpoint import damage_as_value_error, load_state, save_state
@@ -71,6 +72,7 @@ from distill_env.tasks.base import Prompt
 from distill_env.transfer import fetch, upload
 
 SHOWN = 3  # completions of an iteration that callbacks may show
+AUTO_SHARE = 0.1  # of the positions are hard with tau auto and no budget
 
 
 class DistillAgent:
@@ -122,6 +124,7 @@ class DistillAgent:
                 "so that each token is a draw from the mixture and its reward is log p"
             )
         self._check_processes()
+        self.choose_tau(env)
         stream = PromptStream(core.prompts, self.config.seed)
         for _ in range(iterations):
             self.processes.continue_or_stop(gather=self._gather)
@@ -140,6 +143,24 @@ class DistillAgent:
             if callback is not None:
                 callback(self.iteration, metrics)
         return self
+
+    def reconfigure(self, config: DistillConfig) -> None:
+        """Continue with another learning rate, its schedule, or another batch size; the method stays."""
+        self.config = dataclasses.replace(config, method=self.config.method)
+
+    def choose_tau(self, env: Any) -> None:
+        """Replace tau auto by a number, so that the budget, or a tenth of the positions without one, is hard.
+
+        It is measured in trial rollouts on the first batch's prompts: see `tau_for_share`. With a number nothing is
+        done.
+        """
+        method, core = self.method, env.unwrapped
+        if method.gate.tau != "auto":
+            return
+        prompts = PromptStream(core.prompts, self.config.seed).take(0, max(self.config.batch_size, core.num_envs))
+        usual = (core, self.student, prompts, method.budget or AUTO_SHARE, self.config.seed, method.hard_gate)
+        rounds = ROUNDS if method.gate_writes else 1  # without rewrites the text does not depend on tau
+        self.method = method.with_tau(tau_for_share(*usual, method.top_k, method.top_p, rounds))
 
     def _check_processes(self) -> None:
         config, count = self.config, self.processes.world_size
@@ -230,8 +251,9 @@ class DistillAgent:
         share = (
             self._rewritten_share(rollout, rollout.mask) if method.gate_writes else 1 - totals["train/reverse_weight"]
         )
-        self.method = method.with_tau(follow_quantile(method.gate.tau, share, method.budget))
-        return {"rollout/tau": method.gate.tau, "rollout/budget_error": share - method.budget}
+        tau = method.gate.threshold
+        self.method = method.with_tau(follow_quantile(tau, share, method.budget))
+        return {"rollout/tau": tau, "rollout/budget_error": share - method.budget}
 
     def backward(self, rollout: Rollout) -> Metrics:
         """Accumulate the gradient of the mean loss, chunk by chunk over the valid positions.
@@ -249,7 +271,7 @@ class DistillAgent:
         future, weight = self._long_range(rollout)  # [N, T] each
         sums: dict[str, Tensor] = {}
         if self.method.gate_writes:
-            _add(sums, "rollout/hard_share", (rollout.score >= self.method.gate.tau).double())
+            _add(sums, "rollout/hard_share", (rollout.score >= self.method.gate.threshold).double())
         micro = self.config.micro_batch or len(rollout.prompts)
         passes = range(0, len(rollout.prompts), micro)
         for begin in passes:

@@ -61,7 +61,8 @@ class Distiller:
         teacher: the same, or the URL of a completions server. It does not change.
         data: a path or hub id, a list of dicts, a `datasets.Dataset`, or these by split; docs/your_data.md lists the
             columns.
-        method: a row of `agents/methods.py` by its name, or a `Method`.
+        method: a row of `agents/methods.py` by its name, or a `Method`. A row whose gate reads D_t has tau auto here:
+            the first call of `train` chooses it.
         task: how the data are read: `instruct`, `text`, `gsm8k`, ..., or `package.module:Class`.
         tokenizer: of both models, or its folder or hub id; by default those of the models' folders, which have to be
             the same.
@@ -106,7 +107,7 @@ class Distiller:
         kind = task_class(task)
         own = _by_home(options, task_arguments(kind))
         with errors_name_flags({"agent": "method"}):
-            row = method if isinstance(method, Method) else methods.method(method)
+            row = method if isinstance(method, Method) else methods.for_new_pair(methods.method(method))
         config = DistillConfig(variant(row, **own["method"]), OptimizerConfig(**own["optimizer"]), **own["agent"])
         self._pair = loading.load_pair(
             student,
@@ -236,7 +237,8 @@ class Distiller:
         """Write a folder that Transformers loads: weights, an adapter merged into them, tokenizer and model card."""
         student: Any = self.agent.student
         gate = self.agent.method.gate
-        settings = {"iterations": self.agent.iteration, "score": gate.score, "tau": f"{gate.tau:.4g}"}
+        tau = gate.tau if gate.tau == "auto" else f"{gate.tau:.4g}"
+        settings = {"iterations": self.agent.iteration, "score": gate.score, "tau": tau}
         settings |= {"seed": self.agent.config.seed, "batch_size": self.agent.config.batch_size}
 
         def write(folder: Path) -> None:

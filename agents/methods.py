@@ -97,7 +97,7 @@ class Method:
             raise ValueError(f"teacher_writes: {self.teacher_writes!r} with loss negative; expected never")
         if self.weighting == "soft" and self.gate.feeds_back:
             raise ValueError("weighting: 'soft' with cumulative or hand_over_rest; expected by_writer or hard")
-        if self.budget and not (0 < self.budget < 1 and self.gated and 0 < self.gate.tau < math.inf):
+        if self.budget and not (0 < self.budget < 1 and self.gated and self._adaptable):
             raise ValueError(
                 f"budget: {self.budget} with teacher_writes {self.teacher_writes!r} and tau {self.gate.tau}; expected "
                 "a share in (0, 1), a gate that decides who writes or weighs the loss, and a positive, finite tau"
@@ -111,6 +111,11 @@ class Method:
                 f"score: {self.gate.score!r} with gamma {self.gamma} and estimator {self.estimator!r}; it depends on "
                 "the drawn token, which biases a policy gradient; expected gamma 0 and exact, or a score of the state"
             )
+
+    @property
+    def _adaptable(self) -> bool:
+        """Whether a budget can adapt tau."""
+        return self.gate.tau == "auto" or 0 < self.gate.tau < math.inf
 
     @property
     def truncates(self) -> bool:
@@ -154,7 +159,7 @@ class Method:
             return None
         return self.gate if self.weighting == "soft" else self.hard_gate
 
-    def with_tau(self, tau: float) -> Method:
+    def with_tau(self, tau: float | Literal["auto"]) -> Method:
         return replace(self, gate=replace(self.gate, tau=tau))
 
     def teacher_gate(self, matched_rate: float = 0.0, iteration: int = 0) -> Gate:
@@ -283,6 +288,15 @@ def method(name: str) -> Method:
     if name not in METHODS:
         raise ValueError(f"agent: {name!r} is not a method; expected one of {', '.join(METHODS)}")
     return METHODS[name]
+
+
+def for_new_pair(method: Method) -> Method:
+    """The method for two models whose divergences nobody has seen: a gate on D_t chooses its tau.
+
+    Thresholds of other scores, which come from publications, are kept.
+    """
+    gate = method.gate
+    return method.with_tau("auto") if method.gated and gate.score == "divergence" and not gate.feeds_back else method
 
 
 def truncated(method: Method, returned: int, teacher: str) -> Method:

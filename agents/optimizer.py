@@ -19,6 +19,10 @@ def learning_rate(config: OptimizerConfig, iteration: int) -> float:
 
     The decay is linear or half a cosine (Loshchilov & Hutter 2017, "SGDR", 1608.03983).
     """
+    if config.schedule in ("linear", "cosine") and not config.decay_iterations:
+        raise ValueError(
+            f"decay_iterations: 0 with schedule {config.schedule}; expected at least 1, usually all iterations"
+        )
     warmup = min(1.0, (iteration + 1) / (config.warmup_iterations + 1))
     decay = 1.0
     if config.decay_iterations:

@@ -76,6 +76,11 @@ def automatic_device() -> str:
     return str(find_device("auto"))
 
 
+def usual_lengths(device: str) -> tuple[int, int]:
+    """The longest prompt and completion on a device if nothing else is said, in tokens."""
+    return (128, 64) if device == "cpu" else (512, 256)
+
+
 def usual_dtype(device: str) -> str:
     """The data type that `auto` stands for on a device."""
     return "float32" if device == "cpu" else "bfloat16"

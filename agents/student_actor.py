@@ -9,6 +9,7 @@ from torch.nn.utils.rnn import pad_sequence
 from distill_env.models.base import TrainableModel
 from distill_env.ragged import PAD
 from distill_env.randomness import Purpose, episode_keys, inverse_cdf, uniform
+from distill_env.rules import rewrite_distribution
 
 
 class StudentActor:
@@ -21,6 +22,7 @@ class StudentActor:
 
     def __init__(self, student: TrainableModel, seed: int) -> None:
         self.student = student
+        self.temperature, self.top_p = 1.0, 1.0  # of the draws; `log_probs` are the student's own
         self.reseed(seed)
 
     def reseed(self, seed: int) -> None:
@@ -36,6 +38,10 @@ class StudentActor:
 
     def draw(self, log_probs: Tensor) -> NDArray[np.int64]:
         """Sample from log-probabilities [n, ...] -> [n], each call with new random numbers."""
+        if self.temperature != 1:
+            log_probs = (log_probs / self.temperature).log_softmax(-1)
+        if self.top_p < 1:
+            log_probs = rewrite_distribution(log_probs, "nucleus", self.top_p)
         draws = uniform(episode_keys(self._seed, np.arange(len(log_probs))), self._acts, Purpose.STUDENT)
         self._acts += 1
         return inverse_cdf(log_probs, draws).cpu().numpy()

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from distill_env.divergence import entropy, forward_kl, reverse_kl
-from distill_env.gate_settings import Gate, ScoreFunction, find_score
+from distill_env.gate_settings import SMALLEST_TAU, Gate, ScoreFunction, find_score
 
 SMALLEST_AVERAGE = 1e-12  # a relative score is read against at least this, so that 0 after zeros is not hard
 
@@ -201,10 +201,11 @@ def read_score(gate: Gate, score: Tensor, step_start: Tensor, state: GateState) 
 
 def decide(gate: Gate, score: Tensor, uniforms: Tensor) -> GateDecision:
     """Decisions from scores [n, K]; `uniforms` settle the draws of a soft gate."""
-    hard = score >= gate.tau
-    if math.isinf(gate.alpha) or not math.isfinite(gate.tau):
+    tau = gate.threshold
+    hard = score >= tau
+    if math.isinf(gate.alpha) or not math.isfinite(tau):
         return GateDecision(score, hard, hard, (~hard).double())
-    reverse_weight = torch.sigmoid(gate.alpha * (gate.tau - score))
+    reverse_weight = torch.sigmoid(gate.alpha * (tau - score))
     return GateDecision(score, hard, uniforms >= reverse_weight, reverse_weight)
 
 
@@ -266,7 +267,7 @@ def follow_quantile(tau: float, share: float, budget: float) -> float:
     Stochastic approximation of a quantile (Robbins & Monro 1951) on a logarithmic scale, so that the score's unit does
     not matter; the fixed point is the (1 - budget)-quantile of the scores. The logarithm of tau adds up the errors, so
     their mean tends to 0 also where scores have atoms and no threshold meets the budget. A rise is at most a factor
-    e^2, and tau does not fall below 1e-6 while scores are 0.
+    e^2, and tau does not fall below `SMALLEST_TAU` while scores are 0.
     """
     error = (share - budget) / (budget * (1 - budget))
-    return max(tau * math.exp(0.2 * min(error, 10.0)), 1e-6)
+    return max(tau * math.exp(0.2 * min(error, 10.0)), SMALLEST_TAU)

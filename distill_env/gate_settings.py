@@ -17,6 +17,7 @@ SCORE_NAMES = ("divergence", "forward_kl", "teacher_entropy", "rank", *STUDENT_S
 ScoreFunction = Callable[..., Any]
 """(student), (student, teacher) or (student, teacher, tokens) -> scores: log-probabilities [n, K, V], perhaps twice,
 perhaps the drafted tokens [n, K], to numbers [n, K]. The number of its parameters says what a score reads."""
+SMALLEST_TAU = 1e-6  # that is chosen from scores, so that positions with a score of 0 are easy
 StepReduction = Literal["none", "first", "mean", "max", "sum"]
 
 
@@ -37,8 +38,9 @@ class Gate:
     """What the gate reads: divergence (D_t), forward_kl or teacher_entropy, all in nats; rank, the drafted token's rank
     under the teacher (0 is the most likely); of the student alone student_entropy, least_confidence, margin or
     predicted_divergence; or your own package.module:function."""
-    tau: float = math.inf
-    """Threshold, in the unit of the score: nats, ranks, or (with relative) multiples of the average."""
+    tau: float | Literal["auto"] = math.inf
+    """Threshold, in the unit of the score: nats, ranks, or (with relative) multiples of the average. auto lets the
+    agent choose it before its first iteration, so that a tenth of the positions is hard."""
     alpha: Positive = math.inf
     """Sharpness of a soft gate, per unit of the score."""
     step_reduction: StepReduction = "none"
@@ -66,7 +68,10 @@ class Gate:
         check_fields(self)
         if self.reads_a_model and self.score not in SCORE_NAMES:
             find_score(self.score)
-        if self.reads_a_model and self.tau < 0:
+        if self.tau == "auto":
+            if self.feeds_back or not self.reads_a_model:
+                raise ValueError("tau: 'auto' with cumulative or hand_over_rest; expected a number")
+        elif self.reads_a_model and self.tau < 0:
             raise ValueError(f"tau: {self.tau} is negative; expected at least 0 with score {self.score!r}")
         if self.cumulative and self.step_reduction != "none":
             raise ValueError(f"step_reduction: {self.step_reduction!r} with cumulative; expected none")
@@ -77,6 +82,17 @@ class Gate:
                 f"screen: {self.screen!r} with score {self.score!r}; expected a score of the student alone "
                 f"({', '.join(STUDENT_SCORES)}), and a gate that reads the teacher"
             )
+
+    @property
+    def threshold(self) -> float:
+        """`tau` as a number.
+
+        Raises:
+            ValueError: if it is still auto.
+        """
+        if self.tau == "auto":
+            raise ValueError("tau: 'auto' before an agent has chosen it; expected a number")
+        return self.tau
 
     @property
     def reads_a_model(self) -> bool:
@@ -101,7 +117,7 @@ class Gate:
     @property
     def needs_scores(self) -> bool:
         """Whether a decision needs the models; otherwise it is known before anything is drafted."""
-        return self.reads_a_model and math.isfinite(self.tau)
+        return self.reads_a_model and (self.tau == "auto" or math.isfinite(self.tau))
 
     @property
     def has_memory(self) -> bool:

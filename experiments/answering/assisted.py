@@ -252,10 +252,10 @@ class AssistedRun:
         """The tau that the run was trained with, if it has the unit of this score."""
         own = self.method.gate
         if name == "run":
-            return own.tau
+            return own.threshold
         if name != "divergence":
             return None
-        return own.tau if own.score == "divergence" else GATED.gate.tau
+        return own.threshold if own.score == "divergence" else GATED.gate.threshold
 
     def read(self, env: DistillVectorEnv, prompts: Sequence[Prompt], gates: dict[str, Gate]) -> Reading:
         """What these gates read along completions that the student writes alone."""

@@ -88,9 +88,9 @@ def see_run(folder: Path, prompts: int = 4, positions_from: int = 100, top: int 
     alone = write_completions(env, student, chosen, NEVER)
     wide = make_env(config, "test", rows, purpose="evaluate")
     many = write_completions(wide, student, evenly_spaced(wide.prompts, max(positions_from, rows)), NEVER)
-    reads_divergence = gate.score == "divergence" and not gate.has_memory and math.isfinite(gate.tau)
+    reads_divergence = gate.score == "divergence" and not gate.has_memory and math.isfinite(gate.threshold)
     return {
-        "tau": gate.tau if reads_divergence else None,
+        "tau": gate.threshold if reads_divergence else None,
         "prompts": [p.text for p in chosen],
         "assisted": describe(env, student, assisted, gate, top),
         "alone": describe(env, student, alone, gate, top),

@@ -172,7 +172,16 @@ def agent_loader(config: RunConfig, **options: Any) -> Callable[[Path], Any]:
         config: of the run.
         options: for `DistillAgent.load`.
     """
+    own = config.agent_options
     load = agent_class(config).load
-    if isinstance(config.agent_options, DistillConfig):
-        load = partial(load, **options)
-    return load if isinstance(config.agent_options, PluginConfig) else partial(load, **student_arguments(config))
+    if isinstance(own, PluginConfig):
+        return load
+    if not isinstance(own, DistillConfig):
+        return partial(load, **student_arguments(config))
+
+    def load_and_reconfigure(path: Path) -> Any:
+        agent = load(path, **student_arguments(config), **options)
+        agent.reconfigure(own)
+        return agent
+
+    return load_and_reconfigure

@@ -59,7 +59,8 @@ def _convert(default: Any, value: Any, where: str) -> Any:
         return tuple(value)
     if isinstance(default, str) and isinstance(value, bool):  # YAML's yes and no
         return "yes" if value else "no"
-    if isinstance(default, float) and isinstance(value, str | int) and not isinstance(value, bool):
+    number = isinstance(default, float) or default == "auto"  # tau may be either
+    if number and isinstance(value, str | int) and not isinstance(value, bool):
         with suppress(ValueError):
             return float(value)  # "inf", and YAML's 1e-3, which is a text
     return value

@@ -34,6 +34,19 @@ def gate_of(agent: Any) -> Gate | None:
     return agent.method.hard_gate if hasattr(agent, "method") else None
 
 
+def sample_as_configured(config: RunConfig, agent: Any) -> None:
+    """Give the agent's draws the temperature and the nucleus of the evaluation.
+
+    Raises:
+        ValueError: for an agent of somebody else's that has neither.
+    """
+    own = config.evaluation
+    if hasattr(agent, "actor"):
+        agent.actor.temperature, agent.actor.top_p = own.temperature, own.top_p
+    elif (own.temperature, own.top_p) != (1, 1):
+        raise ValueError(f"eval_temperature, eval_top_p: with {config.agent}; expected 1, since it draws on its own")
+
+
 def evaluate_before(
     config: RunConfig,
     agent: Agent,
@@ -54,7 +67,8 @@ def evaluate_before(
     if warm_folder is None or isinstance(config.agent_options, PluginConfig):
         return evaluate_all(config, agent, console, "before training", forward_kls=forward_kls)
     gate = hashlib.sha256(repr(gate_of(agent)).encode()).hexdigest()[:8]
-    settings = f"{config.evaluation.prompts}-{config.evaluation.samples}-{gate}"
+    own = config.evaluation
+    settings = f"{own.prompts}-{own.samples}-{own.temperature:g}-{own.top_p:g}-{gate}"
     path = warm_folder.with_name(f"{warm_folder.name}-evaluation-{settings}.json")
     if not path.exists():
         write_json(path, finite(evaluate_all(config, agent, console, "before training")))
@@ -83,6 +97,7 @@ def evaluate_all(
     """
     from agents.evaluation import evaluate, forward_kl_by_prompt
 
+    sample_as_configured(config, agent)
     metrics: dict[str, float] = {}
     lines: list[dict[str, Any]] = []
     samples = config.evaluation.samples

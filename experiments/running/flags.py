@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import tyro
 
@@ -17,11 +18,14 @@ from experiments.running.cli import CONVENTIONS, override
 from experiments.running.config import RunConfig
 from experiments.running.config_file import default_config, flag_values, load_config, read_config
 from experiments.running.help import help_text, refuse_without_effect
+from experiments.running.placement import with_lengths
 
 # what a resumed run may change
 RESUMABLE = {"iterations", "validate_every", "checkpoint_every", "keep_checkpoints", "threads", "eval_prompts"}
 RESUMABLE |= {"eval_samples", "track", "push_to_hub", "teacher_cache", "teacher_timeout", "device", "device_map"}
 RESUMABLE |= {"gradient_checkpointing"}
+# what it may change of a method's update, which is then another one: the run says so and keeps a record
+CHANGEABLE = {"learning_rate", "schedule", "decay_iterations", "warmup_iterations", "batch_size"}
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,13 @@ class Choice:
     out: Path = Path("runs")
     resume: bool = False
     seed: int = 0
+    teacher: tuple[str, ...] = ()
+    student: str = ""
+
+    @property
+    def usual_env(self) -> str:
+        """The environment if none is given: language models if both are named."""
+        return self.env or ("lm" if self.teacher and self.student else "sums")
 
 
 def parse(args: Sequence[str] | None = None, description: str = "") -> RunConfig:
@@ -52,25 +63,30 @@ def parse(args: Sequence[str] | None = None, description: str = "") -> RunConfig
     before.add_argument("--help-all", action="store_true")
     own, rest = before.parse_known_args(args)
     choice, _ = tyro.cli(Choice, args=rest, return_unknown_args=True, add_help=False, config=CONVENTIONS)
-    name = choice.name or default_name(choice.agent or "gated", choice.env or "sums", choice.seed)
+    name = choice.name or default_name(choice.agent or "gated", choice.usual_env, choice.seed)
     if choice.resume and own.config:
         raise ValueError("config: a resumed run reads the config.json in its folder; drop --config or --resume")
     if choice.resume:
         default = load_config(choice.out / name)
     elif own.config:
-        default = read_config(own.config, choice.agent, choice.env)
+        default = read_config(own.config, choice.agent, choice.env, usual=("gated", choice.usual_env))
     else:
-        default = default_config(choice.agent or "gated", choice.env or "sums")
+        default = default_config(choice.agent or "gated", choice.usual_env)
     if own.help:
         print(help_text(default, description))
         sys.exit(0)
     config = override(default, ["--help"] if own.help_all else rest, description)
     if choice.resume:
         check_resumed(config, default)
-        return replace(config, name=name, resume=True)
+        return with_decay(replace(config, name=name, resume=True))
     refuse_without_effect(config, default_config(config.agent, config.env))
     if is_served(config.teacher.model):
         config = truncated(config)
+    if config.env == "lm":
+        if config.training.warm_start and not config.training.warm_updates:
+            raise ValueError(f"warm_start: {config.training.warm_start} with --env lm; expected 0 or sft:N")
+        config = with_lengths(config)
+    config = with_decay(config)
     return config if config.name else replace(config, name=free_name(config))
 
 
@@ -84,12 +100,29 @@ def free_name(config: RunConfig) -> str:
 def check_resumed(config: RunConfig, saved: RunConfig) -> None:
     """Raise ValueError if a resumed run differs from the saved one in what may not change."""
     moved = {"teacher"} if is_served(saved.teacher.model) and is_served(config.teacher.model) else set()
-    before = flag_values(saved)
-    for name, value in flag_values(config).items():
-        if value != before[name] and name not in RESUMABLE | moved | {"name", "out", "resume"}:
+    free = RESUMABLE | moved | {"name", "out", "resume"} | (CHANGEABLE if config.method else set())
+    for name, (before, now) in changes(saved, config).items():
+        if name not in free:
             raise ValueError(
-                f"resume: {name} differs from the resumed run; only these may differ: {', '.join(sorted(RESUMABLE))}"
+                f"{name}: {now!r} with --resume, {before!r} before; only these may differ: {', '.join(sorted(free))}"
             )
+
+
+def changes(saved: RunConfig, config: RunConfig) -> dict[str, tuple[Any, Any]]:
+    """The flags whose values differ, and both values."""
+    before, now = flag_values(saved), flag_values(config)
+    return {name: (before[name], value) for name, value in now.items() if value != before[name]}
+
+
+def with_decay(config: RunConfig) -> RunConfig:
+    """A schedule without a length covers all iterations."""
+    options = config.agent_options
+    if not isinstance(options, DistillConfig) or options.optimizer.decay_iterations:
+        return config
+    if options.optimizer.schedule not in ("linear", "cosine"):
+        return config
+    optimizer = replace(options.optimizer, decay_iterations=config.training.iterations)
+    return replace(config, agent_options=replace(options, optimizer=optimizer))
 
 
 def truncated(config: RunConfig) -> RunConfig:

@@ -31,7 +31,8 @@ LM_ONLY = LM_ONLY - {"teacher_cache"} | {"lora_rank", "lora_alpha", "lora_target
 # the environments in which a flag has an effect, if not in all
 ENVIRONMENTS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(LM_ONLY, ("lm",)),
-    **dict.fromkeys(("warm_start", "student_width", "student_layers", "student_mlp"), SMALL_TASKS),
+    **dict.fromkeys(("student_width", "student_layers", "student_mlp"), SMALL_TASKS),
+    "warm_start": (*SMALL_TASKS, "lm"),
     **dict.fromkeys(("dtype", "student_dtype"), (*SMALL_TASKS, "lm")),
 }
 METHODS_ONLY = ("teacher_cache", "student_dtype", "draft_limit")

@@ -13,10 +13,10 @@ from rich.console import Console
 from rich.markup import escape
 
 from agents.atomic_io import write_folder
-from agents.base import Agent
 from agents.checkpoint import checkpoints, delete_old_checkpoints, load_checkpoint, rename_damaged, save_checkpoint
+from agents.distill import AUTO_SHARE
 from agents.distributed import SINGLE_PROCESS, ProcessGroup, TrainingEnded, init_distributed
-from agents.methods import METHODS
+from agents.methods import METHODS, Method
 from agents.teacher_cache import TeacherCache
 from distill_env.env import DistillVectorEnv
 from distill_env.models.base import TrainableModel
@@ -25,9 +25,10 @@ from experiments.running import completions_file
 from experiments.running.build import agent_loader, make_agent, make_env, make_student
 from experiments.running.cli import print_warning
 from experiments.running.config import SMALL_TASKS, RunConfig
-from experiments.running.config_file import to_dict
+from experiments.running.config_file import load_config, to_dict
 from experiments.running.curves import draw_curves
 from experiments.running.evaluating import evaluate_all, evaluate_before, show_answers, show_samples
+from experiments.running.flags import CHANGEABLE, changes
 from experiments.running.loop import TrainingLoop
 from experiments.running.model_card import model_card, push
 from experiments.running.placement import keep_placement, placement_line
@@ -37,7 +38,7 @@ from experiments.running.run_folder import finite, read_json, read_metrics, writ
 from experiments.running.signals import signals, stop
 from experiments.running.summary import report, summarise_training
 from experiments.running.tracking import check_track
-from experiments.running.warm_start import warm_start
+from experiments.running.warm_start import fine_tune, warm_start
 
 NUMBERS = ("metrics.csv", "curves.png", "evaluation.json")
 TEXTS = ("answers.txt", "samples.txt", completions_file.FILE)
@@ -166,6 +167,8 @@ def run_locked(
         cache: of the teacher's completions.
     """
     began, folder = time.perf_counter(), config.folder
+    if config.resume:
+        note_changes(config, console)
     write_json(folder / "config.json", to_dict(config))
     if config.env == "lm":
         keep_placement(config)
@@ -210,15 +213,42 @@ def start(
     """The agent before its first iteration, evaluated and saved, and the evaluation."""
     warm_folder = None
     uses_student = ":" not in config.agent or wants_student(config.agent)
-    if config.training.warm_start and env.task.graded and not config.student.model and uses_student:
-        student, warm_folder = warm_start(config, console)
-    agent: Agent = make_agent(config, student, env)
+    if config.training.warm_start and uses_student:
+        if config.env == "lm":
+            fine_tune(config, student, env, console)
+        elif env.task.graded and not config.student.model:
+            student, warm_folder = warm_start(config, console)
+    agent: Any = make_agent(config, student, env)
+    if config.method is not None and config.method.gate.tau == "auto":
+        with console.status("trial rollouts, which choose tau"):
+            agent.choose_tau(env)
+        console.print(tau_line(agent.method), soft_wrap=True)
     held_out: list[float] = []
     before = evaluate_before(config, agent, warm_folder, console, held_out)
     evaluation = {"before": before, "seconds": 0.0, "forward_kl_by_prompt": {"before": held_out}}
     write_json(config.folder / "evaluation.json", finite(evaluation))
     save_checkpoint(config.folder / "checkpoints", 0, agent.save, config.training.keep_checkpoints)
     return agent, evaluation
+
+
+def note_changes(config: RunConfig, console: Console) -> None:
+    """Print which settings of the update differ from those before, and add them to `changes.log`."""
+    if not (config.folder / "config.json").exists():
+        return
+    differing = changes(load_config(config.folder), config)
+    lines = [f"{name}: {before} before, {now} now" for name, (before, now) in differing.items() if name in CHANGEABLE]
+    if lines:
+        saved = checkpoints(config.folder / "checkpoints")
+        after = f"after iteration {int(saved[0].name) if saved else 0}: "
+        with (config.folder / "changes.log").open("a") as file:
+            file.writelines(f"{after}{line}\n" for line in lines)
+        console.print(*(f"changed {after}{line}" for line in lines), sep="\n", soft_wrap=True, highlight=False)
+
+
+def tau_line(method: Method) -> str:
+    """What tau auto became."""
+    share = method.budget or AUTO_SHARE
+    return f"tau {method.gate.threshold:.3g}: {share:.0%} of the positions of trial rollouts score that much or more"
 
 
 def resume(config: RunConfig, console: Console, processes: ProcessGroup) -> tuple[Any, dict[str, Any]]:

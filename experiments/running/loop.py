@@ -25,7 +25,7 @@ from experiments.running.build import make_env
 from experiments.running.cli import print_warning, progress_bar
 from experiments.running.config import RunConfig
 from experiments.running.config_file import to_dict
-from experiments.running.evaluating import EVALUATION_SEED, gate_of
+from experiments.running.evaluating import EVALUATION_SEED, gate_of, sample_as_configured
 from experiments.running.metric_display import metric
 from experiments.running.section import errors_name_flags
 from experiments.running.signals import Request, signals
@@ -87,6 +87,7 @@ class TrainingLoop:
             before=before,
             validated=rows,
         )
+        sample_as_configured(config, agent)
         self.validation = make_env(config, "validation", rows, purpose="evaluate")
         self.teachers: list[list[int]] = []  # the teacher's completions of the validation prompts
         self.spent = sum(used(row, self.settings.limit_of) for row in self.tracker.rows)

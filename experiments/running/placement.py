@@ -1,12 +1,14 @@
 """Where the models of a run are, and in which data types: what `auto` stands for. Light to import."""
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 
-from agents.pair import automatic_device, usual_dtype
+from agents.pair import automatic_device, usual_dtype, usual_lengths
+from distill_env.tasks.registry import LANGUAGE_TASKS
 from experiments.running.config import RunConfig
 from experiments.running.run_folder import read_json, write_json
 
 FILE = "placement.json"
+READS_DATA = tuple(name for name in LANGUAGE_TASKS if name != "word_problems")
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,22 @@ def placement(config: RunConfig) -> Placement:
     )
 
 
+def with_lengths(config: RunConfig) -> RunConfig:
+    """The configuration with the lengths that the device of its models suggests, in place of None.
+
+    A task that makes its own problems, or that is the user's, has a horizon of its own.
+    """
+    prompt, completion = usual_lengths(placement(config).device)
+    horizon = config.environment.max_new_tokens
+    if horizon is None and config.data.task in READS_DATA:
+        horizon = completion
+    return replace(
+        config,
+        data=replace(config.data, max_prompt_tokens=config.data.max_prompt_tokens or prompt),
+        environment=replace(config.environment, max_new_tokens=horizon),
+    )
+
+
 def kept_placement(config: RunConfig) -> Placement | None:
     """What the run in this folder began with; None if there is none."""
     path = config.folder / FILE
@@ -63,7 +81,8 @@ def placement_line(config: RunConfig) -> str:
         f"device {chosen.device}",
         f"teacher {chosen.dtype}",
         f"student {chosen.student_dtype}",
-        f"at most {horizon} tokens a completion" if horizon else "the task's number of tokens a completion",
+        f"prompts of at most {config.data.max_prompt_tokens} tokens",
+        f"completions of at most {horizon}" if horizon else "completions as long as the task allows",
         f"{torch.get_num_threads()} threads",
     ]
     return ", ".join(parts)

@@ -332,7 +332,7 @@ def model_rows(config: RunConfig, env: DistillVectorEnv, student: Any, shards: i
     lengths = {who: model.max_length for who, model in models.items()}
     because = {who: model.limit.because for who, model in models.items() if hasattr(model, "limit")}
     longest = env.max_prompt_length + env.max_new_tokens
-    allowed = config.data.max_prompt_tokens + env.max_new_tokens
+    allowed = (config.data.max_prompt_tokens or env.max_prompt_length) + env.max_new_tokens
     contexts = [context_row(longest, allowed, lengths, because)]
     if env.teacher_sees_more:  # its prompts are others
         theirs = {"teacher": lengths.pop("teacher")}
@@ -350,7 +350,7 @@ def model_rows(config: RunConfig, env: DistillVectorEnv, student: Any, shards: i
     seed, size = config.agent_options.seed, min(PROBED_PROMPTS, config.agent_options.batch_size)
     prompts = PromptStream(env.prompts, seed).take(0, size)
     gate = (config.method or GATED).gate
-    tau = gate.tau if gate.score == "divergence" else HIGH_DIVERGENCE
+    tau = gate.threshold if gate.score == "divergence" and gate.tau != "auto" else HIGH_DIVERGENCE
     length = min(PROBED_TOKENS, env.max_new_tokens)
     own, read, exists = probe(teacher.fork(), student.fork(), prompts, length, seed)
     return [*rows, teacher_row(read[exists]), divergence_row(own[exists], read[exists], tau)]

@@ -13,21 +13,25 @@ from filelock import FileLock
 from rich.console import Console
 from rich.progress import track
 
+from agents.base import Metrics
 from agents.config import DistillConfig, OptimizerConfig
 from agents.distill import DistillAgent
 from agents.evaluation import completion_metrics
 from agents.generation import generate
-from agents.methods import METHODS
+from agents.methods import METHODS, variant
 from agents.prompts import PromptStream
 from agents.rollout import Rollout
 from agents.teacher_cache import TeacherCache
+from distill_env.env import DistillVectorEnv
+from distill_env.models.base import TrainableModel
 from distill_env.models.load import build_model
 from experiments.running.build import make_env, make_student
 from experiments.running.cli import progress_bar
-from experiments.running.config import LARGEST_RUN_SEED, EnvironmentConfig, RunConfig, TeacherConfig
+from experiments.running.config import LARGEST_RUN_SEED, LEARNING_RATE, EnvironmentConfig, RunConfig, TeacherConfig
 from experiments.running.evaluating import EVALUATION_SEED
 from experiments.running.placement import placement
 
+LM_SEED = 2**33  # and above, of the fine-tuning of language models
 DATA_SET = 100  # batches of the teacher's completions, over which a warm start iterates
 DATA_SEED = LARGEST_RUN_SEED + 2  # of the data set, which all warm starts of an environment share
 VALIDATE_EVERY = 50  # updates
@@ -113,7 +117,8 @@ def _fine_tune(config: RunConfig, options: DistillConfig, console: Console) -> D
         data, teacher = data_set(sft, DATA_SET)
     validation = make_env(sft, "validation", 300, purpose="evaluate")
     prompts = validation.prompts
-    target = config.training.warm_start * teacher
+    fixed = config.training.warm_updates
+    target = 1.0 if fixed else float(config.training.warm_start) * teacher
     agent = DistillAgent(make_student(config, validation), options)
     reached = 0.0
     with progress_bar(console) as progress:
@@ -121,9 +126,10 @@ def _fine_tune(config: RunConfig, options: DistillConfig, console: Console) -> D
         for updates in epochs(agent, data):
             if updates % VALIDATE_EVERY == 0:
                 reached = completion_metrics(generate(agent, validation, prompts, EVALUATION_SEED))["correct_chains"]
-                text = f"warm start: sft until {target:.0%} correct chains in validation, now {reached:.0%}"
+                until = f"{fixed} updates" if fixed else f"{target:.0%} correct chains in validation"
+                text = f"warm start: sft until {until}, now {reached:.0%} correct"
                 progress.update(bar, description=text, completed=updates)
-            if reached >= target:
+            if updates == fixed or (reached >= target and not fixed):
                 break
             if updates >= GIVE_UP_AFTER:
                 raise ValueError(
@@ -134,3 +140,37 @@ def _fine_tune(config: RunConfig, options: DistillConfig, console: Console) -> D
         f"{reached:.1%} correct chains in validation"
     )
     return agent
+
+
+def fine_tune(config: RunConfig, student: TrainableModel, env: DistillVectorEnv, console: Console) -> None:
+    """Supervised fine-tuning of a language model, in place, for the updates of the run's warm start.
+
+    On the reference completions of the training prompts if all have one, else on completions of the teacher. Prompts
+    and draws are others than those of the training.
+    """
+    references = all(p.reference_completion for p in env.prompts)
+    own, updates = config.agent_options, config.training.warm_updates
+    rate = own.optimizer.learning_rate if isinstance(own, DistillConfig) else LEARNING_RATE["lm"]
+    options = DistillConfig(
+        variant(METHODS["sft"], teacher_writes="reference" if references else "always"),
+        OptimizerConfig(rate, min(10, updates), "linear", updates),
+        own.batch_size,
+        micro_batch=getattr(own, "micro_batch", 0),
+        seed=LM_SEED + own.seed,
+    )
+    if config.method is None:  # whose environment goes token by token
+        sft = dataclasses.replace(config, agent="sft", agent_options=options)
+        env = make_env(sft, "train", min(config.rollout.rows or own.batch_size, own.batch_size), purpose="train")
+    losses: list[float] = []
+    with progress_bar(console) as progress:
+        bar = progress.add_task("warm start", total=updates)
+
+        def show(iteration: int, metrics: Metrics) -> None:
+            losses.append(metrics["train/loss"])
+            progress.update(bar, description=f"warm start: sft, loss {losses[-1]:.3f}", completed=iteration)
+
+        DistillAgent(student, options).learn(env, updates, show)
+    written = "reference completions" if references else "the teacher's completions"
+    console.print(
+        f"warm start: {updates:,} updates of sft on {written}, loss {losses[0]:.3f} to {losses[-1]:.3f} nats per token"
+    )

@@ -39,7 +39,6 @@ def test_the_learning_rate_by_hand() -> None:
     ("arguments", "name"),
     [
         ({"schedule": "exponential"}, "schedule"),
-        ({"schedule": "cosine"}, "decay_iterations"),
         ({"schedule": "constant", "decay_iterations": 5}, "decay_iterations"),
         ({"weight_decay": -0.1}, "weight_decay"),
         ({"weight_decay": float("nan")}, "weight_decay"),
@@ -49,6 +48,12 @@ def test_the_learning_rate_by_hand() -> None:
 def test_bad_settings(arguments: dict[str, Any], name: str) -> None:
     with pytest.raises(ValueError, match=f"^{name}:"):
         OptimizerConfig(**arguments)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_a_schedule_without_a_length_is_refused(schedule: Any) -> None:
+    with pytest.raises(ValueError, match=r"^decay_iterations:"):
+        learning_rate(OptimizerConfig(schedule=schedule), 0)
 
 
 def test_only_matrices_decay() -> None:

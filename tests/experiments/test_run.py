@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from filelock import FileLock
 from rich.console import Console
 from safetensors.torch import load_file, save_file
@@ -215,7 +216,19 @@ def test_an_existing_name_is_not_overwritten(finished: Path, capsys: pytest.Capt
 
 def test_a_resumed_run_may_not_change_its_method(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--out", finished.parent, "--name", "whole", "--resume", "--tau", 3) == 1
-    assert "differs" in capsys.readouterr().err
+    assert capsys.readouterr().err.startswith("error: tau: 3")
+
+
+def test_a_resumed_run_may_change_its_learning_rate_and_keeps_a_record(tmp_path: Path) -> None:
+    """The first update after the change has the new rate: with a rate of nearly 0 the student stays."""
+    flags = ("--env", "categorical", "--out", tmp_path, "--name", "slower", "--eval-samples", 1, "--eval-prompts", 2)
+    assert run(*flags, "--iterations", 2) == 0
+    before = load_file(tmp_path / "slower/checkpoints/00000002/agent/student/model.safetensors")
+    assert run(*flags, "--resume", "--iterations", 3, "--learning-rate", 1e-30) == 0
+    after = load_file(tmp_path / "slower/checkpoints/00000003/agent/student/model.safetensors")
+    assert all(torch.equal(after[key], value) for key, value in before.items())
+    assert load_config(tmp_path / "slower").agent_options.optimizer.learning_rate == 1e-30
+    assert len((tmp_path / "slower/changes.log").read_text().splitlines()) == 1
 
 
 def damage(path: Path) -> None:

@@ -88,6 +88,47 @@ def test_a_flag_without_an_effect_is_refused(flags: list[str], name: str) -> Non
     assert "\n" not in str(error.value)
 
 
+def test_two_models_make_it_a_run_of_language_models() -> None:
+    pair = ["--teacher", "a", "--student", "b"]
+    assert parse(pair).env == parse([*pair, "--env", "lm"]).env == "lm"
+    assert parse(["--student", "b"]).env == "sums"
+    assert parse([*pair, "--name", "x"]).method.gate.tau == "auto"
+    assert parse([*pair, "--tau", "0.5"]).method.gate.tau == 0.5
+    assert parse([*pair, "--agent", "skd"]).method.gate.tau == 4.0
+    assert parse(["--tau", "auto"]).method.gate.tau == "auto"
+
+
+def test_lengths_follow_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lengths(*flags: str) -> tuple[int | None, int | None]:
+        config = parse(["--teacher", "a", "--student", "b", *flags])
+        return config.data.max_prompt_tokens, config.environment.max_new_tokens
+
+    assert lengths("--device", "cpu") == (128, 64)
+    assert lengths("--device", "cuda") == (512, 256)
+    assert lengths("--device", "cpu", "--max-new-tokens", "9", "--max-prompt-tokens", "8") == (8, 9)
+    assert lengths("--device", "cpu", "--task", "word_problems") == (128, None)
+
+
+@pytest.mark.parametrize("flags", [["--schedule", "linear"], ["--schedule", "cosine"], ["--decay-iterations", "30"]])
+def test_a_schedule_without_a_length_covers_the_run(flags: list[str]) -> None:
+    config = parse(["--iterations", "30", *flags])
+    assert config.agent_options.optimizer.decay_iterations == 30
+    assert parse([]).agent_options.optimizer.decay_iterations == 0
+
+
+@pytest.mark.parametrize("value", ["sft:0", "sft:", "sgd:3", "1.5", "-1", "nan"])
+@pytest.mark.parametrize("env", ["sums", "lm"])
+def test_bad_warm_starts(value: str, env: str) -> None:
+    with pytest.raises(ValueError, match=r"^warm_start: "):
+        parse(["--env", env, f"--warm-start={value}"])
+
+
+def test_a_share_of_accuracy_is_no_warm_start_of_language_models() -> None:
+    with pytest.raises(ValueError, match=r"^warm_start: "):
+        parse(["--env", "lm", "--warm-start", "0.5"])
+    assert parse(["--env", "lm", "--warm-start", "sft:7"]).training.warm_updates == 7
+
+
 def test_a_file_gives_the_settings_and_flags_override_it(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     settings = {"agent": "soft", "env": "coins", "training": {"iterations": 7}}
