@@ -223,9 +223,9 @@ def test_a_resumed_run_may_change_its_learning_rate_and_keeps_a_record(tmp_path:
     """The first update after the change has the new rate: with a rate of nearly 0 the student stays."""
     flags = ("--env", "categorical", "--out", tmp_path, "--name", "slower", "--eval-samples", 1, "--eval-prompts", 2)
     assert run(*flags, "--iterations", 2) == 0
-    before = load_file(tmp_path / "slower/checkpoints/00000002/agent/student/model.safetensors")
+    before = load_file(tmp_path / "slower/checkpoints/000002/agent/student/table.safetensors")
     assert run(*flags, "--resume", "--iterations", 3, "--learning-rate", 1e-30) == 0
-    after = load_file(tmp_path / "slower/checkpoints/00000003/agent/student/model.safetensors")
+    after = load_file(tmp_path / "slower/checkpoints/000003/agent/student/table.safetensors")
     assert all(torch.equal(after[key], value) for key, value in before.items())
     assert load_config(tmp_path / "slower").agent_options.optimizer.learning_rate == 1e-30
     assert len((tmp_path / "slower/changes.log").read_text().splitlines()) == 1
