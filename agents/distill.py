@@ -231,7 +231,7 @@ class DistillAgent:
     def _hard_from(self) -> float:
         """D_t from which a position is hard, nats: the gate's tau if it has that unit."""
         gate = self.method.gate
-        return gate.tau if gate.score in ("divergence", "predicted_divergence") else HIGH_DIVERGENCE
+        return gate.threshold if gate.score in ("divergence", "predicted_divergence") else HIGH_DIVERGENCE
 
     def _follow_length(self, rollout: Rollout) -> None:
         """Average the length of completions, over tens of iterations, for later iterations."""

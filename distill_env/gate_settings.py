@@ -59,7 +59,7 @@ class Gate:
     screen: str = ""
     """A score of the student alone that picks the positions at which the gate asks the teacher; elsewhere its score is
     0. Empty asks everywhere."""
-    screen_tau: Annotated[float, Range(least=0)] = 0.0
+    screen_tau: Annotated[float, Range(least=0, finite=True)] = 0.0
     """Threshold of the screen, in the unit of that score."""
 
     def __post_init__(self) -> None:

@@ -252,10 +252,10 @@ class AssistedRun:
         """The tau that the run was trained with, if it has the unit of this score."""
         own = self.method.gate
         if name == "run":
-            return own.threshold
+            return None if own.tau == "auto" else own.tau  # it is a number once the run has begun
         if name != "divergence":
             return None
-        return own.threshold if own.score == "divergence" else GATED.gate.threshold
+        return own.threshold if own.score == "divergence" and own.tau != "auto" else GATED.gate.threshold
 
     def read(self, env: DistillVectorEnv, prompts: Sequence[Prompt], gates: dict[str, Gate]) -> Reading:
         """What these gates read along completions that the student writes alone."""

@@ -204,7 +204,6 @@ FLAGS = {
         "--teacher-cache cache", "--agent ppo --teacher-cache cache", "--agent fkl --teacher-cache DATA"
     ],
     "student_dtype": ["--agent ppo --student-dtype bfloat16"],
-    "decay_iterations": ["--schedule cosine"],
     "teacher": ["--env lm --student x"],
     "student": ["--env lm --teacher x"],
     "/nowhere": ["--student /nowhere", "--env lm --teacher /nowhere --student /nowhere"],
@@ -244,7 +243,16 @@ def damaged(damage: Damage, *roles: str) -> Act:
         (folder / "data.txt").write_text("one\ntwo\n")
         paths = {role: folder / "bad" if role in roles else world.lm for role in ("teacher", "student")}
         arguments = [x for flag, path in paths.items() for x in (f"--{flag}", str(path))]
-        arguments += ["--task-path", str(folder / "data.txt"), "--out", str(folder / "runs"), "--track", "none"]
+        arguments += [
+            "--task-path",
+            str(folder / "data.txt"),
+            "--out",
+            str(folder / "runs"),
+            "--track",
+            "none",
+            "--max-new-tokens",
+            "8",
+        ]
         code = run_module.main(["--env", "lm", *arguments])
         assert not (folder / "runs").exists()
         return code
