@@ -179,7 +179,10 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     prompts = write_prompts(folder)
     rows = [{"instruction": f"{a}+{9 - a}=", "output": f"{a};{9 - a}"} for a in range(8)]
     (folder / "instructions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    files = {"prompts.txt": prompts, "instructions.jsonl": str(folder / "instructions.jsonl")}
+    chats = [[{"from": "human", "value": r["instruction"]}, {"from": "gpt", "value": r["output"]}] for r in rows]
+    (folder / "sharegpt.json").write_text(json.dumps([{"conversations": chat} for chat in chats]))
+    names = ("instructions.jsonl", "sharegpt.json")
+    files = {"prompts.txt": prompts, **{name: str(folder / name) for name in names}}
     return {**dict.fromkeys(TEACHERS, teacher), **dict.fromkeys(STUDENTS, student), **files}
 
 
