@@ -19,10 +19,12 @@ from distill_env import ENVIRONMENTS
 from distill_env.env import DistillVectorEnv
 from distill_env.gate import divergence
 from distill_env.models.causal_lm import CausalLM
+from distill_env.models.hub import load_tokenizer
 from distill_env.models.load import build_model, load_model
 from distill_env.models.tabular import uniform
 from distill_env.models.toy import toy_student
 from distill_env.tasks.instruct import InstructTask
+from tests.helpers.servers import CompletionsServer
 from tests.helpers.tiny_models import EOS, IDS, write_model
 
 ROWS = [{"instruction": f"{a}+{b}=", "output": f"{a};{b}"} for a in range(6) for b in range(5)]
@@ -190,6 +192,20 @@ def test_an_adapter_by_a_configuration_of_peft(models: tuple[str, str], tmp_path
     for options in ({"lora_dropout": 0.1}, {"use_dora": True}, {"bias": "all"}, {"modules_to_save": ["lm_head"]}):
         with pytest.raises(ValueError, match=f"^peft_config: {next(iter(options))}"):
             Distiller(*models, ROWS, peft_config=peft.LoraConfig(target_modules=["q_proj"], **options), **SMALL)
+
+
+def test_a_teacher_behind_a_server_is_the_truncated_one(models: tuple[str, str]) -> None:
+    pytest.importorskip("openai", reason="needs openai, extra served")
+    student, teacher = models
+    # an argmax, since draws from truncated distributions would differ
+    options = {**SMALL, "rewrite": "argmax", "tau": 0.2}
+    local = Distiller(student, teacher, ROWS, top_k=5, **options).train(2)
+    behind = load_model(teacher, vocab_size=IDS, eos_token_id=EOS)
+    with CompletionsServer(behind, tokenizer=load_tokenizer(teacher)) as server:
+        served = Distiller(student, server.url, ROWS, teacher_top_k=5, **options).train(2)
+        served.env.teacher.close()
+    assert losses(served) == pytest.approx(losses(local), rel=1e-3)
+    assert served.agent.method.top_k == 5
 
 
 @pytest.mark.parametrize(
