@@ -167,6 +167,8 @@ class Distiller:
             samples: completions of each.
         """
         every = self.task.prompts(split)
+        if not every:
+            raise ValueError(f"split: {split!r} has no prompts; expected another split of the data")
         chosen = evenly_spaced(every, min(prompts, len(every)))
         rows = min(ROWS, len(chosen) * samples)
         env = self._make_env(rows, split, chunk=1, reveal_teacher=True)
@@ -199,6 +201,8 @@ class Distiller:
             raise ValueError(f"ask: {ask!r}; expected None, budget or tau")
         asked = [prompts] if isinstance(prompts, str) else prompts
         own = self.task.make_prompts([self._as_example(x) for x in asked])
+        if not own:
+            return []
         method, student = self.agent.method, self.agent.student.fork()
         gate: Gate = NEVER
         if ask == "tau":
@@ -227,11 +231,15 @@ class Distiller:
 
     def _gate_for(self, budget: float) -> Gate:
         """The method's gate at the threshold for this share."""
-        method, every = self.agent.method, self.task.prompts("validation")
-        prompts = evenly_spaced(every, MEASURED)
-        env = self._make_env(ROWS, "validation")
+        method, split = self.agent.method, self._held_out
+        prompts = evenly_spaced(self.task.prompts(split), MEASURED)
+        env = self._make_env(ROWS, split)
         usual = (self.agent.student.fork(), prompts, budget, EVALUATION_SEED + 1, method.hard_gate)
         return method.with_tau(tau_for_share(env, *usual, method.top_k, method.top_p)).hard_gate
+
+    @property
+    def _held_out(self) -> Split:
+        return "validation" if self.task.prompts("validation") else "train"
 
     def save(self, path: str | Path) -> None:
         """Write a folder that Transformers loads: weights, an adapter merged into them, tokenizer and model card."""

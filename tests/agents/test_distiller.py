@@ -133,6 +133,7 @@ def test_the_teacher_on_call_writes_its_share(models: tuple[str, str]) -> None:
 
 def test_a_prompt_is_a_text_a_conversation_or_a_row(models: tuple[str, str]) -> None:
     distiller = Distiller(*models, ROWS, **SMALL)
+    assert distiller.generate([]) == []
     text, conversation, row = distiller.generate(
         ["1+2=", [{"role": "user", "content": "1+2="}], {"instruction": "1+2="}], seed=1
     )
