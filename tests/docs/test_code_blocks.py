@@ -191,6 +191,7 @@ def test_the_blocks_of_a_page(
     page: Path, stand_ins: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)  # as for a script in the folder
     known, environments = dict(METHODS), dict(gymnasium.registry)
     try:
         session = Session(tmp_path, stand_ins, monkeypatch, {"__name__": "docs"})
