@@ -1,4 +1,7 @@
-"""Writing with the teacher on call: which positions it takes at a threshold, or at a share of the tokens."""
+"""Writing with the teacher on call: which positions it takes at a threshold, or at a share of the tokens.
+
+Light to import.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from distill_env.gate_settings import ALWAYS, SMALLEST_TAU, Gate
-from distill_env.randomness import episode_keys
 
 if TYPE_CHECKING:
     from agents.rollout import Rollout
@@ -43,6 +45,7 @@ def write_assisted(
     """
     from agents.collector import collect
     from agents.draft_length import DraftLength
+    from distill_env.randomness import episode_keys
 
     keys, length = episode_keys(seed, np.arange(len(prompts))), DraftLength(env.chunk)
     return collect(env, student, prompts, keys, gate, length, top_k or env.teacher_top_k, top_p, keep_teacher=False)

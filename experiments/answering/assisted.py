@@ -21,7 +21,8 @@ from rich.text import Text
 
 from agents.assisted import assisted_gate, tau_for_share
 from agents.methods import GATED
-from agents.prompts import evenly_spaced
+from agents.prompts import OwnPrompts, evenly_spaced
+from agents.rollout import completions_of
 from distill_env.checks import check_range
 from distill_env.gate_settings import NEVER, Gate
 from distill_env.tasks.base import Split
@@ -29,7 +30,7 @@ from distill_env.tasks.registry import make_task
 from experiments.answering.gates import SCREEN_SHARE, Reading, check_names, named_gate, read_alone, with_screen
 from experiments.answering.prices import Prices, Usage
 from experiments.comparing.statistics import Estimate, proportion
-from experiments.reporting.viewer import completions_of, load_student
+from experiments.reporting.viewer import load_student
 from experiments.running.build import make_env, task_arguments
 from experiments.running.config import DRAFT_LENGTH, RunConfig, kind_of
 from experiments.running.config_file import load_config
@@ -312,8 +313,7 @@ def open_task(config: DecodeConfig, run: RunConfig, count: int) -> tuple[Distill
     task: Any = None
     if config.prompt:
         task = make_task(run.data.task, **task_arguments(run))
-        own = tuple(task.make_prompts(config.prompt))
-        task.graded, task.prompts = False, lambda split: own  # nobody knows the right answers
+        task = OwnPrompts(task, task.make_prompts(config.prompt))
     prompts = list(make_env(run, config.split, 1, purpose="decode", task=task).prompts)
     if not config.prompt:
         prompts = evenly_spaced(prompts, min(config.prompts or count, len(prompts)))

@@ -6,11 +6,12 @@ import math
 from functools import partial
 from pathlib import Path
 
+from agents.rollout import Parts, completions_of
 from distill_env.tasks.base import Task
 from experiments.answering.assisted import AssistedCompletions
 from experiments.reporting import figures
 from experiments.reporting.drawing import PAGE, Panel, Style, png
-from experiments.reporting.viewer import Parts, completions_of, token_text
+from experiments.reporting.viewer import token_text
 
 
 def clearest(completions: AssistedCompletions) -> Parts:

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from agents.assisted import assisted_gate
-from agents.rollout import Rollout
+from agents.rollout import Rollout, completions_of
 from distill_env.divergence import reverse_kl
 from distill_env.env import DistillVectorEnv
 from distill_env.gate_settings import Gate
@@ -29,7 +29,6 @@ from experiments import decode as decode_module
 from experiments.answering.assisted import AssistedCompletions, completion_lines, decode
 from experiments.answering.curve import short_labels
 from experiments.answering.gate_picture import clearest, draw_gate
-from experiments.reporting.viewer import completions_of
 from experiments.running.build import make_env, make_student
 from experiments.running.config_file import to_dict
 from experiments.running.evaluating import EVALUATION_SEED
