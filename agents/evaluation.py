@@ -114,6 +114,7 @@ def evaluate(
     gate: Gate | None = None,
     progress: Callable[[int], None] | None = None,
     written: Sequence[Sequence[int]] | None = None,
+    teachers: Sequence[Sequence[int]] | None = None,
 ) -> tuple[Metrics, list[Completion], list[Completion]]:
     """Evaluate an agent on its own completions and on texts that it did not write.
 
@@ -132,6 +133,8 @@ def evaluate(
         gate: says which positions are hard, for `hard_share`.
         progress: called with the number of completions of each batch.
         written: the tokens of the completions, if the agent has written them elsewhere.
+        teachers: the tokens of the teacher's completions, if an evaluation with these prompts and this seed has shown
+            them.
 
     Returns:
         The metrics, the agent's completions, and the teacher's, if the agent has `log_probs`.
@@ -144,12 +147,13 @@ def evaluate(
     held_out: list[Completion] = []
     metrics["perplexity"] = math.nan
     if hasattr(agent, "log_probs"):
-        held_out = generate(agent, env, prompts, seed + 1, teacher_writes=True, progress=progress)
+        held_out = generate(agent, env, prompts, seed + 1, teacher_writes=True, progress=progress, written=teachers)
         metrics["perplexity"] = measures.perplexity([x for c in held_out for x in c.log_probs])
-        teachers = [x for c in held_out for x in c.divergences]
-        metrics["divergence_on_teacher_prefix"] = measures.mean(teachers)
+        on_teachers = [x for c in held_out for x in c.divergences]
+        metrics["divergence_on_teacher_prefix"] = measures.mean(on_teachers)
         metrics["forward_kl"] = measures.mean(forward_kl_by_prompt(held_out))
-        metrics["exposure_gap"] = measures.exposure_gap([x for c in completions for x in c.divergences], teachers)
+        own = [x for c in completions for x in c.divergences]
+        metrics["exposure_gap"] = measures.exposure_gap(own, on_teachers)
     if hasattr(agent, "student"):
         read = reference_log_probs(agent.student, prompts, env.num_envs)
         if read:

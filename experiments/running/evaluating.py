@@ -2,6 +2,7 @@
 
 import hashlib
 from contextlib import nullcontext
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,14 @@ ANSWERS = 10  # of the student alone
 PROMPT_SHOWN = 300  # characters of a prompt, the last ones
 
 
+@dataclass
+class HeldOut:
+    """What the teacher wrote to the prompts of the evaluations. It is the same before and after the training."""
+
+    texts: dict[Split, list[list[int]]] = field(default_factory=dict)  # the tokens, by split
+    forward_kls: list[float] = field(default_factory=list)  # along those of the test split, in the last evaluation
+
+
 def gate_of(agent: Any) -> Gate | None:
     """The hard gate of an agent's method, with the current tau; None for an agent without a method."""
     return agent.method.hard_gate if hasattr(agent, "method") else None
@@ -52,7 +61,7 @@ def evaluate_before(
     agent: Agent,
     warm_folder: Path | None,
     console: Console,
-    forward_kls: list[float] | None = None,
+    held_out: HeldOut | None = None,
 ) -> dict[str, float]:
     """The evaluation of the student that a run begins with. Runs that share a warm start share it, but for agents of
     somebody else's, which may be another policy.
@@ -62,10 +71,10 @@ def evaluate_before(
         agent: before its first iteration.
         warm_folder: of the warm start; None without one.
         console: for the progress.
-        forward_kls: is filled as by `evaluate_all`, unless the evaluation was shared.
+        held_out: is filled, unless the evaluation was shared.
     """
     if warm_folder is None or isinstance(config.agent_options, PluginConfig):
-        return evaluate_all(config, agent, console, "before training", forward_kls=forward_kls)
+        return evaluate_all(config, agent, console, "before training", held_out=held_out)
     gate = hashlib.sha256(repr(gate_of(agent)).encode()).hexdigest()[:8]
     own = config.evaluation
     settings = f"{own.prompts}-{own.samples}-{own.temperature:g}-{own.top_p:g}-{gate}"
@@ -81,7 +90,7 @@ def evaluate_all(
     console: Console,
     when: str,
     completions: Path | None = None,
-    forward_kls: list[float] | None = None,
+    held_out: HeldOut | None = None,
 ) -> dict[str, float]:
     """Metrics on the test split and, under `ood/`, on the out-of-distribution split of a task that has one.
 
@@ -93,7 +102,7 @@ def evaluate_all(
         console: for the progress.
         when: for the label of the progress.
         completions: file for the completions; None for none.
-        forward_kls: is filled with KL(teacher || student) on the teacher's completion of each prompt of the test split.
+        held_out: of an earlier evaluation, whose texts are read again; is filled.
     """
     from agents.evaluation import evaluate, forward_kl_by_prompt
 
@@ -101,6 +110,7 @@ def evaluate_all(
     metrics: dict[str, float] = {}
     lines: list[dict[str, Any]] = []
     samples = config.evaluation.samples
+    held_out = HeldOut() if held_out is None else held_out
     foreign = isinstance(config.agent_options, PluginConfig)
     with progress_bar(console) as progress, fresh_process(config, agent) if foreign else nullcontext() as write_there:
         for split, prefix in SPLITS:
@@ -118,12 +128,15 @@ def evaluate_all(
             written = None
             if write_there is not None:
                 written = write_there(split, [p for p in prompts for _ in range(samples)], rows, EVALUATION_SEED)
+            known, gate = held_out.texts.get(split), gate_of(agent)
             measured, own, teachers = evaluate(
-                agent, env, prompts, samples, EVALUATION_SEED, gate_of(agent), advance, written
+                agent, env, prompts, samples, EVALUATION_SEED, gate, advance, written, known
             )
             metrics |= {prefix + key: value for key, value in measured.items()}
-            if forward_kls is not None and not prefix:
-                forward_kls += forward_kl_by_prompt(teachers)
+            if teachers:
+                held_out.texts[split] = [c.tokens for c in teachers]
+            if not prefix:
+                held_out.forward_kls = forward_kl_by_prompt(teachers)
             if completions is not None:
                 lines += completions_file.completion_lines(env.task, split, "student", own)
                 lines += completions_file.completion_lines(env.task, split, "teacher", teachers)

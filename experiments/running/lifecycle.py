@@ -27,7 +27,7 @@ from experiments.running.cli import print_warning
 from experiments.running.config import SMALL_TASKS, RunConfig
 from experiments.running.config_file import load_config, to_dict
 from experiments.running.curves import draw_curves
-from experiments.running.evaluating import evaluate_all, evaluate_before, show_answers, show_samples
+from experiments.running.evaluating import HeldOut, evaluate_all, evaluate_before, show_answers, show_samples
 from experiments.running.flags import CHANGEABLE, changes
 from experiments.running.loop import TrainingLoop
 from experiments.running.model_card import model_card, push
@@ -172,12 +172,13 @@ def run_locked(
     write_json(folder / "config.json", to_dict(config))
     if config.env == "lm":
         keep_placement(config)
+    held_out = HeldOut()
     if student is None:
         agent, evaluation = resume(config, console, processes)
     else:
         if config.resume:
             console.print(f"{folder} has no checkpoint yet; the run starts again", soft_wrap=True)
-        agent, evaluation = start(config, student, env, console)
+        agent, evaluation = start(config, student, env, console, held_out)
     if config.method is not None:
         agent.cache = cache
         processes.continue_or_stop()
@@ -185,9 +186,8 @@ def run_locked(
     alarms = TrainingLoop(config, agent, env, console, evaluation["before"]).run()
     # sums and coins have many short completions, which evaluate.py --completions writes again
     completions = folder / completions_file.FILE if config.env == "lm" else None
-    held_out: list[float] = []
     evaluation["after"] = evaluate_all(config, agent, console, "after training", completions, held_out)
-    evaluation["forward_kl_by_prompt"] = {**evaluation.get("forward_kl_by_prompt", {}), "after": held_out}
+    evaluation.setdefault("forward_kl_by_prompt", {})["after"] = held_out.forward_kls
     evaluation["training"] = summarise_training(read_metrics(folder))
     evaluation["seconds"] += time.perf_counter() - began
     save_student(config, agent, env, evaluation)
@@ -208,7 +208,7 @@ def run_locked(
 
 
 def start(
-    config: RunConfig, student: TrainableModel, env: DistillVectorEnv, console: Console
+    config: RunConfig, student: TrainableModel, env: DistillVectorEnv, console: Console, held_out: HeldOut
 ) -> tuple[Any, dict[str, Any]]:
     """The agent before its first iteration, evaluated and saved, and the evaluation."""
     warm_folder = None
@@ -223,9 +223,8 @@ def start(
         with console.status("trial rollouts, which choose tau"):
             agent.choose_tau(env)
         console.print(tau_line(agent.method), soft_wrap=True)
-    held_out: list[float] = []
     before = evaluate_before(config, agent, warm_folder, console, held_out)
-    evaluation = {"before": before, "seconds": 0.0, "forward_kl_by_prompt": {"before": held_out}}
+    evaluation = {"before": before, "seconds": 0.0, "forward_kl_by_prompt": {"before": held_out.forward_kls}}
     write_json(config.folder / "evaluation.json", finite(evaluation))
     save_checkpoint(config.folder / "checkpoints", 0, agent.save, config.training.keep_checkpoints)
     return agent, evaluation
