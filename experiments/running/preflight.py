@@ -272,15 +272,17 @@ def teacher_row(log_probs: Tensor) -> Row:
     return Row("teacher", "ok", f"finite at {len(log_probs)} positions of the student, entropy {mean_entropy:.3f} nats")
 
 
-def divergence_row(student: Tensor, teacher: Tensor, tau: float) -> Row:
-    """D_t at positions [m, V] of the first batch."""
+def divergence_row(student: Tensor, teacher: Tensor, tau: float, own_text: bool = True) -> Row:
+    """D_t at positions [m, V] of the first batch; `own_text`: whether the student learns on completions of its own."""
     if bool(student.isnan().any()) or bool(teacher.isnan().any()):
         return Row("divergence", "error", "D_t of the first batch is NaN", "check the weights of both")
     divergence = reverse_kl(student, teacher).clamp(min=0)
     hard = float((divergence >= tau).double().mean())
     result = f"D_t {float(divergence.mean()):.3f} nats, {hard:.0%} of {len(divergence)} positions above {tau:g}"
-    if hard > FAR:
-        change = "begin with a student closer to the teacher (--agent sft first), or raise --tau"
+    if hard > FAR and own_text:
+        change = (
+            "begin with a student closer to the teacher (--agent fkl --teacher-writes reference first), or raise --tau"
+        )
         return Row("divergence", "warning", result, change)
     return Row("divergence", "ok", result)
 
@@ -349,11 +351,12 @@ def model_rows(config: RunConfig, env: DistillVectorEnv, student: Any, shards: i
         return rows
     seed, size = config.agent_options.seed, min(PROBED_PROMPTS, config.agent_options.batch_size)
     prompts = PromptStream(env.prompts, seed).take(0, size)
-    gate = (config.method or GATED).gate
+    method = config.method or GATED
+    gate, own_text = method.gate, not method.cacheable
     tau = gate.threshold if gate.score == "divergence" and gate.tau != "auto" else HIGH_DIVERGENCE
     length = min(PROBED_TOKENS, env.max_new_tokens)
     own, read, exists = probe(teacher.fork(), student.fork(), prompts, length, seed)
-    return [*rows, teacher_row(read[exists]), divergence_row(own[exists], read[exists], tau)]
+    return [*rows, teacher_row(read[exists]), divergence_row(own[exists], read[exists], tau, own_text)]
 
 
 def mark_accepted(rows: Iterable[Row], accept: Sequence[str]) -> list[Row]:

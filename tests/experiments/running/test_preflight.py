@@ -175,6 +175,7 @@ def test_the_probe_reads_both_models_at_the_same_states(pair: tuple[str, str, st
     far = preflight.divergence_row(own[exists], own[exists].flip(-1), 1e-3)
     assert far.status == "warning"
     assert preflight.divergence_row(own[exists], theirs[exists], 1e-3).status == "ok"
+    assert preflight.divergence_row(own[exists], own[exists].flip(-1), 1e-3, own_text=False).status == "ok"
     assert preflight.teacher_row(torch.full((3, IDS), torch.nan)).status == "error"
 
 
