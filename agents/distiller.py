@@ -35,7 +35,6 @@ from distill_env.tasks.sources import Data
 
 ROWS = 16  # completions at a time, except in training
 MEASURED = 48  # completions by which the threshold of a budget is measured
-USUAL = {"batch_size": 8, "learning_rate": 1e-4, "max_prompt_tokens": 256}
 REWRITES = {"rewrite", "rewrite_top_p", "rewrite_span", "rewrite_cost"}
 ENVIRONMENT = REWRITES | {"max_new_tokens", "log_prob_floor", "task_reward"}
 
@@ -105,7 +104,7 @@ class Distiller:
         **options: Any,
     ) -> None:
         kind = task_class(task)
-        own = _by_home(options, task_arguments(kind))
+        own = _by_home(options, _usual(task, student, device), task_arguments(kind))
         with errors_name_flags({"agent": "method"}):
             row = method if isinstance(method, Method) else methods.for_new_pair(methods.method(method))
         config = DistillConfig(variant(row, **own["method"]), OptimizerConfig(**own["optimizer"]), **own["agent"])
@@ -172,7 +171,8 @@ class Distiller:
         chosen = evenly_spaced(every, min(prompts, len(every)))
         rows = min(ROWS, len(chosen) * samples)
         env = self._make_env(rows, split, chunk=1, reveal_teacher=True)
-        return evaluate(self.agent, env, chosen, samples, EVALUATION_SEED, self.agent.method.hard_gate)[0]
+        gate = None if self.agent.method.gate.tau == "auto" else self.agent.method.hard_gate
+        return evaluate(self.agent, env, chosen, samples, EVALUATION_SEED, gate)[0]
 
     def generate(
         self,
@@ -206,6 +206,8 @@ class Distiller:
         method, student = self.agent.method, self.agent.student.fork()
         gate: Gate = NEVER
         if ask == "tau":
+            if method.gate.tau == "auto":
+                raise ValueError("ask: 'tau' before the training has chosen tau; expected 'budget', or a call of train")
             gate = method.hard_gate
         elif ask == "budget" and budget:
             gate = ALWAYS if budget == 1 else self._gate_for(budget)
@@ -257,11 +259,21 @@ class Distiller:
         write_folder(path, write)
 
 
-def _by_home(options: Mapping[str, Any], task: set[str]) -> dict[str, dict[str, Any]]:
-    """The options by where they belong; `task` are the arguments of the task.
+def _usual(task: str, student: Any, device: str) -> dict[str, Any]:
+    """The options where nothing else is said."""
+    if not isinstance(student, str | Path):
+        device = str(getattr(student, "device", "cpu"))
+    prompt, completion = pair.usual_lengths(pair.automatic_device() if device == "auto" else device)
+    horizon = {"max_new_tokens": completion} if task in pair.READS_DATA else {}
+    usual = {"batch_size": pair.BATCH_SIZE, "learning_rate": pair.LEARNING_RATE, "max_prompt_tokens": prompt}
+    return usual | horizon
+
+
+def _by_home(options: Mapping[str, Any], usual: Mapping[str, Any], task: set[str]) -> dict[str, dict[str, Any]]:
+    """The options, and the usual ones, by where they belong; `task` are the arguments of the task.
 
     Raises:
-        TypeError: for one that belongs nowhere.
+        TypeError: for an option that belongs nowhere.
     """
     homes = {
         "method": _names(Method) | _names(Gate) - {"gate"},
@@ -273,7 +285,7 @@ def _by_home(options: Mapping[str, Any], task: set[str]) -> dict[str, dict[str, 
         "loading": {*loading.OPTIONS},
     }
     own: dict[str, dict[str, Any]] = {home: {} for home in homes}
-    for name, value in {**USUAL, **options}.items():
+    for name, value in {**usual, **options}.items():
         home = next((home for home, names in homes.items() if name in names), None)
         if home is not None:
             own[home][name] = value

@@ -8,8 +8,11 @@ from typing import Any
 
 from distill_env.models.hub import absent_ids, id_range
 from distill_env.models.load import is_served
+from distill_env.tasks.registry import LANGUAGE_TASKS
 
 DRAFT_LIMIT = 16  # tokens of the longest draft
+BATCH_SIZE, LEARNING_RATE = 8, 1e-4
+READS_DATA = tuple(name for name in LANGUAGE_TASKS if name != "word_problems")
 # how models are loaded: `pretrained.read_pretrained` says what each means
 BOTH_OPTIONS = ("attn_implementation", "trust_remote_code")
 TEACHER_OPTIONS = ("device_map", "quantize", "gguf_file")

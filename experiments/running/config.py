@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, get_args
 
 import tyro
 
+from agents import pair
 from agents.config import (
     LARGEST_RUN_SEED,
     DistillConfig,
@@ -309,8 +310,8 @@ ENV_DEFAULTS: dict[str, dict[str, Any]] = {
         "evaluation": {"prompts": 32, "samples": 2},
     },
 }
-BATCH_SIZE = {"sums": 64, "coins": 64, "categorical": 32, "own": 32, "lm": 8}
-LEARNING_RATE = {"sums": 2e-3, "coins": 2e-3, "categorical": 0.05, "own": 0.05, "lm": 1e-4}
+BATCH_SIZE = {"sums": 64, "coins": 64, "categorical": 32, "own": 32, "lm": pair.BATCH_SIZE}
+LEARNING_RATE = {"sums": 2e-3, "coins": 2e-3, "categorical": 0.05, "own": 0.05, "lm": pair.LEARNING_RATE}
 # PPO and A2C make many steps per iteration; the rates above ruin a warm student in the first one
 SB3_LEARNING_RATE = {"sums": 1e-4, "coins": 1e-4, "categorical": 0.05, "own": 0.05, "lm": 1e-5}
 # 0 adapts it. Fixed on the small tasks, so that a run repeats itself: an adapted length follows a clock, and blocks of

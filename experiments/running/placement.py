@@ -2,13 +2,11 @@
 
 from dataclasses import asdict, dataclass, fields, replace
 
-from agents.pair import automatic_device, usual_dtype, usual_lengths
-from distill_env.tasks.registry import LANGUAGE_TASKS
+from agents.pair import READS_DATA, automatic_device, usual_dtype, usual_lengths
 from experiments.running.config import RunConfig
 from experiments.running.run_folder import read_json, write_json
 
 FILE = "placement.json"
-READS_DATA = tuple(name for name in LANGUAGE_TASKS if name != "word_problems")
 
 
 @dataclass(frozen=True)

@@ -254,6 +254,7 @@ def test_more_mistakes(models: tuple[str, str]) -> None:
         Distiller(model, models[1], ROWS)
     distiller = Distiller(*models, ROWS, **SMALL)
     for arguments, name in (
+        ({"ask": "tau"}, "ask"),  # which the training has not chosen yet
         ({"budget": 2.0}, "budget"),
         ({"ask": "always"}, "ask"),
         ({"prompts": [5]}, "prompts"),
