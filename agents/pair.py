@@ -55,7 +55,7 @@ def rows_by_configuration(name: str, trust_remote_code: bool = False, gguf_file:
     """The rows of a model's head by its configuration; None for a served one, or if there is none to read."""
     from transformers import AutoConfig
 
-    from distill_env.models.adapters import base_of
+    from distill_env.models.names import base_of
 
     if is_served(name):
         return None

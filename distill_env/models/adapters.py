@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
-import json
+import hashlib
 import warnings
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -23,19 +24,8 @@ SUPPORTED: dict[str, tuple[Any, ...]] = {
     "init_lora_weights": (True, False, "gaussian", "orthogonal"),
     **dict.fromkeys(("modules_to_save", "trainable_token_indices", "layer_replication", "target_parameters"), (None,)),
 }
-ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # peft's names
-
-
-def is_adapter(path: str | Path) -> bool:
-    """Whether this is the folder of an adapter."""
-    return (Path(path) / ADAPTER_CONFIG).is_file()
-
-
-def base_of(name_or_path: str | Path) -> str:
-    """The name of an adapter's base model; any other name is returned as it is."""
-    if not is_adapter(name_or_path):
-        return str(name_or_path)
-    return str(json.loads((Path(name_or_path) / ADAPTER_CONFIG).read_text())["base_model_name_or_path"])
+BASE_DIGEST = "base_sha256"  # an entry of the metadata of an adapter's weights
+ADAPTER_WEIGHTS = "adapter_model.safetensors"  # peft's name
 
 
 def add_adapter(model: Any, rank: int, alpha: float, targets: str, seed: int) -> None:
@@ -118,6 +108,13 @@ def load_adapter(model: Any, path: Path) -> None:
     """Put a saved adapter on its base model, trainable. Raises ValueError if it belongs to another model."""
     from peft import PeftConfig, set_peft_model_state_dict
 
+    with safe_open(path / ADAPTER_WEIGHTS, "pt") as file:
+        expected = (file.metadata() or {}).get(BASE_DIGEST)
+    if expected and expected != (found := digest_of(model)):
+        raise ValueError(
+            f"adapter: {path.name!r} belongs to a base with the digest {expected[:12]}, but {model.name_or_path!r} has "
+            f"{found[:12]}; expected the base that its README.md names"
+        )
     config = PeftConfig.from_pretrained(str(path))
     config.inference_mode = False
     _inject(config, model)
@@ -126,6 +123,27 @@ def load_adapter(model: Any, path: Path) -> None:
     missing = len(list(filter(_of_adapter, model.state_dict()))) - len(state)
     if loaded.unexpected_keys or missing:
         raise ValueError(f"adapter: {str(path)!r} does not belong to {model.name_or_path!r}")
+
+
+def merge_adapter(model: Any) -> None:
+    """Add the adapter's change to the weights, which leaves a plain model."""
+    from peft.tuners.lora import LoraLayer
+
+    for name, layer in [(n, m) for n, m in model.named_modules() if isinstance(m, LoraLayer)]:
+        cast(Any, layer).merge()
+        model.set_submodule(name, layer.get_base_layer())
+    del model.peft_config
+
+
+@torch.no_grad()
+def digest_of(model: Any) -> str:
+    """SHA-256 of the names, shapes and values of a plain model's weights in bfloat16, in which float32 and bfloat16
+    files of the same model agree."""
+    digest = hashlib.sha256()
+    for name, weight in sorted(model.named_parameters()):
+        digest.update(f"{name} {list(weight.shape)}".encode())
+        digest.update(weight.to("cpu", torch.bfloat16).contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _of_adapter(name: str) -> bool:

@@ -10,6 +10,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from distill_env.models.names import base_and_adapter
+
 
 @dataclass(frozen=True)
 class TokenizerSource:
@@ -41,7 +43,8 @@ def load_tokenizer(source: TokenizerName) -> Any:
 def _read_tokenizer(source: str | Path | TokenizerSource) -> Any:
     from transformers import AutoTokenizer
 
-    name = str(source)
+    parts = base_and_adapter(str(source))
+    name = parts[0] if parts else str(source)  # an adapter's folder may have its own
     options: dict[str, Any] = {}
     if isinstance(source, TokenizerSource):
         options = {"trust_remote_code": source.trust_remote_code}

@@ -16,8 +16,9 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from distill_env.models.adapters import add_adapter, add_configured_adapter, base_of, is_adapter, load_adapter
+from distill_env.models.adapters import add_adapter, add_configured_adapter, load_adapter, merge_adapter
 from distill_env.models.hub import no_progress_bars, reason_of, require
+from distill_env.models.names import base_and_adapter, base_of, is_adapter
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 
@@ -39,10 +40,11 @@ def read_pretrained(
     peft_config: Any = None,
     gradient_checkpointing: bool = False,
 ) -> Any:
-    """A causal language model from a folder or hub id. The folder of a peft adapter is loaded onto its base model.
+    """A causal language model from a folder or hub id. The folder of a peft adapter is loaded onto its base model, to
+    train it further; BASE+ADAPTER is a plain model, the adapter merged into the base.
 
     Args:
-        name_or_path: folder or hub id.
+        name_or_path: folder or hub id, or BASE+ADAPTER, where the adapter is a folder or `word_problems`.
         dtype: of the weights; of the computation if they are quantised.
         device: "auto" takes cuda if there is one, else the cpu.
         device_map: Transformers' own placement of the weights, instead of `device`.
@@ -78,7 +80,7 @@ def read_pretrained(
     if quantize != "none":
         arguments["quantization_config"] = _quantization(quantize, arguments["dtype"])
         arguments.setdefault("device_map", {"": target})  # quantised weights cannot be moved
-    if is_adapter(name_or_path):
+    if is_adapter(name_or_path) or base_and_adapter(name_or_path):
         require("peft", f"name_or_path: {str(name_or_path)!r} is an adapter and", "peft")
         if lora_rank:
             raise ValueError(f"lora_rank: {lora_rank} with {str(name_or_path)!r}, an adapter; expected 0, to train it")
@@ -112,7 +114,10 @@ def _load(name_or_path: str | Path, arguments: dict[str, Any]) -> Any:
             loaded: Any = AutoModelForCausalLM.from_pretrained(base_of(name_or_path), **arguments, **options)
             model, report = loaded
             refuse_incomplete(model, report)
-            if is_adapter(name_or_path):
+            if parts := base_and_adapter(name_or_path):
+                load_adapter(model, parts[1])
+                merge_adapter(model)
+            elif is_adapter(name_or_path):
                 load_adapter(model, Path(name_or_path))
     except Exception as error:  # its type depends on the damage
         raise OSError(

@@ -33,6 +33,7 @@ THINGS = (
     ("tickets", "rolls", "uses"),
     ("peaches", "crates", "sells"),
 )
+MOST_PACKS = 10
 Phrasing = Literal["plain", "new"]
 T = TypeVar("T")
 START: dict[Phrasing, tuple[tuple[str, str], ...]] = {
@@ -119,7 +120,7 @@ def tell_story(rng: np.random.Generator, operations: int, phrasing: Phrasing = "
         rng: of all choices.
         operations: at least 1.
         phrasing: which templates.
-        largest: of the numbers; factors are at most half of it.
+        largest: of the numbers; of two factors the first is at most `MOST_PACKS`, the second half of this.
     """
     events = _draw_events(rng, operations, largest)
     name, friend, stranger = rng.choice(NAMES, 3, replace=False)
@@ -193,7 +194,10 @@ def _draw_events(rng: np.random.Generator, operations: int, largest: int) -> lis
     events: list[Event] = []
     total = 0
     for i in range(count):
-        numbers = rng.integers(2, largest // 2 + 1, 2) if i in with_product else rng.integers(2, largest + 1, 1)
+        if i in with_product:
+            numbers = rng.integers(2, np.array([MOST_PACKS, largest // 2]) + 1)
+        else:
+            numbers = rng.integers(2, largest + 1, 1)
         event = Event(1, tuple(numbers.tolist()))
         if i > 0 and event.amount < total and rng.random() < 0.5:
             event = Event(-1, event.factors)

@@ -36,7 +36,8 @@ class WordProblemsTask(LanguageTask):
     Args:
         tokenizer: folder or hub id.
         path: not used; the grammar makes the problems.
-        chat, few_shot, seed, chat_template_kwargs: see `Wording`.
+        chat, few_shot, seed, chat_template_kwargs: see `Wording`; plain text unless `chat` is set, as the shipped teacher
+            reads it.
         max_new_tokens: default horizon.
         max_prompt_tokens, step_pattern, vocab_size: see `LanguageTask`.
     """
@@ -64,9 +65,23 @@ class WordProblemsTask(LanguageTask):
         for split in SPLITS:
             stories = list(stories_of(split))
             self._stories |= {story.text: story for story in stories}
-            examples[split] = [Example(s.text, s.solution, str(s.answer), s.operations) for s in stories]
+            examples[split] = [example_of(s) for s in stories]
         options = read_template_kwargs(chat_template_kwargs)
-        self._set_examples(examples, Wording(chat, few_shot, seed, "Question: {}\nAnswer:", " {}", "", options))
+        wording = Wording(bool(chat), few_shot, seed, "Question: {}\nAnswer:", " {}", "", options)
+        self._set_examples(examples, wording)
+
+    def draw(self, rng: np.random.Generator, n: int) -> list[Prompt]:
+        """n new prompts for supervised training, all kinds equally often. No text is one of another split than train."""
+        held_out = {p.text for split in SPLITS[1:] for p in self.prompts(split)}
+        kinds = WITHIN + BEYOND
+        order = (rng.permutation(n) + rng.integers(len(kinds))) % len(kinds)
+        stories: list[Story] = []
+        while len(stories) < n:
+            story = tell_story(rng, *kinds[order[len(stories)]])
+            if story.text not in held_out and split_of(story.text) == "train":
+                stories.append(story)
+        assert self.wording is not None
+        return self.wording.encode({"train": [example_of(s) for s in stories]}, self.tokenizer)["train"]
 
     def grade(self, prompt: Prompt, tokens: Sequence[int]) -> Grade:
         """Grade the final answer and every equation.
@@ -141,6 +156,10 @@ def _leads_to_one(steps: list[Equation], products: list[Event], amounts: list[tu
                 if _leads_to_one(rest, products, [*others, (sign, step.result)]):
                     return True
     return False
+
+
+def example_of(story: Story) -> Example:
+    return Example(story.text, story.solution, str(story.answer), story.operations)
 
 
 def stories_of(split: Split) -> Iterator[Story]:

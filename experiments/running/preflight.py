@@ -20,10 +20,10 @@ from agents.pair import differing_entries
 from agents.prompts import PromptStream
 from distill_env.divergence import entropy, reverse_kl
 from distill_env.env import DistillVectorEnv
-from distill_env.models.adapters import base_of
 from distill_env.models.base import TokenModel, TrainableModel, start_teacher
 from distill_env.models.hub import absent_ids, id_range, load_tokenizer
 from distill_env.models.load import is_served
+from distill_env.models.names import base_of
 from distill_env.ragged import PAD
 from distill_env.randomness import Purpose, episode_keys, inverse_cdf, uniform
 from distill_env.tasks.base import SPLITS, Prompt

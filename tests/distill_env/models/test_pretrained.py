@@ -11,15 +11,19 @@ from typing import Any
 import pytest
 import torch
 from tests.helpers.tiny_models import EOS, IDS, flags, move_ids, write_model, write_prompts
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tests.distill_env.models.test_causal_lm import build
+from tests.helpers.byte_tokenizer import save_byte_tokenizer
 from tests.helpers.random_walks import alone
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from agents.checkpoint import checkpoints
+from distill_env.models.adapters import BASE_DIGEST, digest_of
 from distill_env.models.causal_lm import CausalLM
+from distill_env.models.hub import load_tokenizer
 from distill_env.models.load import build_model
+from distill_env.models.names import base_and_adapter
 from distill_env.models.pretrained import recompute_layers
 from experiments import run as run_module
 from experiments.running.build import make_env, make_student
@@ -73,6 +77,43 @@ def test_an_adapter_comes_back_exactly_and_merged_it_is_the_same_model(kind: str
     assert float((expected - alone(build(kind), [5, 6, 7, 8])).abs().max()) > 1e-3
     beside = load_file(tmp_path / "student/adapter/adapter_model.safetensors")
     assert all(torch.equal(t, beside[n]) for n, t in load_file(tmp_path / "adapter/adapter_model.safetensors").items())
+
+
+def test_base_plus_adapter_is_a_plain_model(tmp_path: Path) -> None:
+    student = adapted("Llama", tmp_path)
+    move(student)
+    student.save_pretrained(tmp_path / "adapter")
+    name = f"{tmp_path / 'base'}+{tmp_path / 'adapter'}"
+    merged = CausalLM.load(name, dtype="float64")
+    assert {n for n, _ in merged.model.named_parameters()} == {n for n, _ in build("Llama").named_parameters()}
+    expected = alone(student.model, [5, 6, 7, 8])
+    torch.testing.assert_close(alone(merged.model, [5, 6, 7, 8]), expected, rtol=0, atol=1e-9)
+    merged.save_pretrained(tmp_path / "merged")
+    assert not (tmp_path / "merged/adapter_config.json").exists()
+    (folder := tmp_path / "a+b").mkdir()
+    assert base_and_adapter(folder) is None  # a folder of that name comes first
+    save_byte_tokenizer(tmp_path / "base")
+    assert load_tokenizer(name).get_vocab() == load_tokenizer(tmp_path / "base").get_vocab()
+    for wrong in (f"{tmp_path / 'base'}+nothing", "word_problems"):
+        with pytest.raises(ValueError, match=r"^(adapter|teacher):"):
+            base_and_adapter(wrong)
+
+
+def test_an_adapter_knows_its_base_by_digest(tmp_path: Path) -> None:
+    """Number format and folder of the base do not matter, its weights do."""
+    adapted("Llama", tmp_path).save_pretrained(tmp_path / "adapter")
+    weights = tmp_path / "adapter/adapter_model.safetensors"
+    base = build("Llama")
+    save_file(load_file(weights), weights, metadata={BASE_DIGEST: digest_of(base)})
+    base.to(torch.bfloat16).save_pretrained(tmp_path / "moved")
+    for dtype in ("float32", "bfloat16"):
+        CausalLM.load(f"{tmp_path / 'moved'}+{tmp_path / 'adapter'}", dtype=dtype)
+    with torch.no_grad():
+        base.model.norm.weight[0] += 0.1
+    base.save_pretrained(tmp_path / "other")
+    with pytest.raises(OSError, match="digest") as error:
+        CausalLM.load(f"{tmp_path / 'other'}+{tmp_path / 'adapter'}")
+    assert "\n" not in str(error.value)
 
 
 def test_the_seed_of_an_adapter_decides_and_nothing_else(tmp_path: Path) -> None:
