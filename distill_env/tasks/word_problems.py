@@ -71,7 +71,7 @@ class WordProblemsTask(LanguageTask):
         self._set_examples(examples, wording)
 
     def draw(self, rng: np.random.Generator, n: int) -> list[Prompt]:
-        """n new prompts for supervised training, all kinds equally often. No text is one of another split than train."""
+        """n prompts of new problems for supervised training, kinds in equal parts, none of them held out."""
         held_out = {p.text for split in SPLITS[1:] for p in self.prompts(split)}
         kinds = WITHIN + BEYOND
         order = (rng.permutation(n) + rng.integers(len(kinds))) % len(kinds)
