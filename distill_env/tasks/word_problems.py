@@ -36,8 +36,8 @@ class WordProblemsTask(LanguageTask):
     Args:
         tokenizer: folder or hub id.
         path: not used; the grammar makes the problems.
-        chat, few_shot, seed, chat_template_kwargs: see `Wording`; plain text unless `chat` is set, as the shipped teacher
-            reads it.
+        chat: use the tokenizer's chat template; None is plain text, which the shipped teacher was trained on.
+        few_shot, seed, chat_template_kwargs: see `Wording`.
         max_new_tokens: default horizon.
         max_prompt_tokens, step_pattern, vocab_size: see `LanguageTask`.
     """

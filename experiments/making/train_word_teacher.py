@@ -182,7 +182,8 @@ def main(config: TrainWordTeacherConfig) -> None:
     save_half(train(config, task), digest, config.out)
     teacher = CausalLM.load(f"{config.base}+{config.out}", vocab_size=task.vocab_size)
     results = correct_chains(task, teacher, config.eval_problems)
-    card = Template(CARD.read_text(), trim_blocks=True).render(config=config, digest=digest, results=results)
+    facts = {"problems": config.steps * config.batch, "mean": np.mean(list(results.values()))}
+    card = Template(CARD.read_text(), trim_blocks=True).render(config=config, digest=digest, results=results, **facts)
     (config.out / "README.md").write_text(card)
 
 

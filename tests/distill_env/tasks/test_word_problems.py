@@ -42,6 +42,18 @@ def test_the_splits_are_disjoint_and_every_kind_is_there(task: WordProblemsTask)
     assert [s.text for s in stories_of("test")] == [p.text for p in task.prompts("test")]
 
 
+def test_new_problems_for_training_are_of_every_kind_and_not_held_out(task: WordProblemsTask) -> None:
+    drawn = task.draw(np.random.default_rng(0), 400)
+    held_out = {p.text for split in SPLITS[1:] for p in task.prompts(split)}
+    assert not held_out & {p.text for p in drawn}
+    shares = np.bincount([p.difficulty for p in drawn])[1:] / len(drawn)
+    assert shares.tolist() == [np.mean([n == kind[0] for kind in WITHIN + BEYOND]) for n in range(1, 7)]
+    for prompt in drawn[:20]:
+        assert prompt.ids[:10] == tuple(task.tokenizer("Question: ")["input_ids"])
+        assert prompt.reference_completion is not None
+        assert prompt.reference_completion[-1] == task.eos_token_id
+
+
 def test_every_reference_is_right_and_another_answer_is_not(task: WordProblemsTask) -> None:
     """Also that the story says all numbers of its events, and that what is left is never negative."""
     for split in ("test", "ood"):
