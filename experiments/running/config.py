@@ -258,6 +258,8 @@ class RunConfig(Section):
     """Folder that contains all runs."""
     resume: bool = False
     """Continue the run with this name from its last checkpoint."""
+    dry_run: bool = False
+    """Check everything, load models and data, and stop before the first token; nothing is written."""
     training: TrainingConfig = field(default_factory=TrainingConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     student: StudentConfig = field(default_factory=StudentConfig)

@@ -23,7 +23,7 @@ from experiments.running.placement import with_lengths
 # what a resumed run may change
 RESUMABLE = {"iterations", "validate_every", "checkpoint_every", "keep_checkpoints", "threads", "eval_prompts"}
 RESUMABLE |= {"eval_samples", "track", "push_to_hub", "teacher_cache", "teacher_timeout", "device", "device_map"}
-RESUMABLE |= {"gradient_checkpointing"}
+RESUMABLE |= {"gradient_checkpointing", "dry_run"}
 # what it may change of a method's update, which is then another one: the run says so and keeps a record
 CHANGEABLE = {"learning_rate", "schedule", "decay_iterations", "warmup_iterations", "batch_size"}
 

@@ -114,6 +114,14 @@ def run_as_main_process(config: RunConfig, console: Console, processes: ProcessG
     else:
         env = make_env(config, "train", training_rows(config, processes), purpose="train")
         student = None if started else make_student(config, env)
+    if config.dry_run:
+        if student is None:
+            load_checkpoint(folder / "checkpoints", agent_loader(config, processes=processes))
+        else:
+            make_agent(config, student, env)
+        what = "continue from its checkpoint" if started else "start"
+        console.print(f"dry run: {folder} can {what}; nothing was written", soft_wrap=True, highlight=False)
+        return {}
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

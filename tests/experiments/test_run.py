@@ -72,6 +72,15 @@ def test_a_run_leaves_everything_in_its_folder(finished: Path) -> None:
     assert (finished / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_dry_run_writes_nothing(finished: Path, tmp_path: Path) -> None:
+    assert run("--out", tmp_path / "runs", "--dry-run") == 0
+    assert not any(tmp_path.iterdir())
+    before = {p: p.stat().st_mtime_ns for p in finished.rglob("*")}
+    assert run("--out", finished.parent, "--name", finished.name, "--resume", "--dry-run") == 0
+    assert {p: p.stat().st_mtime_ns for p in finished.rglob("*")} == before
+    assert run("--out", finished.parent, "--name", finished.name, "--dry-run") == 1  # the name is taken
+
+
 def test_two_runs_of_one_seed_are_equal_and_another_seed_differs(finished: Path) -> None:
     assert run("--iterations", 6, "--out", finished.parent, "--name", "again") == 0
     assert run("--iterations", 6, "--out", finished.parent, "--name", "other", "--seed", 1) == 0

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.helpers.byte_tokenizer import save_byte_tokenizer
-from tests.helpers.tiny_models import write_model
 from torch import Tensor
 
 from distill_env.models.causal_lm import CausalLM
 from experiments.making.train_word_teacher import MergedLinear, TrainWordTeacherConfig, main
+from tests.helpers.byte_tokenizer import save_byte_tokenizer
+from tests.helpers.tiny_models import write_model
 
 pytest.importorskip("peft")
 
