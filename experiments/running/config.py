@@ -72,7 +72,8 @@ class TeacherConfig(Section):
     """The teacher."""
 
     model: Annotated[str, flag("teacher")] = ""
-    """Folder or hub id of the teacher, or the URL of a completions server such as vLLM's, http://host:port/v1."""
+    """Folder or hub id of the teacher; BASE+ADAPTER, with a LoRA adapter to merge; or the URL of a completions server
+    such as vLLM's, http://host:port/v1."""
     served_model: Annotated[str, flag("teacher-model")] = ""
     """Name of the teacher on its server, if the server has several models. The server's key is read from
     $DISTILL_TEACHER_KEY."""
