@@ -56,6 +56,8 @@ class DistillConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     batch_size: Count = 64
     """Completions per iteration."""
+    samples_per_prompt: Count = 1
+    """Completions of each prompt in a batch. Both models read its prompt once."""
     micro_batch: Natural = 0
     """Completions per forward and backward pass; gradients are accumulated over the batch. 0 takes the whole batch."""
     chunk_positions: Natural = 0

@@ -125,7 +125,7 @@ class DistillAgent:
             )
         self._check_processes()
         self.choose_tau(env)
-        stream = PromptStream(core.prompts, self.config.seed)
+        stream = PromptStream(core.prompts, self.config.seed, self.config.samples_per_prompt)
         for _ in range(iterations):
             self.processes.continue_or_stop(gather=self._gather)
             started = time.perf_counter()

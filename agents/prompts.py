@@ -9,13 +9,24 @@ from distill_env.tasks.base import Prompt, Split
 
 
 class PromptStream:
-    """An endless stream of prompts. Each epoch is a permutation that depends on the seed and the epoch's number."""
+    """An endless stream of prompts. Each epoch is a permutation that depends on the seed and the epoch's number.
 
-    def __init__(self, prompts: tuple[Prompt, ...], seed: int) -> None:
-        self.prompts, self.seed = prompts, seed
+    Args:
+        prompts: of an epoch.
+        seed: of the permutations.
+        repeats: times that each prompt comes, one after the other.
+    """
+
+    def __init__(self, prompts: tuple[Prompt, ...], seed: int, repeats: int = 1) -> None:
+        self.prompts, self.seed, self.repeats = prompts, seed, repeats
 
     def take(self, start: int, count: int) -> list[Prompt]:
         """Prompts `start` to `start + count - 1` of the stream."""
+        first, last = start // self.repeats, (start + count - 1) // self.repeats
+        distinct = self._distinct(first, last - first + 1)
+        return [distinct[i // self.repeats - first] for i in range(start, start + count)]
+
+    def _distinct(self, start: int, count: int) -> list[Prompt]:
         taken = []
         for epoch in range(start // len(self.prompts), (start + count - 1) // len(self.prompts) + 1):
             order = np.random.default_rng([self.seed, epoch]).permutation(len(self.prompts))

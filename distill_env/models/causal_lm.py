@@ -229,7 +229,7 @@ class CausalLM:
 
     @torch.no_grad()
     def start(self, prompts: Sequence[Sequence[int]], rows: Sequence[int] | None = None) -> Tensor:
-        """See `TokenModel.start`.
+        """See `TokenModel.start`. A prompt that is there several times is read once.
 
         Raises:
             ValueError: for a prompt that is empty, too long or not of the model's ids, or for rows that are not
@@ -250,13 +250,18 @@ class CausalLM:
         self._prompts[logical] = lengths
         self._select(torch.cat([self._rows, logical]).unique())
         physical = torch.searchsorted(self._rows, logical)
+        read, same = _distinct(prompts)
         last = []
-        groups = [group[physical[group].argsort()] for group in self.groups_of_like_length(lengths)]
+        groups = [read[group] for group in self.groups_of_like_length(lengths[read])]
+        groups = [group[physical[group].argsort()] for group in groups]
         for group in groups:
             hidden = self._forward(physical[group], padded[group, : int(lengths[group].max())], lengths[group])
             each = torch.arange(len(group), device=hidden.device)
             last.append(hidden[each, upload(lengths[group] - 1, hidden.device)])
-        return self._head_after(torch.cat(last)[upload(torch.cat(groups).argsort(), last[0].device)])
+        if len(read) < len(prompts):
+            self._cache.copy_rows(physical[read[same]], physical, int(lengths.max()))
+            self._lengths[logical] = lengths
+        return self._head_after(torch.cat(last)[upload(torch.cat(groups).argsort()[same], last[0].device)])
 
     @torch.no_grad()
     def extend(self, tokens: Tensor, counts: NDArray[np.int64] | None = None) -> Tensor:
@@ -461,3 +466,11 @@ class CausalLM:
                 f"tokens: row {int(rows[i])} needs {int(prompts[i])} prompt tokens + {int(tokens[i])} new tokens; "
                 f"expected at most {self.max_length} together{self.limit.because}"
             )
+
+
+def _distinct(prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """The numbers of the distinct prompts [m], ascending, and for each prompt its place among them [n]."""
+    places: dict[tuple[int, ...], int] = {}
+    same = [places.setdefault(tuple(prompt), len(places)) for prompt in prompts]
+    read = [same.index(place) for place in range(len(places))]
+    return torch.tensor(read), torch.tensor(same)

@@ -66,3 +66,10 @@ class SlotCache(Cache):
         for buffers in self.buffers.values():
             source = upload(source, buffers[0].device)
             buffers[:] = [buffer[:, :, :width][source] for buffer in buffers]
+
+    def copy_rows(self, source: Tensor, target: Tensor, width: int) -> None:
+        """Copy the first `width` slots of rows `source` [n] to rows `target` [n]."""
+        for buffers in self.buffers.values():
+            source, target = upload(source, buffers[0].device), upload(target, buffers[0].device)
+            for buffer in buffers:
+                buffer[target, :, :width] = buffer[source, :, :width]

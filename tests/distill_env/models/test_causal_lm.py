@@ -224,6 +224,24 @@ def test_a_row_that_is_given_up_is_not_computed() -> None:
     torch.testing.assert_close(after[3, 0], alone(model, [5, 6, 9])[-1], rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize("pass_overhead", [0, 10**6])
+def test_a_prompt_that_is_there_several_times_is_read_once(pass_overhead: int) -> None:
+    """Each of its rows then goes its own way, and others keep what they had."""
+    model = build("Llama")
+    lm = CausalLM(model)
+    lm.pass_overhead = pass_overhead
+    lm.start([[3], [9, 8, 7], [4], [5], [6]])
+    lm.extend(torch.tensor([[2], [2], [-1], [-1], [-1]]))
+    with batch_sizes(model) as seen:
+        before = lm.start([[5, 6], [4], [5, 6], [5, 6]], rows=[4, 0, 2, 3])
+        after = lm.extend(torch.tensor([[1], [3], [7], [8], [9]]))
+    assert sum(seen) == 2 + 5
+    for row, (prompt, token) in enumerate(zip([[4], [9, 8, 7, 2], [5, 6], [5, 6], [5, 6]], [1, 3, 7, 8, 9], strict=True)):
+        torch.testing.assert_close(after[row, 0], alone(model, [*prompt, token])[-1], rtol=0, atol=1e-9)
+    for place, prompt in enumerate([[5, 6], [4], [5, 6], [5, 6]]):
+        torch.testing.assert_close(before[place], alone(model, prompt)[-1], rtol=0, atol=1e-9)
+
+
 def test_few_busy_rows_are_computed_without_the_others() -> None:
     model = build("Llama")
     lm = CausalLM(model)
