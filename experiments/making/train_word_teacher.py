@@ -165,14 +165,12 @@ def correct_chains(task: WordProblemsTask, model: CausalLM, n: int) -> dict[tupl
     """Share of correct chains by kind, on n held-out problems each, sampled at temperature 1."""
     results = {}
     for split, kinds in (("test", WITHIN), ("ood", BEYOND)):
-        env = DistillVectorEnv(n, task, model, split, reveal_teacher=False, autoreset_mode="Disabled")
-        for i, kind in enumerate(kinds):
-            prompts = task.prompts(split)[i * SIZES[split] :][:n]  # the stories of a kind follow each other
-            right = [
-                task.grade(p, c).chain_correct for p, c in zip(prompts, write(None, env, prompts, 2024), strict=True)
-            ]
-            results[kind] = float(np.mean(right))
-            print(f"{kind}: {results[kind]:.0%}", flush=True)
+        # the stories of a kind follow each other
+        prompts = [p for i in range(len(kinds)) for p in task.prompts(split)[i * SIZES[split] :][:n]]
+        env = DistillVectorEnv(len(prompts), task, model, split, reveal_teacher=False, autoreset_mode="Disabled")
+        completions = write(None, env, prompts, seed=2024)
+        right = [task.grade(p, c).chain_correct for p, c in zip(prompts, completions, strict=True)]
+        results |= {kind: float(np.mean(right[i * n :][:n])) for i, kind in enumerate(kinds)}
     return results
 
 
@@ -180,11 +178,12 @@ def main(config: TrainWordTeacherConfig) -> None:
     task = WordProblemsTask(str(config.base))
     digest = digest_of(CausalLM.load(config.base).model)
     save_half(train(config, task), digest, config.out)
-    teacher = CausalLM.load(f"{config.base}+{config.out}", vocab_size=task.vocab_size)
+    teacher = CausalLM.load(f"{config.base}+{config.out}", vocab_size=task.vocab_size, dtype="bfloat16")
     results = correct_chains(task, teacher, config.eval_problems)
     facts = {"problems": config.steps * config.batch, "mean": np.mean(list(results.values()))}
     card = Template(CARD.read_text(), trim_blocks=True).render(config=config, digest=digest, results=results, **facts)
     (config.out / "README.md").write_text(card)
+    print(card)
 
 
 if __name__ == "__main__":
