@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 ADAPTER_CONFIG = "adapter_config.json"  # peft's name
-SHIPPED = {"word_problems": Path(__file__).parents[1] / "data" / "word_problems_teacher"}  # adapters
+ADAPTERS = {"word_problems": Path(__file__).parents[1] / "data" / "word_problems_teacher"}  # where trained adapters are
 
 
 def is_adapter(path: str | Path) -> bool:
@@ -20,15 +20,15 @@ def base_and_adapter(name: str | Path) -> tuple[str, Path] | None:
     Raises:
         ValueError: if what follows the last plus is no adapter, or for the adapter of a shipped teacher alone.
     """
-    if str(name) in SHIPPED and not Path(name).exists():
+    if str(name) in ADAPTERS and not Path(name).exists():
         raise ValueError(f"teacher: {str(name)!r} is an adapter; expected BASE+{name} with the folder of its base")
     base, plus, last = str(name).rpartition("+")
     if not plus or "://" in base or Path(name).exists():
         return None
-    adapter = SHIPPED.get(last, Path(last))
+    adapter = ADAPTERS.get(last, Path(last))
     if not is_adapter(adapter):
         raise ValueError(
-            f"adapter: {last!r} in {str(name)!r}; expected a folder with {ADAPTER_CONFIG} or {', '.join(SHIPPED)}"
+            f"adapter: {last!r} in {str(name)!r}; expected a folder with {ADAPTER_CONFIG} or {', '.join(ADAPTERS)}"
         )
     return base, adapter
 

@@ -36,7 +36,7 @@ class WordProblemsTask(LanguageTask):
     Args:
         tokenizer: folder or hub id.
         path: not used; the grammar makes the problems.
-        chat: use the tokenizer's chat template; None is plain text, which the shipped teacher was trained on.
+        chat: use the tokenizer's chat template; None is plain text, on which its teacher is trained.
         few_shot, seed, chat_template_kwargs: see `Wording`.
         max_new_tokens: default horizon.
         max_prompt_tokens, step_pattern, vocab_size: see `LanguageTask`.

@@ -1,4 +1,4 @@
-"""Train the teacher of `word_problems`: a LoRA adapter of SmolLM2-135M-Instruct, which ships with the project.
+"""Train the teacher of `word_problems`: a LoRA adapter of SmolLM2-135M-Instruct.
 
     python experiments/making/unpack_smollm2.py --out models/smollm2
     python experiments/making/train_word_teacher.py --base models/smollm2/teacher
@@ -33,7 +33,7 @@ from agents.generation import write
 from distill_env.env import DistillVectorEnv
 from distill_env.models.adapters import ADAPTER_WEIGHTS, BASE_DIGEST, digest_of, save_adapter
 from distill_env.models.causal_lm import CausalLM
-from distill_env.models.names import ADAPTER_CONFIG, SHIPPED
+from distill_env.models.names import ADAPTER_CONFIG, ADAPTERS
 from distill_env.tasks.base import Prompt
 from distill_env.tasks.word_problems import BEYOND, SIZES, WITHIN, WordProblemsTask
 from experiments.running.cli import command
@@ -50,15 +50,15 @@ class TrainWordTeacherConfig:
     """Folder of the model that the adapter belongs to."""
     run: Path = Path("runs/word_teacher")
     """Folder of the checkpoint."""
-    out: Path = SHIPPED["word_problems"]
-    """Folder to write; by default that of the shipped teacher."""
+    out: Path = ADAPTERS["word_problems"]
+    """Folder to write; by default the one that BASE+word_problems names."""
     rank: int = 8
     """Rank of the adapter, on all linear layers."""
-    steps: int = 200
+    steps: int = 1500
     """Optimizer steps."""
     batch: int = 16
     """Problems per step."""
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-3
     """Peak learning rate; linear warm-up over a twentieth of the steps, then a cosine to a twentieth of it."""
     sharpen: float = 1.0
     """The loss divides the logits by this, which makes the model itself that much sharper: above 1 errors are rarer."""
@@ -99,7 +99,8 @@ class MergedLayer:
     @torch.no_grad()
     def merge(self) -> None:
         """To be called after each change of A and B."""
-        self.merged = (self.weight + self.b @ self.a).to(self.weight.dtype)
+        dtype = self.weight.dtype
+        self.merged = torch.addmm(self.weight, self.b.to(dtype), self.a.to(dtype))
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = MergedLinear.apply(x, self.a, self.b, self.merged)
@@ -111,7 +112,9 @@ def loss_of(model: CausalLM, prompts: list[Prompt], sharpen: float) -> Tensor:
     tokens = pad_sequence([torch.tensor(p.reference_completion) for p in prompts], True, -1.0)
     mask = tokens >= 0
     log_probs = model.head(model.features([p.ids for p in prompts], tokens, mask))  # [m, V]
-    return torch.nn.functional.nll_loss((log_probs / sharpen).log_softmax(-1), tokens[mask])
+    if sharpen != 1:
+        log_probs = (log_probs / sharpen).log_softmax(-1)
+    return torch.nn.functional.nll_loss(log_probs, tokens[mask])
 
 
 def train(config: TrainWordTeacherConfig, task: WordProblemsTask) -> CausalLM:
