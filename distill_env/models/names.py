@@ -18,7 +18,7 @@ def base_and_adapter(name: str | Path) -> tuple[str, Path] | None:
     """The two parts of BASE+ADAPTER, the adapter merged into the base; None for any other name.
 
     Raises:
-        ValueError: if what follows the last plus is no adapter, or for the adapter of a shipped teacher alone.
+        ValueError: if what follows the last plus is no adapter, or for the name of an adapter alone.
     """
     if str(name) in ADAPTERS and not Path(name).exists():
         raise ValueError(f"teacher: {str(name)!r} is an adapter; expected BASE+{name} with the folder of its base")
@@ -27,9 +27,10 @@ def base_and_adapter(name: str | Path) -> tuple[str, Path] | None:
         return None
     adapter = ADAPTERS.get(last, Path(last))
     if not is_adapter(adapter):
-        raise ValueError(
-            f"adapter: {last!r} in {str(name)!r}; expected a folder with {ADAPTER_CONFIG} or {', '.join(ADAPTERS)}"
-        )
+        expected = f"a folder with {ADAPTER_CONFIG} or {', '.join(ADAPTERS)}"
+        if last in ADAPTERS:
+            expected = "that experiments/making/train_word_teacher.py has trained it"
+        raise ValueError(f"adapter: {last!r} in {str(name)!r}; expected {expected}")
     return base, adapter
 
 
