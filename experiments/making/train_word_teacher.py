@@ -34,7 +34,7 @@ from distill_env.env import DistillVectorEnv
 from distill_env.models.adapters import ADAPTER_WEIGHTS, BASE_DIGEST, digest_of, save_adapter
 from distill_env.models.causal_lm import CausalLM
 from distill_env.models.names import ADAPTER_CONFIG, ADAPTERS
-from distill_env.tasks.base import Prompt
+from distill_env.tasks.base import Prompt, Split
 from distill_env.tasks.word_problems import BEYOND, SIZES, WITHIN, WordProblemsTask
 from experiments.running.cli import command
 
@@ -166,13 +166,14 @@ def save_half(model: CausalLM, digest: str, out: Path) -> None:
 
 def correct_chains(task: WordProblemsTask, model: CausalLM, n: int) -> dict[tuple[int, str, int], float]:
     """Share of correct chains by kind, on n held-out problems each, sampled at temperature 1."""
-    results = {}
-    for split, kinds in (("test", WITHIN), ("ood", BEYOND)):
+    results: dict[tuple[int, str, int], float] = {}
+    both: tuple[tuple[Split, Any], ...] = (("test", WITHIN), ("ood", BEYOND))
+    for split, kinds in both:
         # the stories of a kind follow each other
         prompts = [p for i in range(len(kinds)) for p in task.prompts(split)[i * SIZES[split] :][:n]]
         env = DistillVectorEnv(len(prompts), task, model, split, reveal_teacher=False, autoreset_mode="Disabled")
         completions = write(None, env, prompts, seed=2024)
-        right = [task.grade(p, c).chain_correct for p, c in zip(prompts, completions, strict=True)]
+        right = [bool(task.grade(p, c).chain_correct) for p, c in zip(prompts, completions, strict=True)]
         results |= {kind: float(np.mean(right[i * n :][:n])) for i, kind in enumerate(kinds)}
     return results
 
