@@ -10,6 +10,7 @@ called. What the update reads of the teacher comes with these calls, and at the 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -28,7 +29,7 @@ from agents.rollout_metrics import count_usage
 from agents.teacher_buffer import TeacherBuffer
 from distill_env.divergence import project, support
 from distill_env.env import DistillVectorEnv
-from distill_env.gate import DraftBlock, GateState, apply_gate, student_score
+from distill_env.gate import DraftBlock, GateState, apply_gate, student_score, truncated_inputs
 from distill_env.gate_settings import Gate
 from distill_env.models.base import TokenModel, extend
 from distill_env.ragged import PAD, slice_rows
@@ -60,7 +61,8 @@ def collect(
         keys: uint64 [N], the episodes' keys: all randomness of episode i follows from keys[i].
         gate: the teacher writes where it rewrites.
         draft_length: K, or a `DraftLength` that adapts it; at most the environment's `chunk`.
-        top_k, top_p: truncation of the divergences and of the teacher's distributions in the result.
+        top_k, top_p: truncation of the teacher's distributions in the result. The gate reads them whole, unless the
+            teacher returns only its likeliest ids.
         keep_teacher: keep the teacher's log-probabilities for the update. Without, and with a gate that reads no model,
             only `step` is used, so that any wrapper that hides `info` will do.
 
@@ -175,12 +177,21 @@ class Collector:
             rewards=torch.from_numpy(self.rewards[:, :longest]),
             token_log_prob=self.token_log_prob[:, :longest],
             score=self.score[:, :longest],
+            divergence=self.score[:, :longest] if self._scores_are_divergences else None,
             grades=torch.from_numpy(self.grades),
             teacher=teacher,
             support=ids,
             step_end_ids=tuple(self.step_ends.tolist()),
             cost=self.cost,
         )
+
+    @property
+    def _scores_are_divergences(self) -> bool:
+        """Whether the score of every position is D_t over the whole vocabulary."""
+        gate = self.gate
+        plain = gate.score == "divergence" and gate.needs_scores and not (gate.has_memory or gate.screen)
+        everywhere = self.core.rewrite_span == "token" and math.isinf(gate.score_clip)
+        return plain and everywhere and not self.core.teacher_top_k
 
     def _start(self, rows: NDArray[np.intp]) -> None:
         """Begin the episodes of `rows` in the environment and in the student."""
@@ -485,12 +496,16 @@ class Collector:
         assert teacher is not None
         width, device = teacher.shape[1], self.device
         tokens = draft.tokens[:, :width]
-        ids = support(teacher, self.top_k, self.top_p)
+        # the gate reads all that the teacher returns; only what is kept for the update is truncated further
+        ids = support(teacher, self.top_k, self.top_p) if self.core.teacher_top_k else None
         own_score = None if draft.student_score is None else draft.student_score[:, :width]
         starts = self._step_start(tokens)
         block = DraftBlock(tokens, starts, draft.gate_uniforms[:, :width], draft.episode_uniforms, own_score)
         student = project(draft.student[:, :width], None if ids is None else upload(ids, device))
-        decision, after = apply_gate(self.gate, student, upload(project(teacher, ids), device), block, self.gate_state)
+        teacher = upload(project(teacher, ids), device)
+        if ids is not None:
+            student, teacher = truncated_inputs(self.gate, student, teacher)
+        decision, after = apply_gate(self.gate, student, teacher, block, self.gate_state)
         rewrite = decision.rewrite & (torch.arange(width, device=device) < draft.states[:, None])
         first = torch.where(rewrite.any(1), rewrite.int().argmax(1), draft.tokens.shape[1])
         if self.gate.has_memory:

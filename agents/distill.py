@@ -62,6 +62,7 @@ from distill_env.gate import (
     raw_score,
     read_and_decide,
     student_score,
+    truncated_inputs,
 )
 from distill_env.gate_settings import Gate
 from distill_env.models.base import TrainableModel, ids_of
@@ -218,14 +219,15 @@ class DistillAgent:
                     f"iteration {self.iteration + 1}: loss {totals['train/loss']}, gradient norm {norm}; the student "
                     "was not changed. Lower learning_rate, or set loss_clip"
                 )
+            rate = learning_rate(self.config.optimizer, self.iteration)
             for group in self.optimizer.param_groups:
-                group["lr"] = learning_rate(self.config.optimizer, self.iteration)
+                group["lr"] = rate
             self.optimizer.step()
             self.optimizer.zero_grad()  # gradients take no memory during the next rollout
         if self.hand_over is not None and rollout.teacher is not None:
             totals |= self.hand_over.update(self._hard_from, self.processes)
         self._follow_length(rollout)
-        return totals | {"train/grad_norm": norm} | self._follow_budget(rollout, totals)
+        return totals | {"train/grad_norm": norm, "train/learning_rate": rate} | self._follow_budget(rollout, totals)
 
     @property
     def _hard_from(self) -> float:
@@ -272,6 +274,9 @@ class DistillAgent:
         sums: dict[str, Tensor] = {}
         if self.method.gate_writes:
             _add(sums, "rollout/hard_share", (rollout.score >= self.method.gate.threshold).double())
+        if self.method.truncates and rollout.divergence is not None:
+            _add(sums, "rollout/divergence", rollout.divergence[mask])
+            _add(sums, "rollout/high_divergence_share", (rollout.divergence[mask] >= HIGH_DIVERGENCE).double())
         micro = self.config.micro_batch or len(rollout.prompts)
         passes = range(0, len(rollout.prompts), micro)
         for begin in passes:
@@ -324,15 +329,19 @@ class DistillAgent:
                 decision = GateDecision(*(x[chunk] for x in decisions))
             elif gate is not None:
                 own_score = self._student_score(gate, log_probs, features)
-                decision = _decide_alone(gate, student, teacher, states.tokens[chunk], own_score)
+                inputs = (student, teacher) if ids is None else truncated_inputs(gate, student, teacher)
+                decision = _decide_alone(gate, *inputs, states.tokens[chunk], own_score)
             if method.weighting == "constant":
                 reverse_weight = torch.full_like(reverse_weight, method.reverse_weight)
             elif method.weighting_gate is not None:
                 reverse_weight = decision.reverse_weight
             if not method.gate_writes:
                 _add(sums, "rollout/hard_share", decision.hard.double())
-            _add(sums, "rollout/divergence", divergence)
-            _add(sums, "rollout/high_divergence_share", (divergence >= HIGH_DIVERGENCE).double())
+            family = "rollout/truncated_" if method.truncates else "rollout/"
+            _add(sums, f"{family}divergence", divergence)
+            _add(sums, f"{family}high_divergence_share", (divergence >= HIGH_DIVERGENCE).double())
+            if method.truncates and states.known:
+                _add(sums, "rollout/truncated_hard_share", (divergence >= method.gate.tau).double())
             _add(sums, "train/reverse_weight", reverse_weight)
         if method.estimator == "exact":
             annealed = 1 - method.forward_kl_share(self.iteration) * (1 - reverse_weight)
@@ -367,10 +376,13 @@ class DistillAgent:
         """Decisions at all m positions of some completions, [m] each; None where each position is read alone.
 
         Where the gate decided who writes, its scores are those of the rollout: positions that it did not read, in a
-        step that the teacher writes to its end, take the weight of the position that was rewritten.
+        step that the teacher writes to its end, take the weight of the position that was rewritten. So they are where
+        the teacher's distributions are truncated, which the gate read whole.
         """
         gate = self._update_gate
-        if gate is None or not gate.has_memory or not states.scored:
+        if gate is None or not states.scored:
+            return None
+        if not gate.has_memory and not (self.method.truncates and self.method.gate_writes):
             return None
         mask = rollout.mask[rows]
         if self.method.gate_writes:
@@ -384,7 +396,10 @@ class DistillAgent:
             teacher, ids = states.teacher(chunk)
             log_probs = self.student.head(features[chunk])
             block = _alone(states.tokens[chunk], self._student_score(gate, log_probs, features[chunk]))
-            scores.append(raw_score(gate, project(log_probs, ids)[:, None], teacher[:, None], block))
+            student = project(log_probs, ids)
+            if ids is not None:
+                student, teacher = truncated_inputs(gate, student, teacher)
+            scores.append(raw_score(gate, student[:, None], teacher[:, None], block))
         score = torch.zeros(mask.shape, dtype=torch.float64)
         (score[mask],) = fetch(torch.cat(scores)[:, 0])
         previous = torch.cat([torch.full((len(mask), 1), PAD), rollout.tokens[rows][:, :-1]], 1)
@@ -513,6 +528,7 @@ class _States:
         self.rewritten = upload(rollout.rewritten[rows][mask], device)
         self.future, self.weight = upload(future[rows][mask], device), upload(weight[rows][mask], device)
         self.scored = rollout.teacher is not None
+        self.known = rollout.divergence is not None  # whether D_t over the whole vocabulary is
         self._rollout, self._offset, self._device = rollout, offset, device
 
     def teacher(self, chunk: slice) -> tuple[Tensor, Tensor | None]:

@@ -68,10 +68,10 @@ class Method:
     loss_clip: Positive = math.inf
     """Upper limit of the loss at a position, in nats; larger losses are scaled down to it."""
     top_k: Natural = 0
-    """Truncate divergences to the teacher's k most likely tokens and a tail bucket; 0 uses all tokens."""
+    """Truncate the divergences of the loss to the teacher's k most likely tokens and a tail bucket; 0 uses all tokens.
+    A gate that decides who writes reads all that the teacher returns."""
     top_p: Annotated[float, Range(above=0, most=1)] = 1.0
-    """Truncate divergences to the smallest set of tokens with this probability mass and a tail bucket; 1 uses all
-    tokens."""
+    """The same to the smallest set of tokens with this probability mass and a tail bucket; 1 uses all tokens."""
     estimator: Estimator = "exact"
     """Gradient at each position: in closed form over the vocabulary (exact), or by the score function from the rewards
     (sampled)."""

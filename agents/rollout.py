@@ -53,6 +53,7 @@ class Rollout:
     teacher: Tensor | None  # [M, S] log p at the M valid positions, row by row, on a support of S - 1 ids and a tail
     support: Tensor | None  # int64 [M, S - 1], padded with -1; None: S is V and nothing is truncated
     from_data: bool = False  # whether they are reference completions, which neither model wrote
+    divergence: Tensor | None = None  # float64 [N, T], D_t over the whole vocabulary, if the gate read it everywhere
     step_end_ids: tuple[int, ...] = ()  # tokens that end a reasoning step
     cost: RolloutCost = field(default_factory=RolloutCost)
     cached_cost: RolloutCost | None = None  # what it cost when it was written, if it was read from disk

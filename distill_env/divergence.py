@@ -151,6 +151,23 @@ def project(log_probs: Tensor, ids: Tensor | None) -> Tensor:
     return torch.cat([singles, tail], -1)
 
 
+def tails_apart(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """Two projected distributions as if they shared no id of the tail: a bucket for the tail of each.
+
+    A Jensen-Shannon divergence of these is an upper bound of the full one, as that of the projections is a lower bound.
+    The two differ by at most (p_T + q_T) / 2 log 2, with the masses of the tail, for beta = 0.5.
+
+    Args:
+        student, teacher: [..., k + 1], as `project` returns them.
+
+    Returns:
+        [..., k + 2] each.
+    """
+    nothing = torch.full_like(student[..., :1], LOG_ZERO)
+    apart = torch.cat([teacher[..., :-1], nothing.to(teacher), teacher[..., -1:]], -1)
+    return torch.cat([student, nothing], -1), apart
+
+
 LEAST_TAIL = 1e-7  # a smaller tail mass is rounding error
 
 

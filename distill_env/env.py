@@ -478,7 +478,8 @@ class DistillVectorEnv(VectorEnv):
 
     def render(self) -> tuple[str, ...] | tuple[NDArray[np.uint8], ...] | None:
         """A picture of each row, what the teacher wrote in red: with `ansi` the prompt (dim) and the completion in
-        ANSI colours; with `rgb_array` both as uint8 [height, width, 3], each token above a bar of what it paid."""
+        ANSI colours, the teacher's between ⟦ and ⟧; with `rgb_array` both as uint8 [height, width, 3], each token above
+        a bar of what it paid."""
         if self.render_mode is None:
             return None
         rows = [(self.completions.prompts[i], *self.completions.completion(i)) for i in range(self.num_envs)]

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from distill_env.divergence import entropy, forward_kl, reverse_kl
+from distill_env.divergence import entropy, forward_kl, jensen_shannon, reverse_kl, tails_apart
 from distill_env.gate_settings import SMALLEST_TAU, Gate, ScoreFunction, find_score
 
 SMALLEST_AVERAGE = 1e-12  # a relative score is read against at least this, so that 0 after zeros is not hard
@@ -88,12 +88,26 @@ def margin(student: Tensor) -> Tensor:
 SCORES: dict[str, ScoreFunction] = {
     "divergence": divergence,
     "forward_kl": lambda student, teacher: forward_kl(student, teacher).clamp(min=0),
+    "jensen_shannon": lambda student, teacher: jensen_shannon(student, teacher, 0.5).clamp(min=0),
     "teacher_entropy": lambda student, teacher: entropy(teacher),
     "rank": rank,
     "student_entropy": lambda student: entropy(student),
     "least_confidence": lambda student: 1 - student.max(-1).values.exp(),
     "margin": margin,
 }
+
+
+def truncated_inputs(gate: Gate, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """What the gate reads where the teacher's distribution is known on a support only.
+
+    D_t, the forward KL and the entropy are lower bounds there. The full Jensen-Shannon divergence is bounded from above
+    too, so its score is the upper bound: a position that it finds easy is easy.
+
+    Args:
+        gate: the gate.
+        student, teacher: log-probabilities [..., k + 1], as `divergence.project` returns them.
+    """
+    return tails_apart(student, teacher) if gate.score == "jensen_shannon" else (student, teacher)
 
 
 def student_score(gate: Gate, student: Tensor, predicted: Tensor | None = None) -> Tensor | None:

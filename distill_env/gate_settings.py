@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from distill_env.checks import Positive, Range, check_fields
 
 STUDENT_SCORES = ("student_entropy", "least_confidence", "margin", "predicted_divergence")  # read the student alone
-SCORE_NAMES = ("divergence", "forward_kl", "teacher_entropy", "rank", *STUDENT_SCORES)
+SCORE_NAMES = ("divergence", "forward_kl", "jensen_shannon", "teacher_entropy", "rank", *STUDENT_SCORES)
 ScoreFunction = Callable[..., Any]
 """(student), (student, teacher) or (student, teacher, tokens) -> scores: log-probabilities [n, K, V], perhaps twice,
 perhaps the drafted tokens [n, K], to numbers [n, K]. The number of its parameters says what a score reads."""
@@ -35,9 +35,9 @@ class Gate:
     """
 
     score: str = "divergence"
-    """What the gate reads: divergence (D_t), forward_kl or teacher_entropy, all in nats; rank, the drafted token's rank
-    under the teacher (0 is the most likely); of the student alone student_entropy, least_confidence, margin or
-    predicted_divergence; or your own package.module:function."""
+    """What the gate reads: divergence (D_t), forward_kl, jensen_shannon or teacher_entropy, all in nats; rank, the
+    drafted token's rank under the teacher (0 is the most likely); of the student alone student_entropy,
+    least_confidence, margin or predicted_divergence; or your own package.module:function."""
     tau: float | Literal["auto"] = math.inf
     """Threshold, in the unit of the score: nats, ranks, or (with relative) multiples of the average. auto lets the
     agent choose it before its first iteration, so that a tenth of the positions is hard."""

@@ -45,8 +45,8 @@ def marked_text(task: Task, tokens: Sequence[int], rewritten: Sequence[bool]) ->
 
 
 def render_ansi(task: Task, prompt: Prompt, tokens: Sequence[int], rewritten: Sequence[bool]) -> str:
-    """The prompt (dim) and the completion with ANSI colours; what the teacher wrote is red."""
-    pieces = (f"\x1b[31m{t}\x1b[0m" if red else t for t, red in split_by_writer(task, tokens, rewritten))
+    """The prompt (dim) and the completion with ANSI colours; what the teacher wrote is red, between ⟦ and ⟧."""
+    pieces = (f"\x1b[31m⟦{t}⟧\x1b[0m" if red else t for t, red in split_by_writer(task, tokens, rewritten))
     return f"\x1b[2m{prompt.text}\x1b[0m" + "".join(pieces)
 
 

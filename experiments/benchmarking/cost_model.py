@@ -4,7 +4,7 @@
 
 A block of draft length K is K student steps and one teacher pass over K positions: s K + t(K) seconds for the whole
 batch. If a position is hard with probability h, a block commits (1 - (1 - h)^K) / h tokens on average, the rewritten
-one included. Rows advance independently, and a batch ends with its last row. Draws docs/images/cost_model.png.
+one included. Rows advance independently, and a batch ends with its last row. Draws a figure.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ class CostModelConfig:
 
     measured: Path = Path("docs/results/benchmark.json")
     """Results of `experiments/benchmark.py`."""
-    out: Path = Path("docs/images/cost_model.png")
+    out: Path = Path("runs/cost_model.png")
     """Picture to write."""
     student: float = 1.5e9
     """Parameters of the student in the prediction."""

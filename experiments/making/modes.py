@@ -33,7 +33,7 @@ VOCABULARY = 41
 class ModesConfig:
     """Draw what each KL, and the gate, makes of a teacher with two modes."""
 
-    out: Path = Path("docs/images/modes.png")
+    out: Path = Path("runs/modes.png")
     """Picture to write."""
     tau: tuple[float, ...] = (0.8, 1.5)
     """Thresholds of the gate, nats: a panel each."""

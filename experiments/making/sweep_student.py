@@ -3,7 +3,7 @@
     python experiments/making/sweep_student.py
 
 Students of several sizes and seeds are trained by forward KL on one data set that the teacher writes, with a decaying
-learning rate, for a short and a long budget (equal results mean convergence). Writes docs/results/student_sweep.md.
+learning rate, for a short and a long budget (equal results mean convergence). Writes a table.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class SweepConfig:
     """Completions per test prompt."""
     jobs: int = max(1, os.cpu_count() or 1)
     """Students trained at a time, each in a process with one thread."""
-    out: Path = Path("docs/results/student_sweep.md")
+    out: Path = Path("runs/student_sweep.md")
     """Table to write."""
 
 

@@ -1,6 +1,6 @@
-"""Train the teacher of a small task from scratch and write the folder that ships with the project.
+"""Train the teacher of a small task from scratch and write its folder.
 
-    python experiments/making/train_teacher.py --task sums
+    python experiments/making/train_teacher.py --task sums --out runs/sums_teacher
     python experiments/making/train_teacher.py --task coins --steps 6000 --out runs/coins_teacher
     python experiments/making/train_teacher.py --task coins --steps 4000 --learning-rate 1.5e-3 --seed 1 \\
         --init runs/coins_teacher --sharpen 1.5
@@ -31,7 +31,7 @@ from transformers import LlamaForCausalLM
 from agents.generation import by_prompt, generate
 from distill_env.env import DistillVectorEnv
 from distill_env.models.causal_lm import CausalLM
-from distill_env.models.toy import TEACHERS, small_teacher, toy_tokenizer
+from distill_env.models.toy import small_teacher, toy_tokenizer
 from distill_env.tasks.registry import make_task
 from experiments.running.cli import command
 
@@ -46,7 +46,7 @@ class TrainTeacherConfig:
     task: Literal["sums", "coins"] = "sums"
     """Task of the teacher."""
     out: Path | None = None
-    """Folder to write; by default that of the shipped teacher."""
+    """Folder to write; by default TASK_teacher in runs."""
     init: Path | None = None
     """Folder of a teacher to start from; --width and --layers are then ignored."""
     width: int = 96
@@ -93,7 +93,7 @@ def correct_chains(task_name: str, model: CausalLM, length: int) -> dict[str, fl
 def main(config: TrainTeacherConfig) -> None:
     torch.manual_seed(config.seed)
     rng = np.random.default_rng(config.seed)
-    out = config.out or TEACHERS[config.task]
+    out = config.out or Path("runs", f"{config.task}_teacher")
     task: Any = make_task(config.task)
     lengths = task.lengths + task.ood_lengths
     if config.init:

@@ -12,7 +12,7 @@ PANELS = (
     ("validation/correct_chains",),
     ("validation/accuracy",),
     ("validation/forward_kl", "validation/divergence"),
-    ("rollout/divergence", "train/loss"),
+    ("train/loss", "rollout/divergence", "rollout/truncated_divergence"),
     ("rollout/rewritten_share", "rollout/hard_share"),
     ("train/entropy",),
     ("train/grad_norm",),

@@ -22,6 +22,7 @@ from experiments.running.build import make_env
 from experiments.running.cli import progress_bar
 from experiments.running.config import RunConfig
 from experiments.running.run_folder import finite, read_json, write_json
+from experiments.running.teacher_marks import mark_teacher
 
 EVALUATION_ROWS, LM_ROWS = 512, 16  # completions at a time
 SPLITS: tuple[tuple[Split, str], ...] = (("test", ""), ("ood", "ood/"))  # and the prefix of their metrics
@@ -165,17 +166,16 @@ def show_samples(config: RunConfig, agent: Any, console: Console) -> None:
 
     from agents.collector import collect
     from distill_env.randomness import episode_keys
-    from distill_env.rendering import render_ansi
 
     env = make_env(config, "test", SAMPLES, purpose="train")
     prompts = evenly_spaced(env.prompts, SAMPLES)
     method = agent.method  # with the current tau
     keys = episode_keys(EVALUATION_SEED, np.arange(SAMPLES))
     rollout = collect(env, agent.student, prompts, keys, method.hard_gate, 1, method.top_k, method.top_p)
-    console.print(f"\n{SAMPLES} completions of test prompts; the teacher wrote the tokens in [red]red[/]:")
+    console.print(f"\n{SAMPLES} completions of test prompts; the teacher wrote what is between ⟦ and ⟧:")
     lines = []
     for prompt, tokens, rewritten, mask in zip(prompts, rollout.tokens, rollout.rewritten, rollout.mask, strict=True):
-        coloured = render_ansi(env.task, prompt, tokens[mask].tolist(), rewritten[mask].tolist())
-        console.print("  ", Text.from_ansi(coloured))
-        lines.append(coloured)
+        line = mark_teacher(env.task, prompt, tokens[mask].tolist(), rewritten[mask].tolist(), PROMPT_SHOWN)
+        console.print("  ", line)
+        lines.append(line.plain)
     write_text(config.folder / "samples.txt", "\n".join(lines) + "\n")

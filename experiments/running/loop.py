@@ -25,10 +25,11 @@ from experiments.running.build import make_env
 from experiments.running.cli import print_warning, progress_bar
 from experiments.running.config import RunConfig
 from experiments.running.config_file import to_dict
-from experiments.running.evaluating import EVALUATION_SEED, gate_of, sample_as_configured
+from experiments.running.evaluating import EVALUATION_SEED, PROMPT_SHOWN, gate_of, sample_as_configured
 from experiments.running.metric_display import metric
 from experiments.running.section import errors_name_flags
 from experiments.running.signals import Request, signals
+from experiments.running.teacher_marks import mark_teacher
 from experiments.running.tracking import Tracker
 
 LIMITS = {
@@ -38,10 +39,13 @@ LIMITS = {
     "teacher_tokens": "cost/teacher_tokens",
 }
 VALIDATION_ROWS, LM_VALIDATION_ROWS = 100, 8
+WRITTEN_SHOWN = 2  # completions of an iteration
 VALIDATED = ("accuracy", "correct_chains", "divergence", "forward_kl", "entropy", "hard_share")
 SHOWN = (
-    *("train/loss", "rollout/divergence", "rollout/hard_share", "rollout/rewritten_share"),
-    *("validation/accuracy", "validation/correct_chains", "validation/forward_kl", "time/tokens_per_second"),
+    *("train/loss", "rollout/divergence", "rollout/truncated_divergence"),
+    *("rollout/hard_share", "rollout/truncated_hard_share", "rollout/rewritten_share"),
+    *("validation/accuracy", "validation/correct_chains", "validation/forward_kl"),
+    *("train/learning_rate", "time/tokens_per_second"),
 )
 
 
@@ -148,7 +152,8 @@ class TrainingLoop:
             raise ValueError(f"limit_of: {self.settings.limit_of!r} is not among the metrics that the agent reports")
         self.spent += used(metrics, self.settings.limit_of)
         last = iteration >= self.settings.iterations or self.limit_reached
-        if iteration == 1 or iteration % self.settings.validate_every == 0 or last:
+        validated = iteration == 1 or iteration % self.settings.validate_every == 0 or last
+        if validated:
             metrics |= self.validate()
         self.tracker.log(iteration, metrics)
         for alarm in self.log.update(iteration, self.tracker.rows):
@@ -156,6 +161,8 @@ class TrainingLoop:
             if alarm.fatal:
                 raise FloatingPointError(f"iteration {iteration}: {alarm.seen}")
         self.show(iteration, metrics)
+        if validated and self.config.env == "lm":
+            self.print_state(iteration)
         if iteration % self.settings.checkpoint_every == 0 or last or self.request.number:
             self.save(iteration)
         self.request.obey()
@@ -185,9 +192,27 @@ class TrainingLoop:
         """Update the progress bar, and the latest metrics and alarms below it."""
         self.latest |= metrics
         self.progress.update(self.bar, completed=iteration)
-        shown = [f"{m.label} {m.text(self.latest[m.key])}" for m in map(metric, SHOWN) if m.key in self.latest]
         ringing = [Text(f"{alarm.kind}: {alarm.seen}", style="bold yellow") for alarm in self.log.ringing]
-        self.view.update(Group(self.progress, Text(" · ".join(shown), style="cyan"), *ringing))
+        self.view.update(Group(self.progress, Text(self.latest_line, style="cyan"), *ringing))
+
+    @property
+    def latest_line(self) -> str:
+        """The latest metrics."""
+        shown = [f"{m.label} {m.text(self.latest[m.key])}" for m in map(metric, SHOWN) if m.key in self.latest]
+        return " · ".join(shown)
+
+    def print_state(self, iteration: int) -> None:
+        """Print the latest metrics and a few completions of this iteration, which the tracker also takes."""
+        self.console.print(f"iteration {iteration}: {self.latest_line}", highlight=False, soft_wrap=True)
+        if is_from_data(self.config):
+            return
+        lines = [
+            mark_teacher(self.env.task, part.prompt, part.tokens, part.rewritten, PROMPT_SHOWN)
+            for part in getattr(self.agent, "written", [])[:WRITTEN_SHOWN]
+        ]
+        for line in lines:
+            self.console.print("  ", line)
+        self.tracker.log_text(iteration, "completions", [line.plain for line in lines])
 
     def save(self, iteration: int) -> None:
         """Save a checkpoint. Raises FloatingPointError, and saves none, if a weight of the student is not finite."""
@@ -220,6 +245,11 @@ def int_name(checkpoint: Path) -> int:
 def used(metrics: Metrics, limit_of: str) -> float:
     """What an iteration used of a limit. Completions from a cache count, so that a run ends alike with and without."""
     return metrics.get(LIMITS[limit_of], 0.0) + metrics.get(f"cost/cached_{limit_of}", 0.0)
+
+
+def is_from_data(config: RunConfig) -> bool:
+    """Whether the completions that the student learns from are references."""
+    return config.method is not None and config.method.teacher_writes == "reference"
 
 
 def is_gated(config: RunConfig) -> bool:

@@ -18,7 +18,7 @@ from agents.methods import GATED
 from agents.metrics import HIGH_DIVERGENCE
 from agents.pair import differing_entries
 from agents.prompts import PromptStream
-from distill_env.divergence import entropy, reverse_kl
+from distill_env.divergence import entropy, project, reverse_kl, support
 from distill_env.env import DistillVectorEnv
 from distill_env.models.base import TokenModel, TrainableModel, start_teacher
 from distill_env.models.hub import absent_ids, id_range, load_tokenizer
@@ -46,6 +46,7 @@ COLOURS: dict[Status, str] = {"ok": "green", "warning": "bold yellow", "error": 
 ACCEPTABLE = get_args(Acceptable)
 PROBED_PROMPTS, PROBED_TOKENS = 8, 16
 FAR = 0.9  # share of hard positions above which a student hardly learns from its own completions
+MATERIAL = 0.1  # difference of two shares of hard positions
 MARK = "answermark"
 USER, ASSISTANT = {"role": "user", "content": "question"}, {"role": "assistant", "content": MARK}
 CONVERSATIONS = ([USER], [{"role": "system", "content": "system"}, USER], [USER, ASSISTANT, USER])
@@ -287,6 +288,31 @@ def divergence_row(student: Tensor, teacher: Tensor, tau: float, own_text: bool 
     return Row("divergence", "ok", result)
 
 
+def truncation_row(
+    student: Tensor, teacher: Tensor, ids: Tensor, tau: float, gate_reads: Literal["whole", "truncated"], fixed: bool
+) -> Row:
+    """D_t at positions [m, V] of the first batch beside the truncated one.
+
+    Args:
+        student, teacher: log-probabilities [m, V]; of a server those beyond its likeliest ids share its mass equally.
+        ids: int64 [m, k], the support, padded with -1.
+        tau: threshold, nats.
+        gate_reads: which of the two the gate reads.
+        fixed: whether tau is a number that nothing adapts, and D_t is what it is compared with.
+    """
+    both = {
+        "whole": reverse_kl(student, teacher).clamp(min=0),
+        "truncated": reverse_kl(project(student, ids), project(teacher, ids)).clamp(min=0),
+    }
+    hard = {name: float((d >= tau).double().mean()) for name, d in both.items()}
+    shown = [f"{name} {float(d.mean()):.3f} nats, {hard[name]:.0%} above {tau:g}" for name, d in both.items()]
+    result = f"D_t {'; '.join(shown)}; the gate reads the {gate_reads} one"
+    if gate_reads == "truncated" and fixed and abs(hard["whole"] - hard["truncated"]) > MATERIAL:
+        change = "let --tau auto or --budget choose tau for what the gate reads, or take --score jensen_shannon"
+        return Row("truncation", "warning", result, change)
+    return Row("truncation", "ok", result)
+
+
 def file_rows(config: RunConfig) -> list[Row]:
     """Checks of tokenizers and configurations, before the weights are loaded."""
     teacher, student = load_tokenizer(teacher_tokenizer(config)), load_tokenizer(student_tokenizer(config))
@@ -356,7 +382,14 @@ def model_rows(config: RunConfig, env: DistillVectorEnv, student: Any, shards: i
     tau = gate.threshold if gate.score == "divergence" and gate.tau != "auto" else HIGH_DIVERGENCE
     length = min(PROBED_TOKENS, env.max_new_tokens)
     own, read, exists = probe(teacher.fork(), student.fork(), prompts, length, seed)
-    return [*rows, teacher_row(read[exists]), divergence_row(own[exists], read[exists], tau, own_text)]
+    rows += [teacher_row(read[exists]), divergence_row(own[exists], read[exists], tau, own_text)]
+    if config.method is not None and method.truncates and rows[-1].status != "error":
+        ids = support(read[exists], method.top_k, method.top_p)
+        assert ids is not None
+        whole = method.gate_writes and not is_served(config.teacher.model)
+        fixed = method.gated and not method.budget and gate.score == "divergence"
+        rows.append(truncation_row(own[exists], read[exists], ids, tau, "whole" if whole else "truncated", fixed))
+    return rows
 
 
 def mark_accepted(rows: Iterable[Row], accept: Sequence[str]) -> list[Row]:

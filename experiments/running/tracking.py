@@ -6,6 +6,7 @@ import importlib.util
 import io
 import os
 import secrets
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,11 @@ class Tracker:
         if self._service is not None:
             self._service.log(iteration, metrics)
 
+    def log_text(self, iteration: int, name: str, texts: Sequence[str]) -> None:
+        """Send texts, for those to read who watch the training. Only TensorBoard takes them."""
+        if isinstance(self._service, TensorBoard):
+            self._service.log_text(iteration, name, texts)
+
     def _rewrite(self) -> None:
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, self._columns)
@@ -75,6 +81,11 @@ class TensorBoard:
     def log(self, iteration: int, metrics: Metrics) -> None:
         for key, value in metrics.items():
             self._writer.add_scalar(key, value, iteration)
+
+    def log_text(self, iteration: int, name: str, texts: Sequence[str]) -> None:
+        """The texts as paragraphs of code, as TensorBoard reads Markdown."""
+        blocks = ("\n".join(f"    {line}" for line in text.splitlines()) for text in texts)
+        self._writer.add_text(name, "\n\n---\n\n".join(blocks), iteration)
 
     def close(self) -> None:
         self._writer.close()

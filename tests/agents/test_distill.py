@@ -766,6 +766,25 @@ def test_splitting_the_batch_changes_nothing(row: Method) -> None:
     assert float(results[0][1].abs().max()) > 1e-3
 
 
+@pytest.mark.parametrize("weighting", ["by_writer", "soft"])
+def test_a_truncated_loss_leaves_the_gate_as_it_is(weighting: Any) -> None:
+    """With top-k the gate decides and weighs as without, and both divergences are reported: the truncated one is
+    smaller, and at one tau fewer positions are hard by it."""
+    teacher = markov(5, seed=1)
+    seen = []
+    for top_k in (0, 2):
+        agent = DistillAgent(perturbed(teacher, 1.0), DistillConfig(Method(top_k=top_k, weighting=weighting)))
+        rollout = agent.rollout(make_env(teacher, 8, horizon=6), PromptStream([NO_PROMPT], 0))
+        agent.optimizer.zero_grad()
+        seen.append(agent.backward(rollout))
+    whole, truncated = seen
+    for key in ("rollout/divergence", "rollout/high_divergence_share", "rollout/hard_share", "train/reverse_weight"):
+        assert truncated[key] == pytest.approx(whole[key])
+    assert truncated["rollout/truncated_divergence"] < 0.9 * whole["rollout/divergence"]
+    assert truncated["rollout/truncated_hard_share"] < whole["rollout/hard_share"]
+    assert "rollout/truncated_divergence" not in whole
+
+
 @pytest.mark.parametrize("row", [Method(gamma=1.0), METHODS["fkl"]], ids=["gated", "fkl"])
 def test_gradient_accumulation_changes_nothing(row: Method) -> None:
     """Whole iterations, from writing to the optimiser's step, with fewer rows than answers and in parts of them: the

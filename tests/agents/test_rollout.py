@@ -222,11 +222,13 @@ def test_what_a_rollout_tells_is_true() -> None:
 
 
 @pytest.mark.parametrize("limits", [(2, 1.0), (0, 0.8), (3, 0.9)])
-@pytest.mark.parametrize("name", ["never", "always", "random"])
+@pytest.mark.parametrize("name", ["never", "always", "random", "hard", "soft", "adaswitch"])
 def test_kept_teacher_rows_are_the_projection_of_the_full_ones(name: str, limits: tuple[int, float]) -> None:
-    """With top-k or top-p the same answers, and of the teacher the support and the tail bucket of the full row."""
+    """With top-k or top-p the same answers and scores, since a gate reads the teacher whole; what is kept of the
+    teacher is the support and the tail bucket of the full row."""
     full, truncated = write(GATES[name], 4, 3, n=20), write(GATES[name], 4, 3, n=20, limits=limits)
     assert truncated.tokens.equal(full.tokens)
+    torch.testing.assert_close(truncated.score, full.score, equal_nan=True)
     assert full.teacher is not None
     assert truncated.teacher is not None
     assert truncated.support is not None

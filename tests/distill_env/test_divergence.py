@@ -21,6 +21,7 @@ from distill_env.divergence import (
     skew_forward_kl,
     skew_reverse_kl,
     support,
+    tails_apart,
 )
 
 V = 6
@@ -177,6 +178,23 @@ def test_truncation_is_a_lower_bound(loss: Loss) -> None:
     full = gradient(loss, logits, teacher)
     whole = gradient(lambda s, t: loss(project(s, ids), project(t, ids)), logits, teacher)
     torch.testing.assert_close(whole, full, rtol=0, atol=1e-13)
+
+
+def test_a_truncated_jensen_shannon_divergence_is_bounded_on_both_sides() -> None:
+    """The projections give a lower bound, the tails apart an upper one; both are reached."""
+    student, teacher = torch.randn(2, 500, 9, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 3
+    student, teacher = student.log_softmax(-1), teacher.log_softmax(-1)
+    ids = support(teacher, 3)
+    full = jensen_shannon(student, teacher, 0.5)
+    projected = project(student, ids), project(teacher, ids)
+    low, high = (jensen_shannon(*pair, 0.5) for pair in (projected, tails_apart(*projected)))
+    tails = sum(x[:, -1].exp() for x in projected)
+    assert (low <= full + 1e-12).all()
+    assert (full <= high + 1e-12).all()
+    assert (high - low <= tails / 2 * math.log(2) + 1e-12).all()
+    apart = [torch.tensor(x).log() for x in ([0.6, 0.2, 0.2, 0.0, 0.0], [0.5, 0.3, 0.0, 0.1, 0.1])]
+    kept = [project(x, torch.tensor([0, 1])) for x in apart]
+    torch.testing.assert_close(jensen_shannon(*tails_apart(*kept), 0.5), jensen_shannon(*apart, 0.5))
 
 
 @pytest.mark.parametrize("top_p", [1e-9, 0.3, 0.9, 0.999])

@@ -78,6 +78,9 @@ def naive_score(gate: Gate, log_q: Tensor, log_p: Tensor, token: int) -> float:
         return float((q * (q / p).log()).sum())
     if gate.score == "forward_kl":
         return float((p * (p / q).log()).sum())
+    if gate.score == "jensen_shannon":
+        m = (p + q) / 2
+        return float((p * (p / m).log()).sum() + (q * (q / m).log()).sum()) / 2
     if gate.score == "teacher_entropy":
         return float(-(p * p.log()).sum())
     return float(sum(x > p[token] for x in p))

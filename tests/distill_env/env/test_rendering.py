@@ -22,7 +22,7 @@ def test_ansi_shows_who_wrote() -> None:
     env.reset(seed=0, options={"prompts": [()]})
     for action in (0, 3, 3, 0, 2):
         env.step(np.array([action]))
-    assert env.render() == ("\x1b[2m\x1b[0ma\x1b[31mbb\x1b[0ma" + END,)
+    assert env.render() == ("\x1b[2m\x1b[0ma\x1b[31m⟦bb⟧\x1b[0ma" + END,)
     single = gym.make("Distill/Sums-v0", render_mode="ansi")
     single.reset(options={"prompts": [SumsTask.encode_problem(([7, 2], None))]})
     for action in (7, 7, 12):

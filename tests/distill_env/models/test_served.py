@@ -89,9 +89,10 @@ def test_with_all_ids_it_equals_the_local_teacher(server: CompletionsServer, rew
 
 
 def test_gates_and_truncated_divergences_are_exact_on_the_likeliest(server: CompletionsServer) -> None:
-    teacher = ask(server, 3)
-    for gate in (Gate(tau=0.5), Gate("forward_kl", 0.5), Gate("teacher_entropy", 0.8)):
-        actual, expected = write(teacher, 3, "argmax", gate), write(TEACHER, 3, "argmax", gate)
+    teacher, known_on_three = ask(server, 3), TEACHER.fork()
+    known_on_three.top_k = 3  # type: ignore[attr-defined]
+    for gate in (*(Gate(tau=0.5), Gate("forward_kl", 0.5)), Gate("jensen_shannon", 0.2), Gate("teacher_entropy", 0.8)):
+        actual, expected = write(teacher, 3, "argmax", gate), write(known_on_three, 3, "argmax", gate)
         assert_equal(actual, expected)
         assert actual.support is not None
         assert actual.support.equal(expected.support)
@@ -130,6 +131,18 @@ def test_the_bound_is_reached() -> None:
     ids = torch.tensor([0, 1])
     gap = truncation_gap(q, p, ids, p.min())
     assert float(reverse_kl(q, p)) == pytest.approx(float(reverse_kl(project(q, ids), project(p, ids)) + gap))
+
+
+def test_what_a_bounded_gate_finds_easy_is_easy(server: CompletionsServer) -> None:
+    """The Jensen-Shannon score of a served teacher is never below that of the whole distribution; D_t is never above."""
+    teacher = ask(server, 3)
+    for score, sign in (("jensen_shannon", 1), ("divergence", -1)):
+        served, local = (write(t, k, "argmax", Gate(score, 99.0)) for t, k in ((teacher, 3), (TEACHER, 0)))
+        assert served.tokens.equal(local.tokens)
+        gap = sign * (served.score - local.score)[served.mask]
+        assert (gap > -1e-4).all()
+        assert (gap > 1e-2).any()
+    teacher.close()
 
 
 def test_rewrites_are_keyed_draws_of_the_likeliest(server: CompletionsServer) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from experiments import run as run_module
 from experiments.running.completions_file import read_lines
@@ -38,6 +39,30 @@ def test_a_run_ends_with_what_it_brought(tmp_path: Path, capsys: pytest.CaptureF
     assert len(curve) == 3  # iterations 1, 5 and 10
     assert curve[-1] < curve[0]
     assert (folder / "curves.png").is_file()
+
+
+def test_a_training_shows_completions_and_how_it_goes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With forward KL the teacher writes everything, so what is shown stands between marks, in the terminal as in
+    TensorBoard; a schedule is logged as it runs."""
+    teacher, student = write_model(tmp_path / "teacher", seed=0), write_model(tmp_path / "student", seed=1)
+    arguments = [*flags(teacher, student, write_prompts(tmp_path)), "--out", str(tmp_path), "--name", "r"]
+    falling = ["--learning-rate", "1e-3", "--warmup-iterations", "0", "--schedule", "linear", "--decay-iterations", "4"]
+    more = ["--agent", "fkl", "--iterations", "4", "--validate-every", "2", "--track", "tensorboard"]
+    assert run_module.main([*arguments, *falling, *more]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    at = [i for i, line in enumerate(printed) if line.startswith("iteration ")]
+    assert [printed[i].split(":")[0] for i in at] == ["iteration 1", "iteration 2", "iteration 4"]
+    shown = [line.strip() for i in at for line in printed[i + 1 : i + 3]]
+    events = EventAccumulator(str(tmp_path / "r")).Reload()
+    texts = events.Tensors("completions/text_summary")
+    assert [text.step for text in texts] == [1, 2, 4]
+    logged = [line.strip() for text in texts for line in text.tensor_proto.string_val[0].decode().splitlines()]
+    assert [line for line in logged if line.strip("-")] == shown
+    assert all(line.endswith("⟧") and line.split("=")[1].startswith(" ⟦") for line in shown)
+    rates = [row["train/learning_rate"] for row in read_metrics(tmp_path / "r")]
+    assert rates[0] == 1e-3
+    assert rates == sorted(rates, reverse=True)
+    assert rates[-1] < rates[0]
 
 
 def test_the_change_is_paired_by_prompt() -> None:

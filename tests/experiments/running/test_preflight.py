@@ -179,6 +179,22 @@ def test_the_probe_reads_both_models_at_the_same_states(pair: tuple[str, str, st
     assert preflight.teacher_row(torch.full((3, IDS), torch.nan)).status == "error"
 
 
+def test_a_gate_that_misses_what_is_cut_off_is_a_warning() -> None:
+    """All of the student's mass is in the tail, on a token that the teacher never takes: D_t is large, and small once
+    the tail is one bucket. It matters to a gate that reads the truncated one at a given tau."""
+    teacher = torch.tensor([[0.5, 0.3, 0.1999, 0.0001]]).log().expand(5, 4)
+    student = torch.tensor([[1e-4, 1e-4, 1e-4, 0.9997]]).log().expand(5, 4)
+    statuses = {
+        (reads, fixed): preflight.truncation_row(student, teacher, torch.tensor([[0, 1]] * 5), 3.0, reads, fixed).status
+        for reads in ("whole", "truncated")
+        for fixed in (True, False)
+    }
+    assert statuses.pop(("truncated", True)) == "warning"
+    assert {*statuses.values()} == {"ok"}
+    near = preflight.truncation_row(teacher, teacher, torch.tensor([[0, 1]] * 5), 3.0, "truncated", True)
+    assert near.status == "ok"
+
+
 def spoil(folder: str) -> None:
     path = Path(folder) / "model.safetensors"
     tensors = load_file(path)
