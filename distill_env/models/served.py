@@ -48,6 +48,8 @@ class ServedModel:
     | divergences, gates on D_t, forward KL or entropy, with a `top_k` from 1 to the server's | exact values of the
       truncated quantity, in which T is one bucket; a lower bound of the full one. D_t is larger by at most
       `divergence.truncation_gap`, q_T (log p_T - log of the least p in T), which the server does not return |
+    | a gate on the Jensen-Shannon divergence | the upper bound in which the models share no id of T; larger by at most
+      (p_T + q_T) / 2 log 2, at most 0.693 in all |
     | the same without `top_k` | refused by the rollout |
     | a rank, losses that weigh each id (todi, akl), importance weights | refused, as with any `top_k` |
     | `D_t` of `info["teacher_log_probs"]`, as in evaluations | KL(q || p^): off by at most

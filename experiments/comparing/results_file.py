@@ -12,6 +12,13 @@ from agents.atomic_io import write_text
 
 Row = dict[str, Any]
 TEXTS = {"study", "env", "warm", "label", "run"}
+ENDPOINT = "correct_chains"
+ENDPOINTS = (ENDPOINT, "forward_kl")  # the primary one is the first that was measured: of ungraded tasks the second
+
+
+def primary_endpoint(rows: Sequence[Row]) -> str:
+    """The primary endpoint of the runs of a task."""
+    return next((key for key in ENDPOINTS if any(row.get(key) is not None for row in rows)), ENDPOINT)
 
 
 def write_results(rows: Sequence[Row], path: Path) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from experiments.comparing.results_file import Row
+from experiments.comparing.results_file import Row, primary_endpoint
 from experiments.comparing.statistics import (
     Estimate,
     holm,
@@ -24,7 +24,6 @@ COST = (
     "rewritten_share_last", "teacher_tokens_per_student_token", "student_tokens", "teacher_positions",
     "loss_oscillation", "grad_norm", "seconds",
 )  # fmt: skip
-ENDPOINT = "correct_chains"
 
 
 def by_seed(rows: Sequence[Row], label: str | None, key: str) -> dict[int, float]:
@@ -52,8 +51,10 @@ def metrics_table(rows: Sequence[Row], labels: Sequence[str]) -> list[list[str]]
     return lines
 
 
-def paired_table(rows: Sequence[Row], labels: Sequence[str], reference: str, key: str = ENDPOINT) -> list[list[str]]:
-    """Every contender minus the reference in the endpoint, seed by seed; Holm's correction over the lines."""
+def paired_table(rows: Sequence[Row], labels: Sequence[str], reference: str, key: str = "") -> list[list[str]]:
+    """Every contender minus the reference in a metric, by default the primary endpoint, seed by seed; Holm's correction
+    over the lines."""
+    m = metric(key := key or primary_endpoint(rows))
     base = by_seed(rows, reference, key)
     pairs = {}
     for label in labels:
@@ -63,11 +64,13 @@ def paired_table(rows: Sequence[Row], labels: Sequence[str], reference: str, key
             pairs[label] = [own[s] for s in seeds], [base[s] for s in seeds]
     differences = {label: paired_difference(x, y) for label, (x, y) in pairs.items()}
     adjusted = holm({label: d.p_value for label, d in differences.items()})
-    lines = [[f"minus {reference}", "difference, points", "p", "p (Holm)", "P(better)", "pairs"]]
+    unit = "points" if m.scale == 100 else m.label.partition(", ")[2]
+    lines = [[f"minus {reference}", f"difference, {unit}", "p", "p (Holm)", "P(better)", "pairs"]]
     for label, d in differences.items():
-        points = d.estimate.scaled(100).text("{:+.1f}")
-        better = probability_of_improvement(*pairs[label]).text("{:.2f}")
-        lines.append([label, points, f"{d.p_value:.3f}", f"{adjusted[label]:.3f}", better, str(d.n)])
+        difference = d.estimate.scaled(m.scale).text(m.number_form(sign=True))
+        own, other = pairs[label] if m.better != "less" else pairs[label][::-1]
+        better = probability_of_improvement(own, other).text("{:.2f}")
+        lines.append([label, difference, f"{d.p_value:.3f}", f"{adjusted[label]:.3f}", better, str(d.n)])
     return lines
 
 
@@ -95,8 +98,9 @@ def print_table(lines: Sequence[Sequence[str]], title: str, console: Console) ->
 def write_summary(rows: Sequence[Row], labels: Sequence[str], reference: str, out: Path, console: Console) -> None:
     """Print the tables of every environment and warm start, and write them to `summary-<study>.md`."""
     text = [
-        f"Interquartile means over seeds with 95 % t intervals of trimmed means; paired differences of `{ENDPOINT}` by "
-        "seed with 95 % t intervals, sign-flip tests, and Holm's correction over the lines of a table.\n"
+        "Interquartile means over seeds with 95 % t intervals of trimmed means; paired differences of "
+        f"`{primary_endpoint(rows)}` by seed with 95 % t intervals, sign-flip tests, and Holm's correction over the "
+        "lines of a table.\n"
     ]
     for env, warm in dict.fromkeys((r["env"], r["warm"]) for r in rows):
         here = [r for r in rows if (r["env"], r["warm"]) == (env, warm)]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from experiments.reporting.claims import CLAIMS, findings
-from experiments.reporting.results import ENDPOINT, OURS, PURE, Results, Setting
+from experiments.comparing.statistics import Estimate
+from experiments.reporting.claims import findings
+from experiments.reporting.results import OURS, PURE, Results, Setting
 from experiments.running.metric_display import metric
 
 GRADES = {"yes": "is at least as good as both", "no": "is not at least as good as both"}  # else it is undecided
@@ -12,30 +13,45 @@ PLACES = {1: "is above both", -1: "is below both", 0: "lies between theirs"}
 
 
 def answer(results: Results) -> list[str]:
-    """Per task: who has the most correct chains, whether ours is as good as the pure methods, what ours does."""
-    settings = [s for s in results.primary() if results.estimates(s, ENDPOINT)]
+    """Per task: who is best in the primary endpoint, whether ours is as good as the pure methods, what ours does."""
+    settings = [s for s in results.primary() if results.estimates(s, results.endpoint(s))]
     if not settings:
-        return ["No finished run of the main study was graded, so there is no answer yet."]
+        return ["No finished run of the main study measured a primary endpoint, so there is no answer yet."]
     return [" ".join(filter(None, (_best(results, s), _as_good(results, s), _behaviour(results, s)))) for s in settings]
 
 
 def _best(results: Results, setting: Setting) -> str:
-    estimates = results.estimates(setting, ENDPOINT)
-    best = max(estimates, key=lambda k: estimates[k].value)
+    key = results.endpoint(setting)
+    estimates, m = results.estimates(setting, key), metric(key)
+    name, _, unit = m.label.partition(", ")
+    best = (min if m.better == "less" else max)(estimates, key=lambda k: estimates[k].value)
     runs = results.seeds(setting, best)
-    shown = {k: estimates[k].scaled(100).text("{:.1f} %") for k in (best, OURS) if k in estimates}
-    ours = f"; `{OURS}` has {shown[OURS]}" if OURS in shown and best != OURS else ""
+    shown = {k: _with_unit(estimates[k], key, unit) for k in (best, OURS) if k in estimates}
     seeds = f"{runs} seed{'s' if runs > 1 else ''}"
-    return f"On {setting}, `{best}` has the most correct chains, {shown[best]} ({seeds}){ours}."
+    if len(estimates) == 1:
+        return f"On {setting}, `{best}` was measured alone; {name}: {shown[best]} ({seeds})."
+    ours = f"; `{OURS}` has {shown[OURS]}" if OURS in shown and best != OURS else ""
+    most = "the lowest" if m.better == "less" else "the most"
+    return f"On {setting}, `{best}` has {most} {name}, {shown[best]} ({seeds}){ours}."
+
+
+def _with_unit(estimate: Estimate, key: str, unit: str, sign: bool = False) -> str:
+    """An estimate in points or in the unit of its metric; a share in per cent unless it is a difference."""
+    m = metric(key)
+    form = m.number_form(sign) + (" %" if m.scale == 100 and not sign else "")
+    unit = "points" if m.scale == 100 and sign else unit
+    return f"{estimate.scaled(m.scale).text(form)} {unit}".strip()
 
 
 def _as_good(results: Results, setting: Setting) -> str:
     """Ours against both pure methods; nothing if they share no seed."""
-    finding = next((f for f in findings(results, setting) if f.claim is CLAIMS[0]), None)
+    key = results.endpoint(setting)
+    finding = next((f for f in findings(results, setting) if f.claim.key == key), None)
     if finding is None:
         return ""
     differences = [
-        f"`{OURS}` minus `{b}` is {d.estimate.scaled(100).text('{:+.1f}')} points{'' if d.n > 1 else ' on one seed'}"
+        f"`{OURS}` minus `{b}` is {_with_unit(d.estimate, key, metric(key).label.partition(', ')[2], sign=True)}"
+        f"{'' if d.n > 1 else ' on one seed'}"
         for b, d in finding.differences.items()
     ]
     grade = GRADES.get(finding.verdict, "may or may not be at least as good as both")

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from experiments.comparing.results_file import ENDPOINT, ENDPOINTS
 from experiments.comparing.statistics import Estimate, PairedDifference, holm
-from experiments.reporting.results import BASELINES, ENDPOINT, OURS, PURE, Results, Setting
+from experiments.reporting.results import BASELINES, OURS, PURE, Results, Setting
 
 Verdict = Literal["yes", "no", "undecided"]
 
@@ -28,10 +29,13 @@ def compare_all(results: Results, pairs: Sequence[tuple[str, str]]) -> list[Comp
     """The pairs (label, baseline) on every task, in its primary warm start; Holm's correction over all of them."""
     tests: dict[tuple[Setting, str, str], PairedDifference] = {}
     for setting, (label, baseline) in itertools.product(results.primary(), pairs):
-        if difference := results.difference(setting, label, baseline, ENDPOINT):
+        if difference := results.difference(setting, label, baseline, results.endpoint(setting)):
             tests[setting, label, baseline] = difference
     adjusted = holm({key: d.p_value for key, d in tests.items()})
-    return [Comparison(*key, d, results.improvement(*key, ENDPOINT), adjusted[key]) for key, d in tests.items()]
+    return [
+        Comparison(*key, d, results.improvement(*key, results.endpoint(key[0])), adjusted[key])
+        for key, d in tests.items()
+    ]
 
 
 def primary_comparisons(results: Results) -> list[Comparison]:
@@ -52,12 +56,13 @@ class Claim:
 
     text: str
     key: str
-    relation: Literal["at least", "above", "below", "between"]
+    relation: Literal["at least", "at most", "above", "below", "between"]
     against: tuple[str, ...] = PURE
 
 
 CLAIMS = (
     Claim("accuracy at least that of both pure methods", ENDPOINT, "at least"),
+    Claim("forward KL on the teacher's completions at most that of both pure methods", "forward_kl", "at most"),
     Claim("entropy between theirs", "entropy", "between"),
     Claim("diversity between theirs", "distinct_ways", "between"),
     Claim("higher accuracy on the hardest problems in distribution", "hardest", "above"),
@@ -93,9 +98,11 @@ def judge(estimates: Iterable[Estimate], at_least: bool = False) -> Verdict:
 
 
 def findings(results: Results, setting: Setting) -> list[Finding]:
-    """Every claim for which there are measurements."""
+    """Every claim for which there are measurements; of those about an endpoint, the one about the primary one."""
     found = []
     for claim in CLAIMS:
+        if claim.key in ENDPOINTS and claim.key != results.endpoint(setting):
+            continue
         key = f"{ENDPOINT}/{max(results.buckets(setting), default='')}" if claim.key == "hardest" else claim.key
         differences = {b: d for b in claim.against if (d := results.difference(setting, OURS, b, key))}
         if differences:
@@ -110,8 +117,8 @@ def verdict(claim: Claim, differences: dict[str, PairedDifference]) -> Verdict:
         # ours - lower > 0 and upper - ours > 0; ours differs least from the upper one
         lower, upper = max(estimates, key=lambda e: e.value), min(estimates, key=lambda e: e.value)
         estimates = [lower, upper.scaled(-1)]
-    elif claim.relation == "below":
+    elif claim.relation in ("below", "at most"):
         estimates = [e.scaled(-1) for e in estimates]
-    found = judge(estimates, claim.relation == "at least")
+    found = judge(estimates, claim.relation in ("at least", "at most"))
     half_known = len(differences) < len(claim.against) and (found == "yes" or claim.relation == "between")
     return "undecided" if half_known else found

@@ -8,7 +8,7 @@ import numpy as np
 
 from experiments.comparing.statistics import PairedDifference
 from experiments.comparing.studies import CELL_LABELS, CELLS
-from experiments.reporting.results import ENDPOINT, METHOD_CELLS, Results, Setting, paired
+from experiments.reporting.results import METHOD_CELLS, Results, Setting, paired
 
 ALL = "on average"
 Cell = tuple[str, str]  # who writes the prefix, which loss is minimised
@@ -16,11 +16,12 @@ Cell = tuple[str, str]  # who writes the prefix, which loss is minimised
 
 @dataclass(frozen=True)
 class Crossed:
-    """`runs[prefix, loss][seed]` is the endpoint. `effects[change, level]` is the difference that a change makes at a
-    level of the other factor, or on average over the levels with runs of both.
+    """`runs[prefix, loss][seed]` is the primary endpoint `key`. `effects[change, level]` is the difference that a
+    change makes at a level of the other factor, or on average over the levels with runs of both.
     """
 
     setting: Setting
+    key: str
     prefixes: tuple[str, ...]
     losses: tuple[str, ...]
     runs: dict[Cell, dict[int, float]]
@@ -33,7 +34,8 @@ def crossed(results: Results, setting: Setting) -> Crossed | None:
     cells = {cell: label for cell, label in CELL_LABELS.items() if label in ran}
     if not cells and set(METHOD_CELLS.values()) <= set(results.labels(setting)):
         study, cells = "main", METHOD_CELLS
-    runs = {c: values for c, label in cells.items() if (values := results.by_seed(setting, label, ENDPOINT, study))}
+    key = results.endpoint(setting, study)
+    runs = {c: values for c, label in cells.items() if (values := results.by_seed(setting, label, key, study))}
     if not runs:
         return None
     prefixes = tuple(dict.fromkeys(prefix for prefix, _ in CELLS if any(prefix == p for p, _ in runs)))
@@ -45,7 +47,7 @@ def crossed(results: Results, setting: Setting) -> Crossed | None:
     for loss in losses[1:]:
         pairs = {f"with {p} prefix": ((p, loss), (p, losses[0])) for p in prefixes}
         effects |= _effects(runs, f"{loss} loss instead of {losses[0]} loss", pairs)
-    return Crossed(setting, prefixes, losses, runs, effects)
+    return Crossed(setting, key, prefixes, losses, runs, effects)
 
 
 def _effects(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from textwrap import fill
 from typing import Any
 
 from experiments.comparing.statistics import Estimate
@@ -11,6 +12,7 @@ from experiments.reporting.drawing import FAINT, HEAT, INK, MUTED, Style, short
 from experiments.reporting.results import OURS
 from experiments.reporting.training_curves import Line
 
+LONGEST_LABEL = 36  # characters of a line along the height of a panel
 MAX_TOKENS = 40  # of a long completion only the first ones are drawn
 
 
@@ -31,7 +33,7 @@ def scatter(
             continue
         bars, size = {"xerr": whisker(x), "yerr": whisker(y)}, 8 if label == OURS else 6.5
         axes.errorbar(x.value, y.value, **bars, **style.mark(label), markersize=size, elinewidth=1.1, zorder=3)
-    axes.set(xlabel=titles[0], ylabel=titles[1])
+    axes.set(xlabel=titles[0], ylabel=fill(titles[1], LONGEST_LABEL))
     axes.grid(True)
     if diagonals:
         (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
@@ -68,7 +70,7 @@ def curves(
         axes.fill_between(line.x, line.low, line.high, color=colour, alpha=0.14, linewidth=0)
         few, wide = "o" if len(line.x) <= 24 else None, 2.0 if label == OURS else 1.5
         axes.plot(line.x, line.middle, color=colour, linewidth=wide, marker=few, markersize=3.5, markeredgewidth=0)
-    axes.set(xlabel=titles[0], ylabel=titles[1])
+    axes.set(xlabel=titles[0], ylabel=fill(titles[1], LONGEST_LABEL))
     axes.margins(x=0.01)
     axes.grid(True, axis="y")
     ticks = sorted({float(x) for line in values.values() for x in line.x})

@@ -31,5 +31,5 @@ def text(name: str, **gaps: object) -> str:
 
 
 def start_of(settings: Sequence[Setting]) -> str:
-    warm = sorted({s.warm for s in settings if s.warm})
-    return f"All from the {' or '.join(warm)} warm start." if warm else ""
+    warm = sorted({s.warm for s in settings if s.warm} - {"none"})
+    return f"With a warm start: the {' or '.join(warm)} one." if warm else ""

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 from typing import Any
 
 import numpy as np
 
+from experiments.comparing.results_file import ENDPOINT
 from experiments.comparing.statistics import Estimate
 from experiments.reporting import figures
 from experiments.reporting.drawing import PAGE, Panel
 from experiments.reporting.material import Material, text
 from experiments.reporting.page import Block, Picture, Viewer
-from experiments.reporting.results import ENDPOINT
 from experiments.reporting.training_curves import Line
 from experiments.running.metric_display import metric
 
@@ -22,38 +23,50 @@ BINS = 40  # points of a curve over training
 
 
 def by_setting(
-    material: Material, name: str, found: Mapping[Any, Mapping[str, Any]], draw: Callable[..., None]
+    material: Material, name: str, found: Mapping[Any, Mapping[str, Any]], draw: Callable[..., None], **gaps: str
 ) -> Picture:
-    """One panel a setting, for the data of each contender; the legend is common."""
+    """One panel a setting, for the data of each contender; the legend is common. `gaps` are those of the caption."""
     legend = list(dict.fromkeys(chain(*found.values())))
     options: dict[str, Any] = {"style": material.style, "shown": material.style.legend(legend)[0]}
     panels = [
         Panel(str(setting), partial(draw, **options, values=values)) for setting, values in found.items() if values
     ]
-    return Picture(name, panels, text(name), legend)
+    return Picture(name, panels, text(name, **gaps), legend)
 
 
-def scatter_picture(material: Material, name: str, x: str, y: str = ENDPOINT, **options: Any) -> Picture:
-    """One panel a setting, a point a contender."""
+def scatter_picture(material: Material, name: str, x: str, y: str, **options: Any) -> Picture:
+    """One panel for each setting whose primary endpoint is (that without its split) y, a point a contender."""
     found = {}
     for setting in material.results.settings():
+        if material.results.endpoint(setting) != y.removeprefix("ood/"):
+            continue
         across, up = (material.results.estimates(setting, key) for key in (x, y))
         found[setting] = {
             k: (across[k].scaled(metric(x).scale), up[k].scaled(metric(y).scale)) for k in across if k in up
         }
     draw = partial(figures.scatter, titles=(metric(x).title, metric(y).title), **options)
-    return by_setting(material, name, found, draw)
+    return by_setting(material, name, found, draw, quality=sentence_case(metric(y).label.partition(", ")[0]))
 
 
-def diversity(material: Material) -> list[Block]:
+def sentence_case(words: str) -> str:
+    return words[0].upper() + words[1:]
+
+
+def scatter_pictures(material: Material, **x_by_name: str) -> list[Block]:
+    """The primary endpoints against other metrics; `x_by_name` are the metrics by the names of the pictures."""
+    keys = material.results.endpoints()
+    names = {(name, y): name if y == ENDPOINT else f"{name}_{y}" for name in x_by_name for y in keys}
     return [
-        scatter_picture(material, "accuracy_distinct_ways", "distinct_ways"),
-        scatter_picture(material, "accuracy_entropy", "entropy"),
+        replace(scatter_picture(material, name, x_by_name[name], y), name=full) for (name, y), full in names.items()
     ]
 
 
+def diversity(material: Material) -> list[Block]:
+    return scatter_pictures(material, accuracy_distinct_ways="distinct_ways", accuracy_entropy="entropy")
+
+
 def cost(material: Material) -> list[Block]:
-    return [scatter_picture(material, "accuracy_cost", "teacher_share")]
+    return scatter_pictures(material, accuracy_cost="teacher_share")
 
 
 def curve_picture(material: Material, name: str, key: str, bins: int = 0) -> Picture:
@@ -66,6 +79,7 @@ def curve_picture(material: Material, name: str, key: str, bins: int = 0) -> Pic
 def learning(material: Material) -> list[Block]:
     return [
         curve_picture(material, "learning", f"validation/{ENDPOINT}"),
+        curve_picture(material, "learning_forward_kl", "validation/forward_kl"),
         curve_picture(material, "learning_entropy", "validation/entropy"),
     ]
 
@@ -117,13 +131,24 @@ def stability(material: Material) -> list[Block]:
     return [Picture("stability_dots", panels, text("stability_dots"))]
 
 
+def colour_scale(seen: Mapping[str, Mapping[str, Any]]) -> float:
+    """The D_t that the viewer shows in full colour, nats: what one position in twenty exceeds, but at least the largest
+    tau, to one digit.
+
+    So the colours tell the positions apart both of students that are far from their teacher and of those that are near.
+    """
+    shown = [t["d"] for run in seen.values() for mode in ("assisted", "alone") for c in run[mode] for t in c["tokens"]]
+    largest = max([float(np.quantile(shown, 0.95)), *(run["tau"] or 0.0 for run in seen.values())])
+    return float(f"{largest:.1g}") if largest > 0 else 1.0
+
+
 def gate_viewer(material: Material) -> list[Block]:
     if not material.seen:
         return []
     first = next(iter(material.seen.values()))
     data = {
         "prompts": first["prompts"],
-        "scale": 2 * first["tau"] if first["tau"] else 1.0,
+        "scale": colour_scale(material.seen),
         "contenders": [
             {"label": k, "colour": material.style[k][0], **{key: run[key] for key in ("tau", "assisted", "alone")}}
             for k, run in material.seen.items()

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from agents.methods import METHODS
-from experiments.comparing.results_file import Row, read_results
+from experiments.comparing.results_file import ENDPOINT, Row, primary_endpoint, read_results
 from experiments.comparing.statistics import (
     Estimate,
     PairedDifference,
@@ -24,7 +24,6 @@ from experiments.comparing.statistics import (
 from experiments.comparing.studies import CELL_LABELS, CELLS
 from experiments.running.metric_display import metric
 
-ENDPOINT = "correct_chains"
 PRIMARY_WARM = "weak"
 OURS = "gated"
 PURE = ("rkl", "fkl")
@@ -40,7 +39,7 @@ class Setting(NamedTuple):
     warm: str
 
     def __str__(self) -> str:
-        return f"{self.env}, {self.warm} start"
+        return f"{self.env}, {'no warm' if self.warm in ('', 'none') else self.warm} start"
 
 
 def load_results(folder: Path, studies: Sequence[str] = ()) -> list[Row]:
@@ -99,6 +98,14 @@ class Results:
             if here and row["study"] == study and label in (None, row["label"]):
                 yield row
 
+    def endpoint(self, setting: Setting, study: str = "main") -> str:
+        """The primary endpoint of a setting."""
+        return primary_endpoint(list(self.of(setting, study)))
+
+    def endpoints(self) -> list[str]:
+        """The primary endpoints of all settings of the main study, each once."""
+        return list(dict.fromkeys(self.endpoint(s) for s in self.settings()))
+
     def settings(self, study: str = "main") -> list[Setting]:
         """Tasks in the order of the file, the weak warm start of each first."""
         settings = dict.fromkeys(Setting(r["env"], r["warm"]) for r in self.of(None, study))
@@ -142,8 +149,9 @@ class Results:
         return paired(self.by_seed(setting, label, key), self.by_seed(setting, baseline, key))
 
     def improvement(self, setting: Setting, label: str, baseline: str, key: str) -> Estimate:
-        """The chance that a run of `label` has more of `key` than one of `baseline`, if both have runs."""
-        x, y = (list(self.by_seed(setting, name, key).values()) for name in (label, baseline))
+        """The chance that a run of `label` has a better `key` than one of `baseline`, if both have runs."""
+        names = (baseline, label) if metric(key).better == "less" else (label, baseline)
+        x, y = (list(self.by_seed(setting, name, key).values()) for name in names)
         return probability_of_improvement(x, y)
 
     def buckets(self, setting: Setting, prefix: str = "") -> list[int]:

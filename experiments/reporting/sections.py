@@ -13,13 +13,14 @@ from experiments.reporting.results import OURS, PRIMARY_WARM, PURE, Results
 
 def method(material: Material) -> list[Block]:
     warm = f" from the {PRIMARY_WARM} warm start" if PRIMARY_WARM in {r["warm"] for r in material.results.rows} else ""
-    return list(text("method", warm=warm).split("\n\n"))
+    name = tables.endpoint_name(material.results.endpoints())
+    return list(text("method", warm=warm, endpoint=name[:1].lower() + name[1:]).split("\n\n"))
 
 
 SECTIONS: tuple[tuple[str, str, Callable[[Material], list[Block]]], ...] = (
     ("expected", "What was expected, what was measured", tables.expectations),
-    ("diversity", "Accuracy against diversity", pictures.diversity),
-    ("cost", "Accuracy against teacher cost", pictures.cost),
+    ("diversity", "Quality and diversity", pictures.diversity),
+    ("cost", "Quality and teacher cost", pictures.cost),
     ("contenders", "All contenders", tables.contenders),
     ("differences", "Paired differences", tables.differences),
     ("learning", "Learning curves", pictures.learning),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from experiments.comparing.results_file import ENDPOINT
 from experiments.comparing.statistics import Estimate, interquartile_mean
 from experiments.reporting.claims import (
     CLAIMS,
@@ -17,7 +18,7 @@ from experiments.reporting.claims import (
 from experiments.reporting.crossed import Crossed, crossed
 from experiments.reporting.material import Material, start_of, text
 from experiments.reporting.page import Block, Cell, Table, Tone
-from experiments.reporting.results import BASELINES, BEFORE, ENDPOINT, OURS, PURE, Results, Setting
+from experiments.reporting.results import BASELINES, BEFORE, OURS, PURE, Results, Setting
 from experiments.running.metric_display import metric
 
 EMPTY = "\u2013"
@@ -25,8 +26,8 @@ LEVEL = 0.05  # of a test
 TONES: dict[Verdict, Tone] = {"yes": "good", "no": "bad", "undecided": "open"}
 # columns of the table of contenders: what the student can do, and what its training cost
 QUALITY = (
-    ENDPOINT, "accuracy", f"ood/{ENDPOINT}", "ood/accuracy", "retention", "distinct_ways", "entropy", "collapse",
-    "divergence", "high_divergence_share", "perplexity",
+    ENDPOINT, "accuracy", "forward_kl", f"ood/{ENDPOINT}", "ood/accuracy", "retention", "distinct_ways", "entropy",
+    "collapse", "divergence", "high_divergence_share", "perplexity",
 )  # fmt: skip
 COST = ("teacher_share", "teacher_positions", "loss_oscillation", "grad_norm")
 
@@ -95,12 +96,25 @@ def contenders(material: Material) -> list[Block]:
 
 
 def ablations(material: Material) -> list[Block]:
-    keys = (ENDPOINT, f"ood/{ENDPOINT}", "distinct_ways", "entropy", "teacher_share")
-    others = {r["study"]: None for r in material.results.rows if r["study"] not in ("main", "two_by_two", "rivals")}
+    results = material.results
+    others = {r["study"]: None for r in results.rows if r["study"] not in ("main", "two_by_two", "rivals")}
+    keys, caption = {study: _keys(results, study) for study in others}, text("intervals")
     return [
-        estimates(address(f"study-{study}"), f"Study: {study}", material.results, keys, text("intervals"), study)
+        estimates(address(f"study-{study}"), f"Study: {study}", results, keys[study], caption, study)
         for study in others
     ]
+
+
+def _keys(results: Results, study: str) -> list[str]:
+    """The columns of a study's table."""
+    primary = dict.fromkeys(results.endpoint(setting, study) for setting in results.settings(study))
+    return [*primary, f"ood/{ENDPOINT}", "distinct_ways", "entropy", "teacher_share"]
+
+
+def endpoint_name(keys: Sequence[str]) -> str:
+    """The primary endpoints in words."""
+    names = " or ".join(metric(key).label.partition(", ")[0] for key in keys)
+    return names[0].upper() + names[1:] if names else ""
 
 
 def estimates(name: str, title: str, results: Results, keys: Sequence[str], caption: str, study: str = "main") -> Table:
@@ -135,23 +149,31 @@ def differences(material: Material) -> list[Block]:
         return []
     most = max(c.difference.n for c in comparisons)
     pairs, least = f"{most} pair{'s' if most > 1 else ''}", p_text(2.0 ** (1 - most))
-    note = text("differences", start=start_of(settings), pairs=pairs, least=least)
+    name = endpoint_name(results.endpoints())
+    note = text("differences", endpoint=name, start=start_of(settings), pairs=pairs, least=least)
     over = f"over these {len(primary)}"
-    rows = [{"minus": name_cell(c.baseline)} | comparison_cells(c, settings, over) for c in primary]
+    rows = [{"minus": name_cell(c.baseline)} | comparison_cells(results, c, over) for c in primary]
     tables = {f"`{OURS}` minus each baseline (primary)": rows}
     for baseline, family in families.items():
-        rows = [{"contender": name_cell(c.label)} | comparison_cells(c, settings, "over tasks") for c in family]
+        rows = [{"contender": name_cell(c.label)} | comparison_cells(results, c, "over tasks") for c in family]
         tables[f"Every contender minus `{baseline}`"] = rows
     return [note, *(Table(address(title), rows, title=title) for title, rows in tables.items() if rows)]
 
 
-def comparison_cells(c: Comparison, settings: Sequence[Setting], over: str) -> dict[str, Cell]:
+def comparison_cells(results: Results, c: Comparison, over: str) -> dict[str, Cell]:
     """The cells of a comparison; `over` says what Holm's correction is taken over."""
-    tone: Tone = "" if c.adjusted >= LEVEL else "good" if c.difference.estimate.value > 0 else "bad"
+    settings, key, keys = results.primary(), results.endpoint(c.setting), results.endpoints()
+    m, value = metric(key), c.difference.estimate.value
+    tone: Tone = "" if c.adjusted >= LEVEL else "good" if (value > 0) != (m.better == "less") else "bad"
+    unit = "points" if m.scale == 100 else m.label.partition(", ")[2]
+    difference = number_cell(key, c.difference.estimate, sign=True)
+    title = f"{m.label.partition(', ')[0]}, {unit}"
+    if len(keys) > 1:
+        title, difference = "primary endpoint", replace(difference, note=f"{difference.note} {unit}".strip())
     chance, _, interval = c.better.scaled(100).text("{:.0f}").partition(" ")
     return {
         **setting_cells(c.setting, settings),
-        "correct chains, points": number_cell(ENDPOINT, c.difference.estimate, sign=True),
+        title: difference,
         "p": Cell(p_text(c.difference.p_value), value=c.difference.p_value),
         f"p, Holm {over}": Cell(p_text(c.adjusted), value=c.adjusted, tone=tone),
         "chance that a run is better, %": Cell(chance, interval, c.better.value),
@@ -172,15 +194,19 @@ def prefix_and_loss(material: Material) -> list[Block]:
         row = {"change": Cell(change), "where": Cell(level)}
         for c in found:
             test = c.effects.get((change, level))
-            row[str(c.setting)] = number_cell(ENDPOINT, test.estimate if test else None, sign=True)
+            row[str(c.setting)] = number_cell(c.key, test.estimate if test else None, sign=True)
         rows.append(row)
-    effect_table = Table("effects", rows, text("effects"), "Effects", sortable=False)
-    return [text("crossed"), *map(crossed_table, found), effect_table]
+    name = endpoint_name(list(dict.fromkeys(c.key for c in found)))
+    effect_table = Table("effects", rows, text("effects", endpoint=name), "Effects", sortable=False)
+    return [text("crossed", endpoint=name), *map(crossed_table, found), effect_table]
 
 
 def crossed_table(found: Crossed) -> Table:
     """Means of the cells, shaded from the lowest to the highest."""
-    means = {cell: interquartile_mean(list(runs.values())).clipped(0, 1) for cell, runs in found.runs.items()}
+    means = {
+        cell: interquartile_mean(list(runs.values())).clipped(*metric(found.key).range)
+        for cell, runs in found.runs.items()
+    }
     values = sorted(e.value for e in means.values())
     rows = []
     for prefix in found.prefixes:
@@ -188,6 +214,6 @@ def crossed_table(found: Crossed) -> Table:
         for loss in found.losses:
             mean = means.get((prefix, loss))
             heat = (mean.value - values[0]) / (values[-1] - values[0] or 1) if mean else None
-            row[f"{loss} loss"] = replace(number_cell(ENDPOINT, mean), heat=heat)
+            row[f"{loss} loss"] = replace(number_cell(found.key, mean), heat=heat)
         rows.append(row)
     return Table(address(f"crossed-{found.setting.env}-{found.setting.warm}"), rows, sortable=False)

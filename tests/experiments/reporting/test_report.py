@@ -17,6 +17,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from experiments import report
+from experiments.comparing.results_file import ENDPOINT
 from experiments.comparing.statistics import Estimate, holm, interquartile_mean, paired_difference
 from experiments.reporting import pictures, tables
 from experiments.reporting.answer import answer
@@ -26,7 +27,7 @@ from experiments.reporting.drawing import INK, MUTED, Panel, Style, svg
 from experiments.reporting.figures import scatter
 from experiments.reporting.material import Material
 from experiments.reporting.page import Page, Picture, Section, Viewer, inline, plain, to_html
-from experiments.reporting.results import BEFORE, ENDPOINT, Results, Setting, load_results
+from experiments.reporting.results import BEFORE, Results, Setting, load_results
 from experiments.reporting.sections import SECTIONS, heading
 from experiments.reporting.training_curves import Curves
 from experiments.running.metric_display import METRICS, metric
@@ -149,6 +150,45 @@ def test_the_answer_follows_the_numbers() -> None:
     (without_ours,) = answer(made_results(rkl=[0.8, 0.8], gkd=[0.7, 0.8]))
     assert "gated" not in without_ours
     assert len(answer(made_results())) == 1
+
+
+def test_ungraded_tasks_are_judged_by_the_forward_kl(tmp_path: Path) -> None:
+    """Less is better: in the answer, in the verdict, and in the chance that a run is better."""
+    levels = {"gated": [0.2, 0.21, 0.22], "rkl": [0.4, 0.42, 0.43], "fkl": [0.3, 0.31, 0.32]}
+    graded = made_results(**{label: [1.0] * 3 for label in levels})
+    rows = [
+        {k: v for k, v in row.items() if k != ENDPOINT} | {"forward_kl": levels[row["label"]][row["seed"]], "env": "lm"}
+        for row in graded.rows
+    ]
+    results = Results(rows)
+    setting = Setting("lm", "weak")
+    assert results.endpoint(setting) == "forward_kl"
+    (paragraph,) = answer(results)
+    assert "`gated` has the lowest forward KL" in paragraph
+    assert "0.210" in paragraph
+    assert "so `gated` is at least as good as both" in paragraph
+    (finding,) = findings(results, setting)
+    assert (finding.key, finding.verdict) == ("forward_kl", "yes")
+    assert all(c.better.value == 1 and c.difference.estimate.value < 0 for c in primary_comparisons(results))
+    material = Material(results, Curves(tmp_path, results), Style(tuple(levels)))
+    cells = [row for block in tables.differences(material)[1:] for row in block.rows]  # type: ignore[union-attr]
+    assert all("forward KL on the teacher's completions, nats per token" in row for row in cells)
+    both = Results([*rows, *graded.rows])
+    assert [both.endpoint(s) for s in both.settings()] == ["forward_kl", ENDPOINT]
+    assert len(answer(both)) == 2
+    mixed = Material(both, Curves(tmp_path, both), Style(tuple(levels)))
+    assert to_html(Page("", "", (), (), [Section("d", "", tables.differences(mixed))], mixed.style))
+
+
+def test_the_colours_of_the_viewer_fit_what_was_seen() -> None:
+    def run(tau: float | None, *divergences: float) -> dict[str, Any]:
+        tokens = [{"d": d} for d in divergences]
+        return {"tau": tau, "assisted": [{"tokens": tokens}], "alone": [{"tokens": tokens}]}
+
+    assert pictures.colour_scale({"far": run(0.5, *[8.0] * 9)}) == 8.0
+    assert pictures.colour_scale({"near": run(0.01, *[0.002] * 9)}) == 0.01
+    assert pictures.colour_scale({"one": run(None, 0.0), "other": run(None, *[0.04] * 99)}) == 0.04
+    assert pictures.colour_scale({"same": run(None, 0.0)}) > 0
 
 
 def test_the_title_says_what_was_compared() -> None:
