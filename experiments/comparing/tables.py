@@ -68,8 +68,8 @@ def paired_table(rows: Sequence[Row], labels: Sequence[str], reference: str, key
     lines = [[f"minus {reference}", f"difference, {unit}", "p", "p (Holm)", "P(better)", "pairs"]]
     for label, d in differences.items():
         difference = d.estimate.scaled(m.scale).text(m.number_form(sign=True))
-        own, other = pairs[label] if m.better != "less" else pairs[label][::-1]
-        better = probability_of_improvement(own, other).text("{:.2f}")
+        good, bad = pairs[label] if m.better != "less" else pairs[label][::-1]
+        better = probability_of_improvement(good, bad).text("{:.2f}")
         lines.append([label, difference, f"{d.p_value:.3f}", f"{adjusted[label]:.3f}", better, str(d.n)])
     return lines
 
