@@ -341,7 +341,7 @@ class DistillAgent:
             _add(sums, f"{family}divergence", divergence)
             _add(sums, f"{family}high_divergence_share", (divergence >= HIGH_DIVERGENCE).double())
             if method.truncates and states.known:
-                _add(sums, "rollout/truncated_hard_share", (divergence >= method.gate.tau).double())
+                _add(sums, "rollout/truncated_hard_share", (divergence >= method.gate.threshold).double())
             _add(sums, "train/reverse_weight", reverse_weight)
         if method.estimator == "exact":
             annealed = 1 - method.forward_kl_share(self.iteration) * (1 - reverse_weight)
