@@ -375,17 +375,17 @@ class DistillAgent:
     def _decide_in_order(self, rollout: Rollout, rows: slice, features: Tensor, states: _States) -> GateDecision | None:
         """Decisions at all m positions of some completions, [m] each; None where each position is read alone.
 
-        Where the gate decided who writes, its scores are those of the rollout: positions that it did not read, in a
+        Where the rollout read the gate, its scores are taken: positions that it did not read, in a
         step that the teacher writes to its end, take the weight of the position that was rewritten. So they are where
         the teacher's distributions are truncated, which the gate read whole.
         """
         gate = self._update_gate
         if gate is None or not states.scored:
             return None
-        if not gate.has_memory and not (self.method.truncates and self.method.gate_writes):
+        if not gate.has_memory and not (self.method.truncates and self.method.reads_in_rollout):
             return None
         mask = rollout.mask[rows]
-        if self.method.gate_writes:
+        if self.method.reads_in_rollout:
             score = rollout.score[rows]
             decision = decide(gate, score, torch.zeros_like(score))
             read = torch.where(score.isnan(), -1, torch.arange(score.shape[1])).cummax(1).values.clamp(min=0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
@@ -69,7 +70,7 @@ class Method:
     """Upper limit of the loss at a position, in nats; larger losses are scaled down to it."""
     top_k: Natural = 0
     """Truncate the divergences of the loss to the teacher's k most likely tokens and a tail bucket; 0 uses all tokens.
-    A gate that decides who writes reads all that the teacher returns."""
+    The gate reads all that the teacher returns."""
     top_p: Annotated[float, Range(above=0, most=1)] = 1.0
     """The same to the smallest set of tokens with this probability mass and a tail bucket; 1 uses all tokens."""
     estimator: Estimator = "exact"
@@ -128,6 +129,13 @@ class Method:
         return self.teacher_writes in ("hard", "soft")
 
     @property
+    def reads_in_rollout(self) -> bool:
+        """Whether the gate is read while completions are written, when the teacher's distributions are whole: it
+        decides who writes, or the update has truncated ones of the student's own completions."""
+        own = self.teacher_writes == "never" and self.truncates
+        return self.gate_writes or (own and self.gate.reads_teacher and not self.gate.feeds_back)
+
+    @property
     def gated(self) -> bool:
         """Whether anything depends on the gate."""
         return self.gate_writes or self.weighting_gate is not None
@@ -171,6 +179,8 @@ class Method:
             return random_gate(rate, per_completion=self.teacher_writes == "mixture")
         if self.teacher_writes == "matched":
             return random_gate(matched_rate)
+        if self.reads_in_rollout:
+            return replace(self.hard_gate, tau=sys.float_info.max)
         return NEVER if self.teacher_writes == "never" else ALWAYS
 
     def forward_kl_share(self, iteration: int) -> float:

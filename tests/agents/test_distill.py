@@ -766,14 +766,16 @@ def test_splitting_the_batch_changes_nothing(row: Method) -> None:
     assert float(results[0][1].abs().max()) > 1e-3
 
 
-@pytest.mark.parametrize("weighting", ["by_writer", "soft"])
-def test_a_truncated_loss_leaves_the_gate_as_it_is(weighting: Any) -> None:
+@pytest.mark.parametrize(
+    "row", [GATED, METHODS["soft"], METHODS["gate_only"], METHODS["rkl"]], ids=["gated", "soft", "gate_only", "rkl"]
+)
+def test_a_truncated_loss_leaves_the_gate_as_it_is(row: Method) -> None:
     """With top-k the gate decides and weighs as without, and both divergences are reported: the truncated one is
     smaller, and at one tau fewer positions are hard by it."""
     teacher = markov(5, seed=1)
     seen = []
     for top_k in (0, 1):
-        agent = DistillAgent(perturbed(teacher, 1.0), DistillConfig(Method(top_k=top_k, weighting=weighting)))
+        agent = DistillAgent(perturbed(teacher, 1.0), DistillConfig(variant(row, top_k=top_k)))
         rollout = agent.rollout(make_env(teacher, 8, horizon=6), PromptStream([NO_PROMPT], 0))
         agent.optimizer.zero_grad()
         seen.append(agent.backward(rollout))
