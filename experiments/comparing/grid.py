@@ -39,7 +39,8 @@ class GridConfig:
     envs: tuple[str, ...] = ("sums",)
     """Environments."""
     warm: tuple[str, ...] = ("weak",)
-    """Where the warm start ends: weak (a third of the teacher's correct chains), strong (two thirds) or none."""
+    """Where the warm start ends: weak (a third of the teacher's correct chains), strong (two thirds) or none. Language
+    models have none, unless run.py's own flag says so: -- --warm-start sft:150."""
     jobs: int = max(1, os.cpu_count() or 1)
     """Number of runs at the same time, each with one torch thread."""
     fan_out: FanOut = "local"
@@ -53,8 +54,9 @@ class GridConfig:
 
     def grid(self, study: str, contenders: Sequence[Contender]) -> list[Job]:
         """All jobs of a study, seed by seed, so that finished runs can be compared at any time."""
-        product = itertools.product(self.seeds, self.envs, self.warm, contenders)
-        return [Job(study, env, warm, contender, seed) for seed, env, warm, contender in product]
+        settings = [(env, warm) for env in self.envs for warm in (("none",) if env == "lm" else self.warm)]
+        product = itertools.product(self.seeds, settings, contenders)
+        return [Job(study, env, warm, contender, seed) for seed, (env, warm), contender in product]
 
 
 @dataclass(frozen=True)

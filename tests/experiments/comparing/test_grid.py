@@ -130,6 +130,14 @@ def test_results_are_joined_by_run_and_study(tmp_path: Path) -> None:
     ]
 
 
+def test_language_models_have_no_warm_start_of_small_tasks(tmp_path: Path) -> None:
+    config = GridConfig(seeds=(0,), envs=("sums", "lm"), warm=("weak", "strong"))
+    jobs = config.grid("main", [Contender.read("rkl")])
+    assert [(job.env, job.warm) for job in jobs] == [("sums", "weak"), ("sums", "strong"), ("lm", "none")]
+    pair = ["--teacher", "t", "--student", "s", "--warm-start", "sft:7"]
+    assert parse(jobs[-1].arguments(tmp_path, pair)).training.warm_updates == 7
+
+
 def test_the_paired_table_compares_by_seed(tmp_path: Path) -> None:
     rows = [
         {"study": "main", "env": "sums", "warm": "weak", "label": label, "seed": seed, "correct_chains": value}
