@@ -342,6 +342,6 @@ def test_a_run_outlives_its_server(tmp_path: Path, capsys: pytest.CaptureFixture
         resume = ["--resume", "--name", "lost", "--out", str(tmp_path), "--teacher", server.url]
         assert run_module.main(resume) == 0
     for lost, whole in zip(read_metrics(tmp_path / "lost"), read_metrics(tmp_path / "whole"), strict=True):
-        for key in ("train/loss", "rollout/rewritten_share", "rollout/divergence"):
+        for key in ("train/loss", "rollout/rewritten_share", "rollout/truncated_divergence"):
             assert lost[key] == pytest.approx(whole[key], abs=1e-6)
     assert any(0 < row["rollout/rewritten_share"] < 1 for row in read_metrics(tmp_path / "whole"))

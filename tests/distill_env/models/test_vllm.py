@@ -260,6 +260,6 @@ def test_a_run_whose_server_dies_ends_as_with_the_local_teacher(server: Server, 
         assert 0 < one["rollout/rewritten_share"] < 1
         for key in ("rollout/rewritten_share", "cost/teacher_positions", "cost/teacher_tokens"):
             assert one[key] == other[key], key
-        for key in ("rollout/divergence", "train/loss", "train/entropy"):
+        for key in ("rollout/truncated_divergence", "train/loss", "train/entropy"):
             assert one[key] == pytest.approx(other[key], abs=0.05), key
-        print({key: one[key] - other[key] for key in ("rollout/divergence", "train/loss", "train/entropy")})
+        print({key: one[key] - other[key] for key in ("rollout/truncated_divergence", "train/loss", "train/entropy")})
