@@ -233,7 +233,8 @@ def test_a_run_whose_server_dies_ends_as_with_the_local_teacher(server: Server, 
     """In two iterations: after some updates that differ by rounding, draws of so flat a student differ as well."""
     (tmp_path / "data.jsonl").write_text("".join(f'{{"prompt": "{it}"}}\n' for it in QUESTIONS))
     folder = server.models.folder
-    flags = ["--env", "lm", "--student", folder / "student", "--task-path", tmp_path / "data.jsonl", "--tau", "3"]
+    flags = ["--env", "lm", "--student", folder / "student", "--task-path", tmp_path / "data.jsonl"]
+    flags += ["--teacher-writes", "random"]  # a gate would read more of the local teacher
     flags += ["--iterations", "2", "--batch-size", "4", "--rows", "4", "--max-new-tokens", "10", "--threads", "1"]
     flags += ["--rewrite", "argmax", "--top-k", K, "--draft-length", "4", "--draft-limit", "4", "--eval-prompts", "1"]
     flags += ["--eval-samples", "1", "--validate-every", "99", "--track", "none", "--out", tmp_path]
