@@ -415,7 +415,12 @@ class CausalLM:
         self._save_hand_over(path)
 
     def export(self, path: str | Path) -> None:
-        """Write a folder that `AutoModelForCausalLM.from_pretrained` reads; an adapter is merged."""
+        """Write a folder that `AutoModelForCausalLM.from_pretrained` reads; an adapter is merged. Completions of it end
+        with the end token of this model."""
+        generation = self.model.generation_config
+        ends = None if generation is None else generation.eos_token_id
+        if generation is not None and self.eos_token_id not in (ends if isinstance(ends, list) else [ends]):
+            generation.eos_token_id = self.eos_token_id
         if is_adapted(self.model):
             save_merged(self.model, path)
             self._save_hand_over(path)

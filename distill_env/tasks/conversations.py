@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from distill_env.tasks.sources import columns_of, is_filled
+from distill_env.tasks.sources import columns_of, in_brief, is_filled
 
 Role = Literal["system", "user", "assistant"]
 TrainOn = Literal["last", "all"]
@@ -178,7 +178,7 @@ class _Reader:
         if found is None:
             empty = [c for part in ("conversation", "questions", "prompt") for c in COLUMNS[part] if c in self.row]
             if empty:
-                raise ValueError(f"{self.names[empty[0]]} is empty; expected text or messages")
+                raise ValueError(f"{self.names.get(empty[0], empty[0])} is empty; expected text or messages")
             raise ValueError(f"the columns are {columns_of(self.original)}; expected {EXPECTED}")
         column, value = found[0], _messages_in(found[1])
         if isinstance(value, list):
@@ -233,7 +233,7 @@ class _Reader:
         name = None if role_field is None else item[role_field]
         if not isinstance(name, str):
             raise ValueError(f"{label} has no role; expected {' or '.join(ROLE)}: {', '.join(ROLES)}")
-        label = f"{label} ({name})"
+        label = f"{label} ({in_brief(name)})"
         for field, value in item.items():
             if field in REFUSED and is_filled(value):
                 raise ValueError(f"{label} has {REFUSED[field]} ({field}); expected text only")
@@ -348,4 +348,4 @@ def _part_text(label: str, part: Any) -> str:
     if isinstance(part.get("parts"), list):  # a content that is a message itself
         return _content(label, part["parts"])
     what = REFUSED.get(str(kind), "a tool call" if "tool" in str(kind) else "a part")
-    raise ValueError(f"{label} has {what} (type {kind}); expected text only")
+    raise ValueError(f"{label} has {what} (type {in_brief(kind)}); expected text only")

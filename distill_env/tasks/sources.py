@@ -200,8 +200,14 @@ def is_filled(value: Any) -> bool:
 
 def columns_of(row: Mapping[str, Any]) -> str:
     """The columns of a row for messages, with their types if they are not text."""
-    kinds = (f"{key}" if isinstance(value, str) else f"{key} ({type(value).__name__})" for key, value in row.items())
-    return ", ".join(kinds) or "none"
+    kinds = ["" if isinstance(value, str) else f" ({type(value).__name__})" for value in row.values()]
+    names = [f"{in_brief(key)}{kind}" for key, kind in zip(row, kinds, strict=True)]
+    return ", ".join([*names[:20], *(["..."] if names[20:] else [])]) or "none"
+
+
+def in_brief(text: object) -> str:
+    """The beginning of a text on one line, for messages."""
+    return " ".join(str(text).split())[:40]
 
 
 def _numbered(source: object, rows: Iterable[Any]) -> Values:
@@ -291,26 +297,28 @@ def _parse_json(where: object, text: str) -> Any:
 
 def _read_parquet(path: Path) -> Values:
     require("pyarrow", f"path: {str(path)!r}", "tasks")
-    from pyarrow import ArrowException
     from pyarrow.parquet import read_table
 
-    try:
-        return _numbered(path, read_table(path).to_pylist())
-    except (ArrowException, OSError) as error:
-        raise ValueError(f"path: {str(path)!r} is not valid Parquet: {str(error).splitlines()[0]}") from None
+    return _rows_of_table(path, "Parquet", lambda: read_table(path))
 
 
 def _read_arrow(path: Path) -> Values:
     """Arrow's streaming format, which `datasets` writes, or its file format."""
     require("pyarrow", f"path: {str(path)!r}", "tasks")
-    from pyarrow import ArrowException, ipc
+    from pyarrow import ipc
 
+    content = path.read_bytes()
+    reader = ipc.open_file if content.startswith(b"ARROW1") else ipc.open_stream
+    return _rows_of_table(path, "Arrow", lambda: reader(content).read_all())
+
+
+def _rows_of_table(path: Path, name: str, read: Callable[[], Any]) -> Values:
     try:
-        content = path.read_bytes()
-        reader = ipc.open_file if content.startswith(b"ARROW1") else ipc.open_stream
-        return _numbered(path, reader(content).read_all().to_pylist())
-    except (ArrowException, OSError) as error:
-        raise ValueError(f"path: {str(path)!r} is not valid Arrow: {reason_of(error)}") from None
+        table = read()
+        table.validate(full=True)  # damaged offsets would be read
+        return _numbered(path, table.to_pylist())
+    except Exception as error:  # its type depends on the damage
+        raise ValueError(f"path: {str(path)!r} is not valid {name}: {reason_of(error)}") from None
 
 
 _READERS: dict[str, Callable[[Path], Values]] = {

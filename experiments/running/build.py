@@ -135,8 +135,6 @@ def make_student(config: RunConfig, env: DistillVectorEnv) -> TrainableModel:
             student: TrainableModel = build_model(own.model, **new_student_arguments(config))
         if student.vocab_size != env.vocab_size:
             raise ValueError(f"student: {own.model!r} has {student.vocab_size} ids, the teacher {env.vocab_size}")
-        if config.data.eos_token and (usual := getattr(student, "model", None)) is not None:
-            usual.generation_config.eos_token_id = student.eos_token_id  # with which it is saved
         return student
     if config.env not in SMALL_TASKS:
         from distill_env.models.tabular import uniform

@@ -128,6 +128,7 @@ IMAGE = {"type": "image_url", "image_url": {"url": "a.png"}}
 # by what the message names: rows
 BAD: dict[str, list[dict[str, Any]]] = {
     "columns are none": [{}],
+    "columns are a b": [{"a\nb": "x"}],
     "foo, bar (int)": [{"foo": "x", "bar": 3}],
     "chosen, rejected": [{"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "c"}],
     "prompt is empty": [{"prompt": None}, {"prompt": " \u2003"}, {"prompt": []}, {"prompt": float("nan")}],
@@ -144,6 +145,7 @@ BAD: dict[str, list[dict[str, Any]]] = {
     "messages 2 is NoneType": [{"messages": [HI, None]}],
     "messages 1 has no role": [{"messages": [{"content": "x"}]}, {"messages": [turn(3, "x")]}],  # type: ignore[arg-type]
     "(bot) is of an unknown role": [{"messages": [turn("bot", "x")]}],
+    "(b o t) is of an unknown role": [{"messages": [turn("b\no\nt", "x")]}],
     "messages 1 (user) has no content": [{"messages": [{"role": "user"}]}, {"messages": [turn("user", None), YO]}],
     "has content (int)": [{"messages": [turn("user", 3)]}],
     "messages 1 (user) is empty": [{"messages": [turn("user", "\n "), YO]}, {"messages": [turn("user", [])]}],

@@ -289,6 +289,7 @@ def test_a_student_ends_with_the_chosen_token(
     plus = toy_tokenizer("sums").convert_ids_to_tokens(11)
     arguments = ["--iterations", 1, "--eos-token", plus, "--name", "r", "--out", tmp_path / "runs"]
     assert run_module.main(flags(*pair, *arguments)) == 0
+    assert run_module.main(["--resume", "--name", "r", "--out", str(tmp_path / "runs"), "--iterations", "2"]) == 0
     student = tmp_path / "runs/r/student"
     assert json.loads((student / "generation_config.json").read_text())["eos_token_id"] == 11
     assert load_tokenizer(str(student)).eos_token_id == 11
