@@ -39,7 +39,9 @@ def shared_ids(teacher: Any, student: Any, heads: Iterable[int], names: tuple[st
             "differ); take a student of the teacher's family"
         )
     if teacher.eos_token_id is None:
-        raise ValueError(f"teacher: the tokenizer of {names[0]!r} has no end-of-sequence token")
+        raise ValueError(
+            f"teacher: the tokenizer of {names[0]!r} has no end-of-sequence token; expected one (--eos-token)"
+        )
     vocab_size = min([id_range(teacher), *heads])
     eos, absent = int(teacher.eos_token_id), absent_ids(teacher, vocab_size)
     return {"vocab_size": vocab_size, "eos_token_id": eos, "absent_ids": absent}

@@ -91,9 +91,11 @@ def special_tokens_row(teacher: Any, student: Any) -> Row:
         for name, (a, b) in ids.items()
     )
     if teacher.eos_token_id is None:
-        return Row("special_tokens", "error", result, "name an eos_token in the teacher's tokenizer_config.json")
+        return Row("special_tokens", "error", result, "name the token that ends a completion with --eos-token")
     status: Status = "error" if {"bos", "eos"} & {*differing} else "warning" if differing else "ok"
     change = f"set the teacher's {', '.join(differing)} in the student's tokenizer_config.json" if differing else ""
+    if "eos" in differing:
+        change += f", or the eos of both with --eos-token '{teacher.eos_token}'"
     return Row("special_tokens", status, result, change)
 
 
