@@ -68,7 +68,7 @@ class Message(NamedTuple):
 
     role: Role
     content: str
-    label: str  # its column and number there, for messages
+    label: str  # its column and number there, for errors
     trained: bool = True  # whether it may be a target
 
 
@@ -97,7 +97,7 @@ class Conversation:
         found = [i for i, message in enumerate(self.messages) if message.role == "assistant" and message.trained]
         found += [end] if self.messages[-1].role == "user" else []
         if not found:
-            raise ValueError(f"{HELD_OUT[0]} is 0 in all messages of the assistant; expected one to be trained on")
+            raise ValueError(f"{', '.join(HELD_OUT)}: no message of the assistant is to be trained on; expected one")
         return found if train_on == "all" else found[-1:]
 
 
