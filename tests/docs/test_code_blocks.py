@@ -109,14 +109,14 @@ class Session:
     namespace: dict[str, Any]
 
     def run(self, block: Block) -> None:
-        if block.directive.startswith("skip,") or block.language not in ("python", "bash"):
+        if block.directive.startswith("skip,"):
             return
         if block.title:
             (self.folder / block.title).write_text(block.code)
         elif block.language == "python":
             source = "\n" * block.line + self.replaced(block.code)
             exec(compile(source, str(block.page), "exec", dont_inherit=True), self.namespace)
-        else:
+        elif block.language == "bash":
             for words in commands(block, self.folder / ".record"):
                 self.command(words, block.directive)
 
