@@ -107,7 +107,7 @@ class LanguageTask:
         """
         report, most = self.report, self.max_prompt_tokens
         fits: dict[int, bool] = {}  # of the prompts that can be used
-        bad = set()
+        lengths, bad = [], set()
         for split, part in prompts.items():
             for i, prompt in enumerate(part, 1):
                 if id(prompt) in fits or id(prompt) in bad:  # in several splits
@@ -117,10 +117,12 @@ class LanguageTask:
                     bad.add(id(prompt))
                     report.bad.append((place, problem))
                     continue
+                lengths.append(len(prompt.ids))
                 fits[id(prompt)] = most is None or len(prompt.ids) <= most
                 report.long += [] if fits[id(prompt)] else [place]
                 report.references += fits[id(prompt)] and prompt.reference_completion is not None
         report.raise_bad(skip_bad_rows)
+        report.usual_length = sorted(lengths)[(9 * len(lengths) - 1) // 10] if lengths else 0
         for split, part in prompts.items():
             usable = [p for p in part if id(p) in fits]
             self._splits[split] = tuple(p for p in usable if fits[id(p)])
@@ -130,7 +132,8 @@ class LanguageTask:
             if not self._splits[split]:
                 raise ValueError(
                     f"max_prompt_tokens: {most} leaves no prompt of the {split} split; expected at least "
-                    f"{min(len(p.ids) for p in usable)}, the length of the shortest of {len(usable)}"
+                    f"{min(len(p.ids) for p in usable)}, the length of the shortest of {len(usable)}; "
+                    f"{report.usual_length} keeps nine of ten prompts"
                 )
 
     def _problem(self, prompt: Prompt) -> str:

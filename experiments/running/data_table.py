@@ -33,7 +33,8 @@ def data_table(task: Any, config: RunConfig) -> Table:
         table.add_row(f"[yellow]left out[/] for {len(reasons) - REASONS} other reasons", f"{len(rest):,}", "")
     if report.long:
         text = f"[yellow]left out[/]: prompts longer than {config.data.max_prompt_tokens} tokens"
-        table.add_row(text, f"{len(report.long):,}", escape(places(report.long)))
+        keeps = f"; --max-prompt-tokens {report.usual_length} keeps nine of ten"
+        table.add_row(text, f"{len(report.long):,}", escape(places(report.long)) + keeps)
     horizon = config.environment.max_new_tokens or task.max_new_tokens
     prompts = {id(p): p for split in SPLITS for p in task.prompts(split)}.values()
     if cut := [p for p in prompts if len(p.reference_completion or ()) > horizon]:

@@ -215,6 +215,7 @@ def test_long_prompts_are_left_out_and_counted(words: dict[bool, str], tmp_path:
     path = write(tmp_path / "a.jsonl", *({"prompt": "x" * n} for n in range(1, 11)))
     task: Any = make_task("instruct", path=path, tokenizer=words[False], max_prompt_tokens=7)
     assert [place.number for place in task.report.long] == [8, 9, 10]
+    assert task.report.usual_length == 9  # of ten prompts with 1 to 10 tokens
     assert [len(p.ids) for p in task.prompts("train")] == list(range(1, 8))
 
 
