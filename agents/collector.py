@@ -51,6 +51,7 @@ def collect(
     top_k: int = 0,
     top_p: float = 1.0,
     keep_teacher: bool = True,
+    buffer_bytes: float = math.inf,
 ) -> Rollout:
     """Write one completion for each prompt, the gate deciding who writes each token.
 
@@ -66,11 +67,13 @@ def collect(
         keep_teacher: keep the teacher's log-probabilities for the update. Without, and with a gate that reads no model,
             only `step` is used, so that any wrapper that hides `info` will do.
 
+        buffer_bytes: of these that may stay on a GPU; beyond them the result lies in main memory.
+
     Raises:
         ValueError: for an environment, a gate or a truncation that do not go together.
         FloatingPointError: if a model returns NaN.
     """
-    return Collector(env, student, prompts, keys, gate, draft_length, top_k, top_p, keep_teacher).run()
+    return Collector(env, student, prompts, keys, gate, draft_length, top_k, top_p, keep_teacher, buffer_bytes).run()
 
 
 def check_top_k(core: DistillVectorEnv, top_k: int, reads_teacher: bool) -> None:
@@ -110,6 +113,7 @@ class Collector:
         top_k: int,
         top_p: float,
         keep_teacher: bool,
+        buffer_bytes: float,
     ) -> None:
         core = env.unwrapped
         assert isinstance(core, DistillVectorEnv)
@@ -138,7 +142,9 @@ class Collector:
         self.token_log_prob = torch.zeros(total, self.horizon, dtype=torch.float64)
         self.score = torch.full((total, self.horizon), torch.nan, dtype=torch.float64)
         self.grades = np.zeros(total)
-        self.buffer = TeacherBuffer(total * self.horizon)
+        self.buffer = TeacherBuffer(total * self.horizon, buffer_bytes)
+        if hasattr(student, "reserve"):
+            student.reserve(core.max_prompt_length + self.horizon + core.chunk)
 
         self.episode = np.arange(n)  # the episode of each row
         self.next_episode = n

@@ -63,6 +63,9 @@ class DistillConfig:
     chunk_positions: Natural = 0
     """Positions per chunk of the loss; only one chunk's distributions are in memory at a time. 0 chooses by vocabulary
     size."""
+    teacher_buffer_gib: NotNegative = 16.0
+    """GiB of the teacher's distributions of a batch that may stay on a GPU until the update; more are kept in main
+    memory."""
     draft_length: Natural = 0
     """Tokens that the student drafts before the teacher scores them; 0 adapts the length, 1 is token by token. The
     result does not depend on it."""

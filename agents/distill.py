@@ -189,7 +189,7 @@ class DistillAgent:
 
     def _write_completions(self, env: Any, prompts: list[Prompt], keys: NDArray[np.uint64]) -> Rollout:
         method = self.method
-        limits = (method.top_k, method.top_p, method.needs_teacher)
+        limits = (method.top_k, method.top_p, method.needs_teacher, self.config.teacher_buffer_gib * 2**30)
         if method.teacher_writes == "reference":
             return read_references(env, prompts, *limits)
         length: DraftLength | int = self.config.draft_length

@@ -1,5 +1,6 @@
 """Reference completions as a rollout. The losses treat them as the teacher's; the counts, as neither model's."""
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import astuple
@@ -19,7 +20,12 @@ from distill_env.tasks.base import Prompt
 
 
 def read_references(
-    env: Any, prompts: Sequence[Prompt], top_k: int = 0, top_p: float = 1.0, keep_teacher: bool = True
+    env: Any,
+    prompts: Sequence[Prompt],
+    top_k: int = 0,
+    top_p: float = 1.0,
+    keep_teacher: bool = True,
+    buffer_bytes: float = math.inf,
 ) -> Rollout:
     """The reference completions of the prompts, cut at the horizon; arguments as for `collect`.
 
@@ -37,7 +43,7 @@ def read_references(
     tokens = pad_sequence(references, batch_first=True, padding_value=PAD)
     mask = tokens >= 0
     cost = RolloutCost()
-    buffer = TeacherBuffer(int(mask.sum()))
+    buffer = TeacherBuffer(int(mask.sum()), buffer_bytes)
     if keep_teacher:
         with count_usage(core) as usage:
             for begin in range(0, n, core.num_envs):

@@ -10,6 +10,7 @@ from distill_env.models.base import TrainableModel
 from distill_env.ragged import PAD
 from distill_env.randomness import Purpose, episode_keys, inverse_cdf, uniform
 from distill_env.rules import rewrite_distribution
+from distill_env.transfer import upload
 
 
 class StudentActor:
@@ -58,12 +59,11 @@ class StudentActor:
         restarted = [i for i, tokens in enumerate(new) if tokens is None]
         if restarted:
             started = self._model.start([rows[i] for i in restarted], restarted)
-            self._last = self._last.index_copy(0, torch.tensor(restarted, device=started.device), started)
+            self._last = self._last.index_copy(0, upload(torch.tensor(restarted), started.device), started)
         block = pad_sequence([torch.tensor(t or (), dtype=torch.long) for t in new], True, PAD)
         if block.shape[1]:
-            counts = (block >= 0).sum(1)
             after = self._model.extend(block)
-            counts = counts.to(after.device)
+            counts = upload((block >= 0).sum(1), after.device)
             after = after[torch.arange(len(rows), device=after.device), (counts - 1).clamp(min=0)]
             self._last = torch.where((counts > 0)[:, None], after, self._last)
         self._rows = rows

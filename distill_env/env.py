@@ -271,6 +271,8 @@ class DistillVectorEnv(VectorEnv):
                 f"max_new_tokens: {self.max_new_tokens}; expected at most {room}, since the teacher takes rows of "
                 f"{context} tokens at most{because}, and its longest prompt has {prompt}"
             )
+        if hasattr(teacher, "reserve"):
+            teacher.reserve(prompt + self.max_new_tokens + self.chunk)
         return teacher
 
     def _check_name(self, prompt: Prompt) -> None:

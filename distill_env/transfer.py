@@ -39,6 +39,17 @@ def upload(values: NDArray[Any] | Tensor, device: torch.device) -> Tensor:
     return tensor.to(device, non_blocking=True)
 
 
+def host_empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Memory of the host for copies from a device, which need not wait; see `settle`."""
+    return torch.empty(shape, dtype=dtype, pin_memory=device.type == "cuda")
+
+
+def settle(device: torch.device) -> None:
+    """Wait until copies from a device have arrived."""
+    if device.type in ("cuda", "mps"):
+        getattr(torch, device.type).synchronize()
+
+
 def fetch(*tensors: Tensor) -> list[Tensor]:
     """The same tensors on the host, with one wait for all those of a device."""
     groups = defaultdict(list)

@@ -102,6 +102,7 @@ class CausalLM:
         decoder_arguments = inspect.signature(self._decoder.forward).parameters
         self.cache_argument = "cache" if "cache" in decoder_arguments else "past_key_values"
         self._embedding = self.model.get_input_embeddings() if "inputs_embeds" in decoder_arguments else None
+        self._reserved = 0
         self._clear(0)
         if windows and not windows_are_exact(self, windows):
             # up to the window all layers attend to everything
@@ -176,15 +177,27 @@ class CausalLM:
 
     def _clear(self, n: int) -> None:
         self._n = n
-        self._rows = torch.arange(0)  # logical number of each physical row, [B], ascending
+        self._rows = self._held = torch.arange(0)  # logical number of each physical row, [B], ascending; rows in use
         self._prompts = torch.zeros(n, dtype=torch.long)  # tokens of each prompt, [N]
         self._lengths = torch.zeros(n, dtype=torch.long)  # tokens of each row, prompt included, [N]
-        self._cache = SlotCache()
+        self._cache = SlotCache(self._reserved)
+
+    def reserve(self, tokens: int) -> None:
+        """Expect rows of up to so many tokens, prompt and completion: from the next batch on, their cache is made once
+        and does not grow."""
+        self._reserved = tokens
+
+    def _hold(self, rows: Tensor) -> None:
+        """Hold these logical rows and no others. Memory follows when a row is started or extended, so that rows that
+        are given up and started again stay where they are; at once if none is left."""
+        self._held = rows
+        if len(rows) == 0:
+            self._select(rows)
 
     def _select(self, rows: Tensor) -> None:
-        """Hold these logical rows and no others; new ones are written before they are read."""
+        """Keep memory for these logical rows and no others; new ones are written before they are read."""
         if len(rows) == 0 or len(self._rows) == 0:
-            self._cache = SlotCache()
+            self._cache = SlotCache(self._reserved)
         elif not torch.equal(rows, self._rows):
             source = torch.searchsorted(self._rows, rows).clamp(max=len(self._rows) - 1)
             width = int(self._lengths[rows].max())
@@ -248,7 +261,8 @@ class CausalLM:
             return self._empty(0)
         self._lengths[logical] = 0
         self._prompts[logical] = lengths
-        self._select(torch.cat([self._rows, logical]).unique())
+        self._hold(torch.cat([self._held, logical]).unique())
+        self._select(self._held)
         physical = torch.searchsorted(self._rows, logical)
         read, same = _distinct(prompts)
         last = []
@@ -282,13 +296,14 @@ class CausalLM:
         present = self._present(tokens, counts)  # [N, K]
         n_new = present.sum(1)
         missing = n_new > 0
-        missing[self._rows] = False
+        missing[self._held] = False
         if missing.any():
             raise ValueError(f"tokens: row {int(missing.nonzero()[0])} is not started; expected -1 only")
         self._fits(torch.arange(self._n), self._prompts, self._lengths - self._prompts + n_new)
         longest = int(n_new.max()) if self._n else 0
         if longest == 0:
             return self._empty(*tokens.shape)
+        self._select(self._held)
         busy = (n_new[self._rows] > 0).nonzero()[:, 0]  # physical rows
         if 2 * len(busy) > len(self._rows):  # gathering their keys and values would cost more
             busy = torch.arange(len(self._rows))
@@ -330,9 +345,7 @@ class CausalLM:
         self._lengths = torch.minimum(self._lengths, self._prompts + keep)
         given_up = keep < 0
         self._lengths[given_up] = self._prompts[given_up] = 0
-        held = self._rows[~given_up[self._rows]]
-        if len(held) < len(self._rows):
-            self._select(held)
+        self._hold(self._held[~given_up[self._held]])
 
     def features(self, prompts: Sequence[Sequence[int]], tokens: Tensor, mask: Tensor) -> Tensor:
         """See `TrainableModel.features`: hidden states [m, d] from one padded forward pass.

@@ -18,10 +18,14 @@ class SlotCache(Cache):
     A token that is taken back needs no clearing: no query attends past its own slot, and the next token overwrites it.
     So rows of different lengths share one rectangle without holes. Before each forward pass `set_write_slots` says
     where it writes; the pass needs a slot-wise attention mask, [n, 1, K, width].
+
+    Args:
+        reserved: slots of a row from the first pass on. Up to these the cache does not move; beyond them it grows.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, reserved: int = 0) -> None:
         super().__init__(layers=[])
+        self.reserved = reserved
         self.buffers: dict[int, list[Tensor]] = {}  # keys and values of each layer, [B, heads, capacity, d]
 
     def set_write_slots(self, n_rows: int, rows: Tensor, slots: Tensor, width: int) -> None:
@@ -46,10 +50,11 @@ class SlotCache(Cache):
         buffers = self.buffers[layer_idx]
         rows, slots = self._places_on(key_states.device)
         for i, x in enumerate(states):
-            missing = self.width - buffers[i].shape[2]
-            if missing > 0:
+            capacity = buffers[i].shape[2]
+            if capacity < self.width:
                 # By half, so that growing is rare; with zeros, since a masked NaN would still spoil a row.
-                buffers[i] = F.pad(buffers[i], (0, 0, 0, missing + self.width // 2))
+                wanted = self.reserved if self.width <= self.reserved else self.width + self.width // 2
+                buffers[i] = F.pad(buffers[i], (0, 0, 0, wanted - capacity))
             buffers[i].transpose(1, 2)[rows, slots] = x.transpose(1, 2)
         if self.slots.shape[1] == self.width:  # no earlier tokens
             return states
@@ -62,10 +67,11 @@ class SlotCache(Cache):
         return self.width - self.slots.shape[1]
 
     def select(self, source: Tensor, width: int) -> None:
-        """Make row i a copy of row `source[i]`, in new memory for `width` slots."""
+        """Make row i a copy of row `source[i]`, in new memory for `width` slots, or as many as are reserved."""
         for buffers in self.buffers.values():
             source = upload(source, buffers[0].device)
-            buffers[:] = [buffer[:, :, :width][source] for buffer in buffers]
+            missing = max(self.reserved - width, 0)
+            buffers[:] = [F.pad(buffer[:, :, :width][source], (0, 0, 0, missing)) for buffer in buffers]
 
     def copy_rows(self, source: Tensor, target: Tensor, width: int) -> None:
         """Copy the first `width` slots of rows `source` [n] to rows `target` [n]."""

@@ -121,6 +121,12 @@ class RoutedModel:
                 parts[name] = rows, after[upload(rows, after.device)]
         return self._together(tuple(tokens.shape), parts)
 
+    def reserve(self, tokens: int) -> None:
+        """Expect rows of up to so many tokens."""
+        for model in self.teachers.values():
+            if hasattr(model, "reserve"):
+                model.reserve(tokens)
+
     def rewind(self, lengths: Sequence[int] | Tensor) -> None:
         """See `TokenModel.rewind`."""
         keep = torch.as_tensor(lengths).cpu().numpy()

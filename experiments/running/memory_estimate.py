@@ -30,10 +30,10 @@ def training_bytes(model: Any, shards: int = 1) -> dict[str, int]:
 
 
 def cache_bytes(config: Any, rows: int, length: int, element: int) -> int:
-    """Bytes of keys and values; the cache grows by half."""
+    """Bytes of keys and values."""
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return int(1.5 * 2 * config.num_hidden_layers * heads * width * rows * length * element)
+    return 2 * config.num_hidden_layers * heads * width * rows * length * element
 
 
 def activation_bytes(config: Any, rows: int, length: int, element: int, recomputed: bool) -> int:
@@ -66,7 +66,11 @@ def estimate(config: RunConfig, env: DistillVectorEnv, student: Any, shards: int
     configs = [m.config.get_text_config(decoder=True) for m in models]
     elements = [m.dtype.itemsize for m in models]
     length = env.max_prompt_length + env.max_new_tokens
-    lengths = env.max_teacher_prompt_length + env.max_new_tokens, length
+    slots = env.max_new_tokens + env.chunk  # a draft is padded
+    lengths = env.max_teacher_prompt_length + slots, env.max_prompt_length + slots
+    kept = batch * env.max_new_tokens * stored * FLOAT
+    if isinstance(options, DistillConfig) and student.device.type != "cpu":
+        kept = min(kept, int(options.teacher_buffer_gib * 2**30))
     caches = sum(cache_bytes(c, env.num_envs, n, e) for c, n, e in zip(configs, lengths, elements, strict=True))
     drafts = DRAFT_ARRAYS * env.num_envs * (env.chunk + 1) * env.vocab_size * FLOAT
     backward = activation_bytes(configs[1], micro, length, elements[1], config.student.gradient_checkpointing)
@@ -76,7 +80,7 @@ def estimate(config: RunConfig, env: DistillVectorEnv, student: Any, shards: int
         "student": bytes_of(student),
         **training_bytes(student, shards),
         "key/value caches": caches,
-        "teacher's distributions of a batch": batch * env.max_new_tokens * stored * FLOAT,
+        "teacher's distributions of a batch": kept,
         # one after the other
         "drafts or backward pass": max(drafts, backward),
     }

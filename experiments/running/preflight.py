@@ -225,7 +225,7 @@ def memory_row(needs: Mapping[str, int], loaded: int, free: int) -> Row:
         "gradients": "--lora-rank",
         "AdamW": "--lora-rank",
         "key/value caches": "a lower --rows, --max-prompt-tokens or --max-new-tokens",
-        "teacher's distributions of a batch": "a lower --batch-size or --max-new-tokens, or --top-k",
+        "teacher's distributions of a batch": "a lower --batch-size or --teacher-buffer-gib, or --top-k",
         "drafts or backward pass": "a lower --rows, --micro-batch or --chunk-positions, or --gradient-checkpointing",
     }
     largest = max(remedies, key=lambda name: needs.get(name, 0))

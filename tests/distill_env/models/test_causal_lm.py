@@ -445,3 +445,20 @@ def test_the_student_of_sums_knows_no_positions() -> None:
     rotary = CausalLM(small_teacher("sums", 16, 1).double()).start(prompts)
     torch.testing.assert_close(without[0], without[1], rtol=0, atol=1e-12)
     assert float((rotary[0] - rotary[1]).abs().max()) > 1e-6
+
+
+def test_a_reserved_cache_stays_where_it_is() -> None:
+    """While rows grow, are cut back, given up and started again; without it the cache moves."""
+    moved = {}
+    for reserved in (0, 24):
+        lm = CausalLM(build("Llama", torch.float32))
+        lm.reserve(reserved)
+        lm.start([(1, 2), (3,), (4, 5, 6)])
+        places = set()
+        for i in range(6):
+            lm.extend(torch.tensor([[1, 2, 3], [4, -1, -1], [5, 6, -1]]))
+            lm.rewind([2 * i, i, -1])
+            lm.start([(7, 8)], [2])
+            places.add(tuple(b.data_ptr() for buffers in lm._cache.buffers.values() for b in buffers))
+        moved[reserved] = len(places)
+    assert moved[0] > 1 == moved[24]

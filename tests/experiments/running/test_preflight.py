@@ -144,6 +144,7 @@ def test_memory_estimates_are_what_is_held(kind: str) -> None:
     with kept(model) as elements:
         model.base_model(input_ids=tokens, use_cache=False)[0].sum()
     assert memory.activation_bytes(config, 3, 12, 4, False) == pytest.approx(4 * elements[0], rel=0.1)
+    lm.reserve(12)
     lm.start(tokens.tolist())
     held = sum(b.numel() * 4 for buffers in lm._cache.buffers.values() for b in buffers)
     assert held == memory.cache_bytes(config, 3, 12, 4)
