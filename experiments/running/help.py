@@ -27,7 +27,8 @@ from experiments.running.section import Flag, flag_names, flags_of
 
 FIRST = ("agent", "env", "tau", "iterations", "seed", "name", "out", "resume", "teacher", "student", "task_path")
 LM_ONLY = {name for section in (TeacherConfig, LoadingConfig, DataConfig) for name in flag_names(section).values()}
-LM_ONLY = LM_ONLY - {"teacher_cache"} | {"lora_rank", "lora_alpha", "lora_targets", "gradient_checkpointing"}
+LM_ONLY -= {"teacher_cache"}
+LM_ONLY |= {"lora_rank", "lora_alpha", "lora_targets", "gradient_checkpointing", "teacher_buffer_gib"}
 # the environments in which a flag has an effect, if not in all
 ENVIRONMENTS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(LM_ONLY, ("lm",)),
