@@ -117,17 +117,17 @@ def loss_of(model: CausalLM, prompts: list[Prompt], sharpen: float) -> Tensor:
     return torch.nn.functional.nll_loss(log_probs, tokens[mask])
 
 
-def train(config: TrainWordTeacherConfig, task: WordProblemsTask) -> CausalLM:
-    """The base with its adapter after the last step."""
+def train(config: TrainWordTeacherConfig, task: WordProblemsTask) -> tuple[CausalLM, int]:
+    """The base with its adapter after the last step, and the number of problems that it saw."""
     lora: dict[str, Any] = {"lora_rank": config.rank, "lora_alpha": float(config.rank), "lora_seed": config.seed}
     model = CausalLM.load(config.base, dtype="bfloat16", **lora)
     layers = [MergedLayer(m) for m in model.model.modules() if isinstance(m, LoraLayer)]
     weights = list(model.parameters())
     optimizer = torch.optim.AdamW(weights, weight_decay=0.0, betas=(0.9, 0.98))
-    saved, first = config.run / "training.pt", 0
+    saved, first, seen = config.run / "training.pt", 0, 0
     if saved.is_file():
         state = torch.load(saved, weights_only=True)
-        first = state["step"]
+        first, seen = state["step"], state["problems"]
         optimizer.load_state_dict(state["optimizer"])
         for weight, value in zip(weights, state["weights"], strict=True):
             weight.data.copy_(value)
@@ -144,15 +144,17 @@ def train(config: TrainWordTeacherConfig, task: WordProblemsTask) -> CausalLM:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
+        seen += len(prompts)
         tokens += sum(len(p.ids) + len(p.reference_completion or ()) for p in prompts)
         rate = tokens / (time.time() - started)
         print(f"step {step + 1}: loss {loss.item():.4f} nats a token, {rate:.0f} tokens a second", flush=True)
         if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps:
             config.run.mkdir(parents=True, exist_ok=True)
-            state = {"step": step + 1, "optimizer": optimizer.state_dict(), "weights": [w.data for w in weights]}
+            state = {"step": step + 1, "problems": seen, "optimizer": optimizer.state_dict()}
+            state["weights"] = [weight.data for weight in weights]
             torch.save(state, saved.with_suffix(".tmp"))
             saved.with_suffix(".tmp").replace(saved)
-    return model
+    return model, seen
 
 
 def save_half(model: CausalLM, digest: str, out: Path) -> None:
@@ -181,10 +183,11 @@ def correct_chains(task: WordProblemsTask, model: CausalLM, n: int) -> dict[tupl
 def main(config: TrainWordTeacherConfig) -> None:
     task = WordProblemsTask(str(config.base))
     digest = digest_of(CausalLM.load(config.base).model)
-    save_half(train(config, task), digest, config.out)
+    model, problems = train(config, task)
+    save_half(model, digest, config.out)
     teacher = CausalLM.load(f"{config.base}+{config.out}", vocab_size=task.vocab_size, dtype="bfloat16")
     results = correct_chains(task, teacher, config.eval_problems)
-    facts = {"problems": config.steps * config.batch, "mean": np.mean(list(results.values()))}
+    facts = {"problems": problems, "mean": np.mean(list(results.values()))}
     card = Template(CARD.read_text(), trim_blocks=True).render(config=config, digest=digest, results=results, **facts)
     (config.out / "README.md").write_text(card)
     print(card)
