@@ -15,7 +15,7 @@ from experiments.comparing.statistics import mean, paired_difference
 from experiments.running.metric_display import Metric
 
 LARGEST_SHARE = 0.2  # of the tokens, up to which the area is taken
-AT = (0.05, 0.1, 0.15, 0.2)  # shares at which curves are compared
+AT = (0.05, 0.1, 0.15, 0.2, 0.3)  # shares at which curves are compared
 WORK_AT = 0.1  # share at which the teacher's work is compared
 
 
