@@ -44,6 +44,7 @@ SAME = (  # flags in which the runs of one curve agree
 )
 SHARES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5)  # of the student's positions that are hard, for scores with other units
 MOST_DRAWN = 0.4  # share of the tokens, up to which curves of several gates are drawn
+MOST_BANDS = 4  # curves; the bands of more would hide one another
 BINS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, math.inf)  # of the predicted D_t, nats
 SHARE = Metric("share", "tokens written by the teacher", "{:.1%}")
 QUALITY = (  # the first that all completions have
@@ -228,16 +229,20 @@ def panels_of(
 ) -> list[Panel]:
     """Quality against the teacher's share and against the price; then the share by tau, or the head's calibration."""
     draw = partial(figures.curves, style=style, shown=list(labels))
+
+    def drawn(p: Point) -> Estimate:
+        return p.quality if len(labels) <= MOST_BANDS else Estimate(*(3 * [p.quality.value]))
+
+    near = {  # what is beyond says little about several gates
+        label: [p for p in points.values() if by_tau or p.share.value <= MOST_DRAWN] for label, points in labels.items()
+    }
     by_share = {
-        label: Line.of(
-            {SHARE.scale * p.share.value: p.quality for p in points.values() if by_tau or p.share.value <= MOST_DRAWN},
-            m.scale,
-        )
-        for label, points in labels.items()
+        label: Line.of({SHARE.scale * p.share.value: drawn(p) for p in points}, m.scale)
+        for label, points in near.items()
     }
     by_price = {
-        label: Line.of({p.price.value: p.quality for p in list(points.values())[:-1]}, m.scale)
-        for label, points in labels.items()
+        label: Line.of({p.price.value: drawn(p) for p in points if p.share.value < 1}, m.scale)
+        for label, points in near.items()
     }
     panels = [
         Panel("quality against the teacher's share", partial(draw, values=by_share, titles=(SHARE.title, m.title))),

@@ -114,9 +114,14 @@ def png(panels: Sequence[Panel], path: Path, style: Style, legend: Sequence[str]
     with matplotlib.rc_context(fname=STYLE):
         figure = _figure(panels, titles=True)
         named, others = style.legend(legend)
-        marks = [Line2D([], [], **style.mark(k), label=short(k)) for k in named]
+        marks = [Line2D([], [], **style.mark(k), label=short(k, 34)) for k in named]
         if others:
             marks.append(Line2D([], [], **FAINT, label=f"{len(others)} others"))
         if marks:
-            figure.legend(handles=marks, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=min(len(marks), 7))
+            figure.legend(
+                handles=marks,
+                loc="upper center",
+                bbox_to_anchor=(0.5, 0),
+                ncols=min(len(marks), 7 if max(len(mark.get_label()) for mark in marks) < 20 else 4),
+            )
         figure.savefig(path, dpi=150, bbox_inches="tight", pad_inches=0.08)
