@@ -55,7 +55,7 @@ def area_table(rows: Sequence[Row], readings: Sequence[Row], m: Metric) -> list[
     for label, by_seed in curves.items():
         own = areas[label]
         paired = sorted(own.keys() & first.keys())
-        line = [label, mean(list(own.values())).shown_as(m), ""]
+        line = [label, mean(list(own.values())).clipped(*m.range).shown_as(m), ""]
         if own is not first and paired:
             difference = paired_difference([own[s] for s in paired], [first[s] for s in paired])
             line[2] = difference.estimate.shown_as(m, sign=True)

@@ -217,7 +217,7 @@ def write_curve(folder: Path, rows: Sequence[Row], readings: Sequence[Row], tabl
     write_csv(rows, folder / "curve.csv")
     if readings:
         write_csv(readings, folder / "reading.csv")
-    style = Style(tuple(labels))
+    style = Style(tuple(labels), crowd=len(labels))
     png(panels_of(labels, readings, m, style, table), folder / "curve.png", style, tuple(labels))
     text = markdown_table(tau_table(rows, labels, m) if table else area_table(rows, readings, m))
     write_text(folder / "curve.md", text + "\n")

@@ -41,9 +41,10 @@ class Panel:
 
 @dataclass(frozen=True)
 class Style:
-    """Colour and marker of every contender, in the report's order."""
+    """Colour and marker of every contender, in the report's order; more than `crowd` are a crowd."""
 
     labels: tuple[str, ...]
+    crowd: int = CROWD
 
     def __getitem__(self, label: str) -> tuple[str, str]:
         known, spare = COLOURS["known"], COLOURS["others"]
@@ -60,7 +61,7 @@ class Style:
 
     def legend(self, labels: Sequence[str]) -> tuple[list[str], list[str]]:
         """Those with a colour of their own, and in a crowd the others."""
-        named = [k for k in labels if len(labels) <= CROWD or k in HIGHLIGHTED]
+        named = [k for k in labels if len(labels) <= self.crowd or k in HIGHLIGHTED]
         return named, [k for k in labels if k not in named]
 
 
@@ -118,10 +119,6 @@ def png(panels: Sequence[Panel], path: Path, style: Style, legend: Sequence[str]
         if others:
             marks.append(Line2D([], [], **FAINT, label=f"{len(others)} others"))
         if marks:
-            figure.legend(
-                handles=marks,
-                loc="upper center",
-                bbox_to_anchor=(0.5, 0),
-                ncols=min(len(marks), 7 if max(len(mark.get_label()) for mark in marks) < 20 else 4),
-            )
+            columns = 7 if max(map(len, named), default=0) < 20 else 4
+            figure.legend(handles=marks, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=min(len(marks), columns))
         figure.savefig(path, dpi=150, bbox_inches="tight", pad_inches=0.08)
