@@ -45,6 +45,8 @@ if TYPE_CHECKING:
     from distill_env.models.base import TokenModel
     from distill_env.tasks.base import Grade, Prompt, Task
 
+MOST_TRIALS = 6  # thresholds that are tried for a budget
+LEAST_VALIDATION = 100  # prompts of a small task, by which thresholds are set
 BUDGET = 0.1  # of a score whose unit is not that of the run's tau
 LM_ROWS = 16  # completions of a language model at a time
 GRADES = ("accuracy", "correct_chains")
@@ -285,15 +287,23 @@ class AssistedRun:
         Raises:
             ValueError: if there is no such threshold.
         """
-        limits = self.limits(name)
-        tau = tau_for_share(env, self.student, prompts, budget, EVALUATION_SEED, gate, *limits)
-        trial = self.decode(env, prompts, tau, gate, name)
-        if abs(trial.teacher_share - budget) > budget / 2:
+        from distill_env.gate import follow_quantile
+
+        tau = tau_for_share(env, self.student, prompts, budget, EVALUATION_SEED, gate, *self.limits(name))
+        trials: list[AssistedCompletions] = []
+        while len(trials) < MOST_TRIALS:
+            trials.append(self.decode(env, prompts, tau, gate, name))
+            share = trials[-1].teacher_share
+            if abs(share - budget) <= budget / 10:
+                break
+            tau = follow_quantile(tau, share, budget)
+        nearest = min(trials, key=lambda trial: abs(trial.teacher_share - budget))
+        if abs(nearest.teacher_share - budget) > budget / 2:
             raise ValueError(
-                f"budget: {budget:g}; at the threshold for it the gate hands over {trial.teacher_share:.1%} of the "
-                "validation tokens, since too many positions have one score; expected about that, or another score"
+                f"budget: {budget:g}; the nearest that a threshold comes to it on the validation prompts is "
+                f"{nearest.teacher_share:.1%} of the tokens; expected about that, or another score"
             )
-        return trial
+        return nearest
 
 
 def read_run(folder: Path, config: DecodeConfig) -> RunConfig:
@@ -305,6 +315,7 @@ def read_run(folder: Path, config: DecodeConfig) -> RunConfig:
 
 def open_validation(config: DecodeConfig, run: RunConfig, count: int) -> tuple[DistillVectorEnv, list[Prompt]]:
     """The same for the validation prompts of the run, by which thresholds are set."""
+    count = count if run.env == "lm" else max(count, LEAST_VALIDATION)
     return open_task(replace(config, split="validation", prompt=(), prompts=None), run, count)
 
 
