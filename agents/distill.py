@@ -117,33 +117,31 @@ class DistillAgent:
             iterations: number of optimiser steps.
             callback: called after every iteration.
         """
-        core = env.unwrapped
-        setting = (core.rewrite, core.rewrite_span, core.task_reward)
-        if self.method.importance_weights and setting != ("sample", "token", 0):
-            raise ValueError(
-                f"importance_weights: with rewrite, rewrite_span, task_reward = {setting}; expected sample, token, 0, "
-                "so that each token is a draw from the mixture and its reward is log p"
-            )
-        self._check_processes()
+        self.check(env)
         self.choose_tau(env)
-        stream = PromptStream(core.prompts, self.config.seed, self.config.samples_per_prompt)
+        stream = self.prompt_stream(env)
         for _ in range(iterations):
             self.processes.continue_or_stop(gather=self._gather)
             started = time.perf_counter()
             rollout = self.rollout(env, stream)
             update_started = time.perf_counter()
             metrics = self.update(rollout)
-            self.iteration += 1
             ended = time.perf_counter()
-            metrics |= rollout_metrics(self.processes.all_reduce_sum(rollout_sums(rollout)))
-            self.written = [*itertools.islice(completions_of(rollout), SHOWN)]
+            metrics = self.conclude(rollout, metrics, ended - started, ended - update_started)
             del rollout  # so that the teacher's distributions take no memory during the next one
-            metrics["time/update_seconds"] = ended - update_started
-            metrics["time/seconds"] = ended - started
-            metrics["time/tokens_per_second"] = metrics["rollout/tokens"] / (ended - started)
             if callback is not None:
                 callback(self.iteration, metrics)
         return self
+
+    def conclude(self, rollout: Rollout, metrics: Metrics, seconds: float, update_seconds: float) -> Metrics:
+        """Count the iteration. Returns the metrics of its update with those of its rollout and its times."""
+        self.iteration += 1
+        metrics |= rollout_metrics(self.processes.all_reduce_sum(rollout_sums(rollout)))
+        self.written = [*itertools.islice(completions_of(rollout), SHOWN)]
+        metrics["time/update_seconds"] = update_seconds
+        metrics["time/seconds"] = seconds
+        metrics["time/tokens_per_second"] = metrics["rollout/tokens"] / seconds
+        return metrics
 
     def reconfigure(self, config: DistillConfig) -> None:
         """Continue with another learning rate, its schedule, or another batch size; the method stays."""
@@ -163,7 +161,15 @@ class DistillAgent:
         rounds = ROUNDS if method.gate_writes else 1  # without rewrites the text does not depend on tau
         self.method = method.with_tau(tau_for_share(*usual, method.top_k, method.top_p, rounds))
 
-    def _check_processes(self) -> None:
+    def check(self, env: Any) -> None:
+        """Raise ValueError for an environment, or a number of processes, that the method does not go with."""
+        core = env.unwrapped
+        setting = (core.rewrite, core.rewrite_span, core.task_reward)
+        if self.method.importance_weights and setting != ("sample", "token", 0):
+            raise ValueError(
+                f"importance_weights: with rewrite, rewrite_span, task_reward = {setting}; expected sample, token, 0, "
+                "so that each token is a draw from the mixture and its reward is log p"
+            )
         config, count = self.config, self.processes.world_size
         if count > config.batch_size:
             raise ValueError(
@@ -179,15 +185,23 @@ class DistillAgent:
 
     def rollout(self, env: Any, stream: PromptStream) -> Rollout:
         """Write the completions of this iteration: the first N started, not the first N finished."""
-        method, size = self.method, self.config.batch_size
-        episodes = np.arange(self.iteration * size, (self.iteration + 1) * size)[self.processes.local_slice(size)]
-        prompts = stream.take(int(episodes[0]), len(episodes))
-        keys = episode_keys(self.config.seed, episodes)
+        prompts, keys = self.next_batch(stream)
         if self.cache is None:
-            return self._write_completions(env, prompts, keys)
-        return self.cache.rollout(env, method, prompts, keys, lambda: self._write_completions(env, prompts, keys))
+            return self.write_completions(env, prompts, keys)
+        return self.cache.rollout(env, self.method, prompts, keys, lambda: self.write_completions(env, prompts, keys))
 
-    def _write_completions(self, env: Any, prompts: list[Prompt], keys: NDArray[np.uint64]) -> Rollout:
+    def prompt_stream(self, env: Any) -> PromptStream:
+        """The prompts of all iterations in that environment."""
+        return PromptStream(env.unwrapped.prompts, self.config.seed, self.config.samples_per_prompt)
+
+    def next_batch(self, stream: PromptStream) -> tuple[list[Prompt], NDArray[np.uint64]]:
+        """This process's prompts of the iteration, and the keys of their episodes."""
+        size = self.config.batch_size
+        episodes = np.arange(self.iteration * size, (self.iteration + 1) * size)[self.processes.local_slice(size)]
+        return stream.take(int(episodes[0]), len(episodes)), episode_keys(self.config.seed, episodes)
+
+    def write_completions(self, env: Any, prompts: list[Prompt], keys: NDArray[np.uint64]) -> Rollout:
+        """A completion of each prompt, written as the method says."""
         method = self.method
         limits = (method.top_k, method.top_p, method.needs_teacher, self.config.teacher_buffer_gib * 2**30)
         if method.teacher_writes == "reference":
@@ -213,21 +227,35 @@ class DistillAgent:
         self.optimizer.zero_grad()
         with self.processes.sharded(self.student):
             totals = self.backward(rollout)
-            norm = self.processes.clip_grad_norm(self.optimizer.masters, self.config.optimizer.max_grad_norm)
-            if not math.isfinite(totals["train/loss"]) or not math.isfinite(norm):
-                raise FloatingPointError(
-                    f"iteration {self.iteration + 1}: loss {totals['train/loss']}, gradient norm {norm}; the student "
-                    "was not changed. Lower learning_rate, or set loss_clip"
-                )
-            rate = learning_rate(self.config.optimizer, self.iteration)
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate
-            self.optimizer.step()
-            self.optimizer.zero_grad()  # gradients take no memory during the next rollout
+            totals |= self.descend(totals)
+        return self.follow(rollout, totals)
+
+    def descend(self, totals: Metrics) -> Metrics:
+        """One step along the gradient that `backward` has accumulated. Returns its norm and the learning rate.
+
+        Raises:
+            FloatingPointError: for a loss or a gradient that is not finite; the student is not changed.
+        """
+        norm = self.processes.clip_grad_norm(self.optimizer.masters, self.config.optimizer.max_grad_norm)
+        if not math.isfinite(totals["train/loss"]) or not math.isfinite(norm):
+            self.optimizer.zero_grad()
+            raise FloatingPointError(
+                f"iteration {self.iteration + 1}: loss {totals['train/loss']}, gradient norm {norm}; the student "
+                "was not changed. Lower learning_rate, or set loss_clip"
+            )
+        rate = learning_rate(self.config.optimizer, self.iteration)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.optimizer.zero_grad()  # gradients take no memory during the next rollout
+        return {"train/grad_norm": norm, "train/learning_rate": rate}
+
+    def follow(self, rollout: Rollout, totals: Metrics) -> Metrics:
+        """What an update changes besides the student: its hand-over head, the mean length, tau. Returns all metrics."""
         if self.hand_over is not None and rollout.teacher is not None:
             totals |= self.hand_over.update(self._hard_from, self.processes)
         self._follow_length(rollout)
-        return totals | {"train/grad_norm": norm, "train/learning_rate": rate} | self._follow_budget(rollout, totals)
+        return totals | self._follow_budget(rollout, totals)
 
     @property
     def _hard_from(self) -> float:

@@ -46,7 +46,7 @@ def ablate(config: AblateConfig, flags: Sequence[str], console: Console) -> None
             raise ValueError(f"studies: {name!r} is unknown; expected all, {', '.join(known)}")
     for name in names:
         jobs = config.grid(name, known[name])
-        rows = run_grid(jobs, config.out, flags, config.jobs, console, config.fan_out)
+        rows = run_grid(jobs, config.out, flags, config.jobs, console, config.fan_out, config.stack)
         labels = [contender.label for contender in known[name]]
         reference = "student prefix, reverse" if name == "two_by_two" else labels[0]
         write_summary(rows, labels, reference, config.out, console)

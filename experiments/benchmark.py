@@ -29,6 +29,7 @@ from experiments.benchmarking.environment import measure_environment
 from experiments.benchmarking.iterations import measure_iterations
 from experiments.benchmarking.peers import measure_memory, measure_peers
 from experiments.benchmarking.rollouts import measure_precision, measure_rollouts
+from experiments.benchmarking.seeds import measure_seeds
 from experiments.benchmarking.tables import benchmark_report
 from experiments.running.cli import command
 
@@ -38,6 +39,7 @@ MEASURES: dict[Part, Callable[[BenchmarkConfig], Any]] = {
     "precision": measure_precision,
     "memory": measure_memory,
     "peers": measure_peers,
+    "seeds": measure_seeds,
 }
 
 

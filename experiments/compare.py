@@ -51,7 +51,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def compare(config: CompareConfig, flags: Sequence[str], console: Console) -> None:
     jobs = config.grid(config.study, [Contender.read(a) for a in config.agents])
-    rows = run_grid(jobs, config.out, flags, config.jobs, console, config.fan_out)
+    rows = run_grid(jobs, config.out, flags, config.jobs, console, config.fan_out, config.stack)
     labels = list(dict.fromkeys(job.contender.label for job in jobs))
     write_summary(rows, labels, config.reference, config.out, console)
 

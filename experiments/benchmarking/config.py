@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-Part = Literal["rollout", "iteration", "environment", "precision", "memory", "peers"]
+Part = Literal["rollout", "iteration", "environment", "precision", "memory", "peers", "seeds"]
 Dtype = Literal["float32", "bfloat16"]
 
 
@@ -21,7 +21,8 @@ class BenchmarkConfig:
     task_path: str = ""
     """Instructions for a pair of language models, as --task instruct of run.py reads them."""
     parts: tuple[Part, ...] = ("rollout", "iteration", "environment", "precision")
-    """What to measure. `memory` and `peers` (TRL's trainers, extra `trl`) need a pair of language models."""
+    """What to measure. `memory` and `peers` (TRL's trainers, extra `trl`) need a pair of language models; `seeds` is
+    about Sums."""
     rows: tuple[int, ...] = (8, 64)
     """Batch sizes of the rollouts."""
     batch: int = 8
@@ -32,6 +33,8 @@ class BenchmarkConfig:
     """Shares of hard positions; tau is set to reach them."""
     lengths: tuple[int, ...] = (2, 4, 8, 16)
     """Fixed draft lengths besides 1 to compare with the adaptive one; above 1 / hard rate they are left out."""
+    seeds: int = 10
+    """Seeds that `seeds` trains as one computation."""
     repetitions: int = 3
     """Timed repetitions; the contenders alternate."""
     threads: int = 0

@@ -12,7 +12,9 @@ from rich.console import Console
 from experiments.running.cli import progress_bar
 
 
-def alternate(contenders: Mapping[str, Callable[[], Any]], repetitions: int) -> dict[str, list[float]]:
+def alternate(
+    contenders: Mapping[str, Callable[[], Any]], repetitions: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, list[float]]:
     """Seconds of each contender in each repetition, after one round that is not timed."""
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     with progress_bar(Console(stderr=True, quiet=not sys.stderr.isatty())) as progress:
@@ -20,9 +22,9 @@ def alternate(contenders: Mapping[str, Callable[[], Any]], repetitions: int) -> 
         for repetition in range(repetitions + 1):
             for name, contender in contenders.items():
                 progress.update(bar, description=name)
-                started = time.perf_counter()
+                started = clock()
                 contender()
                 if repetition > 0:
-                    seconds[name].append(time.perf_counter() - started)
+                    seconds[name].append(clock() - started)
                 progress.advance(bar)
     return seconds

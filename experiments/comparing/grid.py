@@ -11,6 +11,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
+from agents.methods import METHODS
 from distill_env.checks import check_range
 from experiments.comparing.pool import FanOut, for_each
 from experiments.comparing.results_file import Row, read_results, write_results
@@ -43,12 +45,15 @@ class GridConfig:
     models have none, unless run.py's own flag says so: -- --warm-start sft:150."""
     jobs: int = max(1, os.cpu_count() or 1)
     """Number of runs at the same time, each with one torch thread."""
+    stack: int = 1
+    """Seeds of a contender that are trained as one computation on Sums and Coins, which is faster. Each run is the same
+    as by itself, but for rounding. Runs that cannot be stacked are run one by one."""
     fan_out: FanOut = "local"
     """Where the runs are executed: in local processes (local), or on Ray (ray). Ray uses the cluster at $RAY_ADDRESS,
     whose nodes must all share --out; without it, a local cluster with --jobs workers."""
 
     def __post_init__(self) -> None:
-        check_range(self, "jobs", least=1)
+        check_range(self, "jobs", "stack", least=1)
         if min(self.seeds, default=0) < 0:
             raise ValueError(f"seeds: {min(self.seeds)}; expected at least 0")
 
@@ -92,6 +97,10 @@ class Job:
         """The run's folder: by what is run and not by the label, so that studies share runs."""
         slug = re.sub(r"[^A-Za-z0-9_.]+", "-", " ".join([self.contender.agent, *self.contender.flags]))
         return f"{self.env}-{self.warm}-{slug}-s{self.seed}"
+
+    @property
+    def title(self) -> str:
+        return f"{self.contender.label}, {self.env}, {self.warm}, seed {self.seed}"
 
     def arguments(self, out: Path, flags: Sequence[str]) -> list[str]:
         """The command line of `run.py`; the contender's own flags come last and take precedence."""
@@ -138,6 +147,15 @@ def check_jobs(jobs: Sequence[Job], out: Path, flags: Sequence[str]) -> None:
                 )
 
 
+def stacks(jobs: Iterable[Job], out: Path, size: int) -> list[tuple[Job, ...]]:
+    """The jobs in stacks of at most `size` that differ in their seeds alone; an interrupted one is by itself."""
+    alike: dict[Any, list[Job]] = {}
+    for job in jobs:
+        begun = (out / job.name / "config.json").exists()
+        alike.setdefault(job if begun else (job.study, job.env, job.warm, job.contender), []).append(job)
+    return [tuple(same[i : i + size]) for same in alike.values() for i in range(0, len(same), size)]
+
+
 def run_jobs(
     jobs: Sequence[Job],
     out: Path,
@@ -146,8 +164,9 @@ def run_jobs(
     console: Console,
     on_finish: Callable[[], None],
     fan_out: FanOut = "local",
+    stack: int = 1,
 ) -> list[Job]:
-    """Run what is not finished, warm starts first. `on_finish` is called after every run.
+    """Run what is not finished, warm starts first. `on_finish` is called after every run, or stack of runs.
 
     Returns:
         the jobs that failed.
@@ -157,22 +176,30 @@ def run_jobs(
     todo = [job for job in jobs if not is_finished(out / job.name)]
     warm = list({(j.env, j.warm, j.seed): j for j in todo if WARM[j.warm] > 0}.values())
     console.print(f"{len(jobs) - len(todo)} of {len(jobs)} runs are finished. Checking {len(warm)} warm starts.")
-    for_each(partial(prepare_warm_start, **common), warm, workers, fan_out, lambda *_: None)
+    for_each(partial(prepare_warm_start, **common), warm, workers, fan_out, lambda *_: None, reuse=True)
     console.print(f"{len(todo)} runs to do, {workers} at a time, each with one torch thread.")
     started = time.time()
     failed: list[Job] = []
 
-    def report(job: Job, done: int, error: str | None) -> None:
+    reported = 0
+
+    def report(stacked: tuple[Job, ...], _: int, error: str | None) -> None:
+        nonlocal reported
+        reported += len(stacked)
         minutes = (time.time() - started) / 60
-        rest = minutes / done * (len(todo) - done)
-        name = f"{job.contender.label}, {job.env}, {job.warm}, seed {job.seed}"
-        if error:
-            failed.append(job)
-            console.print(f"[red]failed[/] {name}: {escape(error)}; see {out / job.name}.log", highlight=False)
-        console.print(f"{done} of {len(todo)} after {minutes:.1f} min, {rest:.0f} min left: {name}", highlight=False)
+        rest = minutes / reported * (len(todo) - reported)
+        for job in stacked:
+            if error and not is_finished(out / job.name):
+                failed.append(job)
+                text = f"[red]failed[/] {job.title}: {escape(error)}; see {out / job.name}.log"
+                console.print(text, highlight=False)
+        name = stacked[0].title + (f" to {stacked[-1].seed}" if len(stacked) > 1 else "")
+        progress = f"{reported} of {len(todo)} after {minutes:.1f} min, {rest:.0f} min left: {name}"
+        console.print(progress, highlight=False)
         on_finish()
 
-    for_each(partial(run_one, **common), todo, workers, fan_out, report)
+    own = all(job.contender.agent in METHODS for job in todo)  # agents of others may leave something behind
+    for_each(partial(run_stack, **common), stacks(todo, out, stack), workers, fan_out, report, reuse=own)
     return failed
 
 
@@ -186,6 +213,31 @@ def prepare_warm_start(job: Job, out: Path, flags: Sequence[str]) -> None:
     config = parse(job.arguments(out, flags))
     with (out / f"{job.name}.log").open("w") as log:
         warm_start(config, Console(file=log, width=120))
+
+
+def run_stack(jobs: Sequence[Job], out: Path, flags: Sequence[str]) -> None:
+    """Run jobs together where that is possible, otherwise one by one; the output of each goes to its log."""
+    from experiments.running.together import can_run_together, run_together
+
+    configs = [parse(job.arguments(out, flags)) for job in jobs] if len(jobs) > 1 else []
+    if configs and can_run_together(configs):
+        with ExitStack() as stack:
+            logs = [stack.enter_context((out / f"{job.name}.log").open("a")) for job in jobs]
+            consoles = [Console(file=log, width=120) for log in logs]
+            try:
+                run_together(configs, consoles)
+            except FloatingPointError as error:  # of one of them; what is left is run by itself
+                for console in consoles:
+                    console.print(f"the stack ended: {error}", markup=False)
+    errors: list[Exception] = []
+    for job in jobs:
+        try:
+            if not is_finished(out / job.name):
+                run_one(job, out, flags)
+        except (ValueError, FloatingPointError, OSError) as error:
+            errors.append(error)
+    if errors:
+        raise errors[0]
 
 
 def run_one(job: Job, out: Path, flags: Sequence[str]) -> None:
@@ -226,7 +278,13 @@ def split_flags(arguments: list[str]) -> tuple[list[str], list[str]]:
 
 
 def run_grid(
-    jobs: Sequence[Job], out: Path, flags: Sequence[str], workers: int, console: Console, fan_out: FanOut = "local"
+    jobs: Sequence[Job],
+    out: Path,
+    flags: Sequence[str],
+    workers: int,
+    console: Console,
+    fan_out: FanOut = "local",
+    stack: int = 1,
 ) -> list[Row]:
     """Check, run, and update `results.csv` whenever a run finishes. Returns the rows of these jobs.
 
@@ -236,7 +294,11 @@ def run_grid(
     path = out / "results.csv"
     check_jobs(jobs, out, flags)
     read_results(path)  # raises for a damaged file before anything is run
-    failed = run_jobs(jobs, out, flags, workers, console, lambda: write_results(load_results(jobs, out), path), fan_out)
+
+    def write() -> None:
+        write_results(load_results(jobs, out), path)
+
+    failed = run_jobs(jobs, out, flags, workers, console, write, fan_out, stack)
     rows = load_results(jobs, out)
     if not rows:
         raise ValueError(f"out: no run in {str(out)!r} has finished; see the logs beside the runs")

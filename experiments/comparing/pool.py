@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -18,7 +17,14 @@ Report = Callable[[T, int, str | None], None]  # the item that is done, how many
 ATTEMPTS = 2  # at an item whose worker dies
 
 
-def for_each(work: Callable[[T], None], items: Sequence[T], workers: int, fan_out: FanOut, report: Report[T]) -> None:
+def for_each(
+    work: Callable[[T], None],
+    items: Sequence[T],
+    workers: int,
+    fan_out: FanOut,
+    report: Report[T],
+    reuse: bool = False,
+) -> None:
     """Do `work` on every item, in other processes with one thread each.
 
     Args:
@@ -27,6 +33,7 @@ def for_each(work: Callable[[T], None], items: Sequence[T], workers: int, fan_ou
         workers: items at the same time, at most; a Ray cluster takes as many as it has processors.
         fan_out: local processes, or Ray: the cluster of $RAY_ADDRESS, otherwise a local one with `workers` processors.
         report: called after each item.
+        reuse: whether a local process may do one item after another, which imports and loads things once.
 
     Raises:
         ValueError: if Ray is not installed.
@@ -36,7 +43,7 @@ def for_each(work: Callable[[T], None], items: Sequence[T], workers: int, fan_ou
     if fan_out == "ray":
         _over_ray(work, items, workers, report)
     else:
-        _over_processes(work, items, workers, report)
+        _over_processes(work, items, workers, report, reuse)
 
 
 def _over_ray(work: Callable[[T], None], items: Sequence[T], workers: int, report: Report[T]) -> None:
@@ -75,27 +82,45 @@ def _over_ray(work: Callable[[T], None], items: Sequence[T], workers: int, repor
             ray.shutdown()
 
 
-def _over_processes(work: Callable[[T], None], items: Sequence[T], workers: int, report: Report[T]) -> None:
-    stopped = threading.Event()
-    with ThreadPoolExecutor(workers) as threads:
-        running = {threads.submit(_in_a_process, work, item, stopped): item for item in items}
-        try:
-            for done, future in enumerate(as_completed(running), 1):
-                report(running[future], done, future.result())
-        finally:
-            stopped.set()
-            threads.shutdown(wait=False, cancel_futures=True)
+def _over_processes(
+    work: Callable[[T], None], items: Sequence[T], workers: int, report: Report[T], reuse: bool
+) -> None:
+    pool = _Processes(reuse)
+    try:
+        with ThreadPoolExecutor(workers) as threads:
+            running = {threads.submit(pool.do, work, item): item for item in items}
+            try:
+                for done, future in enumerate(as_completed(running), 1):
+                    report(running[future], done, future.result())
+            finally:
+                pool.stopped = True
+                threads.shutdown(wait=False, cancel_futures=True)
+    finally:
+        for process in pool.idle:
+            process.shutdown()
 
 
-def _in_a_process(work: Callable[[T], None], item: T, stopped: threading.Event) -> str | None:
-    """Do the work in a process of its own, and again if it dies, unless everything stops. Returns the error."""
-    spawn = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
-    for _ in range(ATTEMPTS):
-        with ProcessPoolExecutor(1, spawn, _begin) as process:
+class _Processes:
+    """Processes with one thread each, as many as threads ask for one."""
+
+    def __init__(self, reuse: bool) -> None:
+        self.reuse, self.stopped = reuse, False
+        self.idle: list[ProcessPoolExecutor] = []
+
+    def do(self, work: Callable[[T], None], item: T) -> str | None:
+        """Do the work in a process, and again if it dies, unless everything stops. Returns the error."""
+        spawn = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
+        for _ in range(ATTEMPTS):
+            process = self.idle.pop() if self.idle else ProcessPoolExecutor(1, spawn, _begin)
             error = process.submit(work, item).exception()
-        if stopped.is_set() or not isinstance(error, BrokenProcessPool):
-            return f"{type(error).__name__}: {error}" if error else None
-    return f"its worker died {ATTEMPTS} times"
+            died = isinstance(error, BrokenProcessPool)
+            if self.reuse and not died:
+                self.idle.append(process)
+            else:
+                process.shutdown()
+            if self.stopped or not died:
+                return f"{type(error).__name__}: {error}" if error else None
+        return f"its worker died {ATTEMPTS} times"
 
 
 def _begin() -> None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from agents.base import Agent
     from distill_env.env import DistillVectorEnv
     from distill_env.env_arguments import AutoresetName
-    from distill_env.models.base import TrainableModel
+    from distill_env.models.base import TokenModel, TrainableModel
     from distill_env.tasks.base import Task
 
 CATEGORICAL_VOCABULARY = 6
@@ -79,6 +79,7 @@ def make_env(
     purpose: Literal["train", "evaluate", "decode"],
     task: Task | None = None,
     with_teacher: bool = True,
+    teacher: TokenModel | None = None,
 ) -> DistillVectorEnv:
     """The run's environment.
 
@@ -90,6 +91,7 @@ def make_env(
             whole drafts.
         task: instead of the run's own.
         with_teacher: False for an agent on its own; REWRITE is then refused.
+        teacher: instead of the run's own.
     """
     from distill_env.env import DistillVectorEnv
 
@@ -104,6 +106,8 @@ def make_env(
         arguments |= {"task": task, "task_kwargs": None}
     if not with_teacher:
         arguments |= {"teacher": None, "teacher_kwargs": None}
+    if teacher is not None:
+        arguments |= {"teacher": teacher, "teacher_kwargs": None}
     with errors_name_flags(SERVED_FLAGS if is_served(config.teacher.model) else LOADED_FLAGS):
         return DistillVectorEnv(
             rows,

@@ -192,6 +192,32 @@ def run_locked(
         processes.continue_or_stop()
         agent.join_group(processes)
     alarms = TrainingLoop(config, agent, env, console, evaluation["before"]).run()
+    return finish(config, agent, env, evaluation, held_out, alarms, began, console)
+
+
+def finish(
+    config: RunConfig,
+    agent: Any,
+    env: DistillVectorEnv,
+    evaluation: dict[str, Any],
+    held_out: HeldOut,
+    alarms: list[str],
+    began: float,
+    console: Console,
+) -> dict[str, Any]:
+    """Evaluate the trained agent, write the last files and report.
+
+    Args:
+        config: of the run.
+        agent: after its last iteration.
+        env: of the training.
+        evaluation: before the training; it is completed.
+        held_out: what it read of the teacher.
+        alarms: lines of the training's alarms.
+        began: `time.perf_counter()` from which the seconds of the run are counted.
+        console: for results.
+    """
+    folder = config.folder
     # sums and coins have many short completions, which evaluate.py --completions writes again
     completions = folder / completions_file.FILE if config.env == "lm" else None
     evaluation["after"] = evaluate_all(config, agent, console, "after training", completions, held_out)

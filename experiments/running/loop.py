@@ -101,6 +101,7 @@ class TrainingLoop:
             f"{config.agent} on {config.env}", total=self.settings.iterations, completed=self.done
         )
         self.latest: dict[str, float] = {}
+        self.view: Live | None = None  # what the terminal shows during `run`
         self.request = Request()
 
     def run(self) -> list[str]:
@@ -190,6 +191,8 @@ class TrainingLoop:
 
     def show(self, iteration: int, metrics: Metrics) -> None:
         """Update the progress bar, and the latest metrics and alarms below it."""
+        if self.view is None:
+            return
         self.latest |= metrics
         self.progress.update(self.bar, completed=iteration)
         ringing = [Text(f"{alarm.kind}: {alarm.seen}", style="bold yellow") for alarm in self.log.ringing]

@@ -210,5 +210,5 @@ def test_draws_are_the_episodes_own(tmp_path: Path) -> None:
     prompts = list(env.prompts[:1]) * 4
     for seed in (0, 1):
         keys = episode_keys(seed, np.arange(4))
-        cache.rollout(env, agent.method, prompts, keys, lambda keys=keys: agent._write_completions(env, prompts, keys))
+        cache.rollout(env, agent.method, prompts, keys, lambda keys=keys: agent.write_completions(env, prompts, keys))
     assert len(list(tmp_path.iterdir())) == 2

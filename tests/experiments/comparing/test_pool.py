@@ -56,5 +56,26 @@ def test_each_item_has_one_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == dict.fromkeys("abc", "1")
 
 
+@pytest.mark.parametrize("reuse", [False, True])
+def test_whether_an_item_has_a_process_of_its_own(reuse: bool, tmp_path: Path) -> None:
+    for_each(partial(note_process, folder=tmp_path), ["a", "b", "c"], 1, "local", lambda *_: None, reuse)
+    assert len({path.read_text() for path in tmp_path.iterdir()}) == (1 if reuse else 3)
+
+
+def test_a_process_that_died_is_not_used_again(tmp_path: Path) -> None:
+    errors: dict[str, str | None] = {}
+
+    def report(item: str, _: int, error: str | None) -> None:
+        errors[item] = error
+
+    for_each(partial(work, folder=tmp_path), ["a", "dies", "fails", "b"], 1, "local", report, reuse=True)
+    assert {item for item, error in errors.items() if error} == {"dies", "fails"}
+    assert len((tmp_path / "b").read_text()) == 1
+
+
+def note_process(item: str, folder: Path) -> None:
+    (folder / item).write_text(str(os.getpid()))
+
+
 def note(item: str, folder: Path) -> None:
     (folder / item).write_text(os.environ["OMP_NUM_THREADS"])
