@@ -174,6 +174,7 @@ def split_rollout(rollout: Rollout, parts: int) -> list[Rollout]:
                 prompts=rollout.prompts[rows],
                 **{name: getattr(rollout, name)[rows, columns] for name in by_row},
                 grades=rollout.grades[rows],
+                divergence=None if rollout.divergence is None else rollout.divergence[rows, columns],
                 teacher=None if rollout.teacher is None else rollout.teacher[start:stop],
                 support=None if rollout.support is None else rollout.support[start:stop],
                 cost=cost,
