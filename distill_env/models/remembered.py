@@ -97,7 +97,7 @@ class RememberedLM:
         return twin
 
     def _clear(self, n: int) -> None:
-        self.model.reserve(n)
+        self.model.start_none(n)
         self._prompts: list[Sequence[int]] = [()] * n
         self._tokens = np.full((n, 0), PAD, np.int64)  # of each completion, [N, T]
         self._path = np.zeros((n, 1), np.int64)  # the number of each prefix of it, [N, T + 1]

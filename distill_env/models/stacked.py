@@ -90,14 +90,14 @@ class StackedLM:
                     own.grad = gradient if own.grad is None else own.grad + gradient
                 weight.grad = None
 
-    def reserve(self, n: int) -> None:
+    def start_none(self, n: int) -> None:
         """Make a new batch of n rows, none of which is started, and keep a place for each."""
         self._clear(n)
-        self._grid, self._reserved = torch.arange(n).view(len(self.models), n // len(self.models)), True
+        self._grid, self._placed = torch.arange(n).view(len(self.models), n // len(self.models)), True
 
     def _clear(self, n: int) -> None:
         self._n = n
-        self._reserved = False
+        self._placed = False
         self._prompts = torch.zeros(n, dtype=torch.long)  # tokens of each prompt, [N]
         self._lengths = torch.zeros(n + 1, dtype=torch.long)  # tokens of each row; the last is of rows that fill up
         self._held = torch.zeros(n, dtype=torch.bool)  # rows that may be extended
@@ -133,7 +133,7 @@ class StackedLM:
         self._lengths[index] = 0
         if not bool(self._held[index].all()):
             self._held[index] = True
-            if not self._reserved:
+            if not self._placed:
                 self._arrange()
         logits = self._extend(tokens)
         self._prompts[index] = lengths
@@ -152,7 +152,7 @@ class StackedLM:
         self._held &= keep >= 0
         self._lengths[:-1] = torch.where(self._held, torch.minimum(self._lengths[:-1], self._prompts + keep), 0)
         most = int(self._held.view(len(self.models), -1).sum(1).max())
-        if most <= FEWER * self._grid.shape[1] and not self._reserved:
+        if most <= FEWER * self._grid.shape[1] and not self._placed:
             self._arrange()
 
     def _extend(self, tokens: Tensor) -> Tensor:
