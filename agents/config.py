@@ -74,6 +74,9 @@ class DistillConfig:
     teacher; 0 trains none."""
     hand_over_weight: NotNegative = 0.0
     """Weight of the head's loss in the student's loss; 0 keeps its gradient from the student."""
+    refresh_teacher: Natural = 0
+    """Iterations after which the student as it then is becomes the teacher, from the first iteration on; 0 keeps the
+    teacher. Evaluations keep the teacher that the run began with."""
     seed: Seed = 0
     """Seed of the prompts and of all random draws."""
 

@@ -46,6 +46,7 @@ from agents.losses import (
 )
 from agents.metrics import HIGH_DIVERGENCE
 from agents.optimizer import MasterAdamW, learning_rate
+from agents.past_student import PastStudent
 from agents.prompts import PromptStream
 from agents.references import read_references
 from agents.rollout import Parts, Rollout, completions_of
@@ -97,6 +98,7 @@ class DistillAgent:
         self.iteration = 0
         self.mean_length = 0.0  # of completions, over past iterations; 0 before the first
         self.written: list[Parts] = []  # the first completions of the last iteration, for callbacks to show
+        self.past: PastStudent | None = None  # the student as its own teacher, if the teacher is refreshed
         self._draft_length: DraftLength | None = None
         self.actor = StudentActor(student, config.seed)
 
@@ -123,6 +125,7 @@ class DistillAgent:
         for _ in range(iterations):
             self.processes.continue_or_stop(gather=self._gather)
             started = time.perf_counter()
+            self._refresh_teacher(core)
             rollout = self.rollout(env, stream)
             update_started = time.perf_counter()
             metrics = self.update(rollout)
@@ -161,6 +164,17 @@ class DistillAgent:
         rounds = ROUNDS if method.gate_writes else 1  # without rewrites the text does not depend on tau
         self.method = method.with_tau(tau_for_share(*usual, method.top_k, method.top_p, rounds))
 
+    def _refresh_teacher(self, core: Any) -> None:
+        """Let the student as it is, or as it was up to N - 1 iterations ago, be the teacher of the environment."""
+        every = self.config.refresh_teacher
+        if not every:
+            return
+        if self.past is None:
+            self.past = PastStudent(self.student)
+        elif self.iteration % every == 0:
+            self.past.refresh()
+        core.use_teacher(self.past.model)
+
     def check(self, env: Any) -> None:
         """Raise ValueError for an environment, or a number of processes, that the method does not go with."""
         core = env.unwrapped
@@ -171,6 +185,9 @@ class DistillAgent:
                 "so that each token is a draw from the mixture and its reward is log p"
             )
         config, count = self.config, self.processes.world_size
+        if config.refresh_teacher and (count > 1 or self.cache is not None):
+            with_what = f"{count} processes" if count > 1 else "a cache of the teacher's completions"
+            raise ValueError(f"refresh_teacher: {config.refresh_teacher} with {with_what}; expected 0")
         if count > config.batch_size:
             raise ValueError(
                 f"batch_size: {config.batch_size} for {count} processes; expected at least one completion each"
@@ -511,6 +528,8 @@ class DistillAgent:
         if self.hand_over is not None:
             tensors, groups = self.hand_over.tensors()
             save_state(folder, "hand_over", tensors, {"param_groups": groups})
+        if self.past is not None:
+            save_state(folder, "teacher", self.past.tensors(), {})
 
     def _gather(self) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
         """The optimiser's state, whole in the first process."""
@@ -542,6 +561,9 @@ class DistillAgent:
                 agent.hand_over.restore(tensors, own["param_groups"])
             agent.iteration, agent.mean_length = int(state["iteration"]), float(state["mean_length"])
             agent.method = config.method.with_tau(state["tau"])
+            if (folder / "teacher.safetensors").exists():
+                agent.past = PastStudent(student)
+                agent.past.restore(load_state(folder, "teacher")[0])
         return agent
 
 

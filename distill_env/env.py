@@ -165,6 +165,7 @@ class DistillVectorEnv(VectorEnv):
     | `executed_log_probs()` | the teacher at every state at which the last `step` executed a token |
     | `release()` | frees the distributions that both methods keep in memory |
     | `teacher_usage` | passes, positions and written tokens of the teacher so far |
+    | `use_teacher(model)` | takes another teacher, such as the student as it is |
     | `teacher_usage_by_name` | the same of each of several teachers |
     | `teacher_top_k` | how many ids of each distribution are exact, if the teacher is a server; else 0 |
     | `completions` | the `CompletionBatch` of all rows; read only |
@@ -225,6 +226,7 @@ class DistillVectorEnv(VectorEnv):
         self._teacher_source = teacher, teacher_kwargs or {}
         self._teacher_scorer = TeacherScorer(self._load_teacher(), num_envs, self.vocab_size)
         self._teacher_is_behind = False
+        self._other_teacher: TokenModel | None = None  # in place of the one that was loaded
         self.completions = CompletionBatch(
             num_envs, self.prompts, self.max_prompt_length, self.max_new_tokens, self.task.eos_token_id
         )
@@ -234,6 +236,19 @@ class DistillVectorEnv(VectorEnv):
         # row, position, column, log p of what the last step executed
         self._trace: Iterable[tuple[NDArray[Any], NDArray[Any], NDArray[Any], Tensor]] = []
         self._foresight: Foresight | None = None
+
+    def use_teacher(self, teacher: TokenModel) -> None:
+        """Take another teacher of the same ids from now on; completions that are being written are read again by it.
+
+        A copy of the environment has the teacher with which it was made.
+        """
+        if self._other_teacher is not teacher:
+            self._other_teacher = teacher
+            scorer = TeacherScorer(
+                teacher.fork() if hasattr(teacher, "fork") else teacher, self.num_envs, self.vocab_size
+            )
+            scorer.usage = self.teacher_usage
+            self._teacher_scorer, self._teacher_is_behind = scorer, self.started
 
     def _prompts_of_all_splits(self) -> list[Prompt]:
         return [p for split in SPLITS for p in self.task.prompts(split)]
@@ -495,13 +510,14 @@ class DistillVectorEnv(VectorEnv):
 
     def __getstate__(self) -> dict[str, Any]:
         """All but the teacher's weights and cache, which `__setstate__` loads and computes again."""
-        state = {k: v for k, v in self.__dict__.items() if k not in ("_teacher_scorer", "_trace", "_foresight")}
+        without = ("_teacher_scorer", "_other_teacher", "_trace", "_foresight")
+        state = {k: v for k, v in self.__dict__.items() if k not in without}
         return state | {"teacher_usage": (self.teacher_usage, self.teacher_usage_by_name)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         usage = state.pop("teacher_usage")
         self.__dict__.update(state)
-        self._trace, self._foresight = [], None
+        self._trace, self._foresight, self._other_teacher = [], None, None
         self._teacher_scorer = TeacherScorer(self._load_teacher(), self.num_envs, self.vocab_size)
         self._teacher_scorer.usage, self._teacher_scorer.usage_by_name = usage
         self._teacher_is_behind = self.started
