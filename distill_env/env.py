@@ -244,9 +244,8 @@ class DistillVectorEnv(VectorEnv):
         """
         if self._other_teacher is not teacher:
             self._other_teacher = teacher
-            scorer = TeacherScorer(
-                teacher.fork() if hasattr(teacher, "fork") else teacher, self.num_envs, self.vocab_size
-            )
+            own: Any = teacher.fork() if hasattr(teacher, "fork") else teacher
+            scorer = TeacherScorer(own, self.num_envs, self.vocab_size)
             scorer.usage = self.teacher_usage
             self._teacher_scorer, self._teacher_is_behind = scorer, self.started
 
