@@ -50,7 +50,7 @@ from agents.past_student import PastStudent
 from agents.prompts import PromptStream
 from agents.references import read_references
 from agents.rollout import Parts, Rollout, completions_of
-from agents.rollout_metrics import rollout_metrics, rollout_sums
+from agents.rollout_metrics import rollout_metrics, rollout_sums, usage_by_teacher
 from agents.student_actor import StudentActor
 from agents.teacher_cache import TeacherCache
 from distill_env.divergence import entropy, finite, project, reverse_kl
@@ -126,11 +126,14 @@ class DistillAgent:
             self.processes.continue_or_stop(gather=self._gather)
             started = time.perf_counter()
             self._refresh_teacher(core)
+            before = usage_by_teacher(core)
             rollout = self.rollout(env, stream)
+            by_teacher = {key: count - before[key] for key, count in usage_by_teacher(core).items()}
             update_started = time.perf_counter()
             metrics = self.update(rollout)
             ended = time.perf_counter()
             metrics = self.conclude(rollout, metrics, ended - started, ended - update_started)
+            metrics |= self.processes.all_reduce_sum(by_teacher)
             del rollout  # so that the teacher's distributions take no memory during the next one
             if callback is not None:
                 callback(self.iteration, metrics)

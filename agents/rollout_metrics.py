@@ -61,6 +61,19 @@ def token_metrics(tokens: float, rewritten: float, reference: float = 0.0) -> Me
     }
 
 
+def usage_by_teacher(env: Any) -> dict[str, float]:
+    """What each of several teachers has computed and written so far, by the key of its metric; empty for one teacher.
+
+    Args:
+        env: a `DistillVectorEnv`, wrapped or not.
+    """
+    return {
+        f"cost/teacher_{what}/{name}": float(count)
+        for name, usage in env.unwrapped.teacher_usage_by_name.items()
+        for what, count in vars(usage).items()
+    }
+
+
 @contextmanager
 def count_usage(env: Any) -> Iterator[TeacherUsage]:
     """Count the passes, positions and tokens of the teacher inside the block.

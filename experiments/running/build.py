@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from agents.config import DistillConfig, PluginConfig, SB3Config
 from agents.pair import SERVED_OPTIONS
-from distill_env.models.load import is_served
 from distill_env.tasks.base import Split
 from experiments.running.config import SMALL_TASKS, EnvironmentConfig, RunConfig
-from experiments.running.lm_arguments import new_student_arguments, student_arguments, task_arguments, teacher_arguments
+from experiments.running.lm_arguments import new_student_arguments, student_arguments, task_arguments, teachers
 from experiments.running.placement import placement
 from experiments.running.plugins import make_plugin, plugin
 from experiments.running.section import errors_name_flags
@@ -45,9 +44,8 @@ def task_and_teacher(config: RunConfig) -> dict[str, Any]:
         return {"task": config.env, "teacher": config.env, "teacher_kwargs": {"dtype": placement(config).dtype}}
     return {
         "task": config.data.task,
-        "teacher": config.teacher.model,
         "task_kwargs": task_arguments(config),
-        "teacher_kwargs": teacher_arguments(config),
+        **teachers(config),
     }
 
 
@@ -108,7 +106,7 @@ def make_env(
         arguments |= {"teacher": None, "teacher_kwargs": None}
     if teacher is not None:
         arguments |= {"teacher": teacher, "teacher_kwargs": None}
-    with errors_name_flags(SERVED_FLAGS if is_served(config.teacher.model) else LOADED_FLAGS):
+    with errors_name_flags(SERVED_FLAGS if config.teacher.is_served else LOADED_FLAGS):
         return DistillVectorEnv(
             rows,
             split=split,

@@ -18,6 +18,7 @@ from agents.config import (
 )
 from agents.methods import METHODS, Method, check_cacheable, for_new_pair
 from distill_env.checks import Count, Finite, Natural, Range, check_range
+from distill_env.models.load import is_served
 from distill_env.tasks.registry import LANGUAGE_TASKS
 from experiments.running.plugins import config_class, is_name
 from experiments.running.section import Section, flag
@@ -71,9 +72,10 @@ class TrainingConfig(Section):
 class TeacherConfig(Section):
     """The teacher."""
 
-    model: Annotated[str, flag("teacher")] = ""
-    """Folder or hub id of the teacher; BASE+ADAPTER, with a LoRA adapter to merge; or the URL of a completions server
-    such as vLLM's, http://host:port/v1."""
+    models: Annotated[tuple[str, ...], flag("teacher")] = ()
+    """Folder or hub id of the teacher; BASE+ADAPTER, with a LoRA adapter to merge; the URL of a completions server such
+    as vLLM's, http://host:port/v1; or self for the initial student. Several teachers are NAME=MODEL each; the column
+    teacher of the data names them."""
     served_model: Annotated[str, flag("teacher-model")] = ""
     """Name of the teacher on its server, if the server has several models. The server's key is read from
     $DISTILL_TEACHER_KEY."""
@@ -96,9 +98,38 @@ class TeacherConfig(Section):
     gguf_file: str = ""
     """GGUF file in the teacher's folder or repository, converted to --dtype (pip install 'distill-env[gguf]')."""
 
+    @property
+    def by_name(self) -> dict[str, str]:
+        """The model of each teacher; a single one may have the name ""."""
+        return dict(_named(model) for model in self.models)
+
+    @property
+    def model(self) -> str:
+        """The only teacher, or the first of several."""
+        return next(iter(self.by_name.values()), "")
+
+    @property
+    def local(self) -> dict[str, str]:
+        """The teachers that are loaded here, by name."""
+        return {name: model for name, model in self.by_name.items() if not is_served(model)}
+
+    @property
+    def is_served(self) -> bool:
+        """Whether one of them is behind a server."""
+        return len(self.local) < len(self.by_name)
+
     def check(self) -> None:
+        if len(self.by_name) < len(self.models) or (len(self.models) > 1 and "" in self.by_name):
+            given = " ".join(self.models)
+            raise ValueError(f"models: {given!r}; expected one teacher, or NAME=MODEL for each with different names")
         if self.gguf_file and self.quantize != "none":
             raise ValueError(f"gguf_file: {self.gguf_file!r} with quantize {self.quantize}; expected one of the two")
+
+
+def _named(model: str) -> tuple[str, str]:
+    """NAME=MODEL as a pair; the name of any other model is empty."""
+    match = re.fullmatch(r"([A-Za-z_][\w-]*)=(.+)", model)
+    return (match[1], match[2]) if match else ("", model)
 
 
 @dataclass(frozen=True)
@@ -282,6 +313,13 @@ class RunConfig(Section):
             return
         if self.teacher.cache:
             check_cacheable(method)
+        refreshed = getattr(self.agent_options, "refresh_teacher", 0)
+        own = self.env == "lm" and self.teacher.models in (("self",), (self.student.model,))
+        if refreshed and (not own or self.teacher.cache):
+            raise ValueError(
+                f"refresh_teacher: {refreshed}; expected 0, or the student as its own teacher (--teacher self) and no "
+                "--teacher-cache"
+            )
         if self.environment.task_reward and method.gamma == 0:
             raise ValueError(f"task_reward: {self.environment.task_reward} has no effect with gamma = 0; set --gamma 1")
         rows, size = self.rollout.rows, self.agent_options.batch_size

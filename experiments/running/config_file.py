@@ -55,8 +55,8 @@ def _convert(default: Any, value: Any, where: str) -> Any:
         return from_dict(default, value, f"{where}.")
     if isinstance(default, Path):
         return Path(value)
-    if isinstance(default, tuple) and isinstance(value, list):
-        return tuple(value)
+    if isinstance(default, tuple) and isinstance(value, list | str):
+        return (value,) if isinstance(value, str) else tuple(value)
     if isinstance(default, str) and isinstance(value, bool):  # YAML's yes and no
         return "yes" if value else "no"
     number = isinstance(default, float) or default == "auto"  # tau may be either

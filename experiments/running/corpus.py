@@ -22,7 +22,8 @@ from experiments.running.metric_display import metric
 def corpus_perplexities(
     run: RunConfig, agent: Any, path: str, tokens: int, window: int, stride: int, console: Console
 ) -> Metrics:
-    """`before`, `after` and `teacher`, in the tokens of their common tokenizer, and the number of `tokens`.
+    """`before`, `after` and `teacher` (with its name, if there are several), in the tokens of their common tokenizer,
+    and the number of `tokens`.
 
     Args:
         run, agent: the run, and its trained agent.
@@ -46,12 +47,14 @@ def corpus_perplexities(
     models = {
         "before": lambda: build_model(run.student.model, **new_student_arguments(run)),
         "after": lambda: agent.student,
-        "teacher": lambda: load_model(run.teacher.model, **teacher_arguments(run)),
     }
     metrics: Metrics = {"tokens": float(len(ids))}
-    if is_served(run.teacher.model):
-        del models["teacher"]
-        metrics["teacher"] = math.nan
+    for name, model in run.teacher.by_name.items():
+        label = f"teacher {name}".rstrip()
+        if is_served(model):
+            metrics[label] = math.nan
+        else:
+            models[label] = partial(load_model, model, **teacher_arguments(run, model))
     with progress_bar(console) as progress:
         for name, load in models.items():
             bar = progress.add_task(f"perplexity, {name}", total=max(1, len(ids) - (not begin)))
@@ -65,6 +68,7 @@ def corpus_table(title: object, path: str, metrics: Metrics) -> Table:
     table = Table(title=str(title), title_justify="left")
     table.add_column(f"perplexity of {path}, {metrics['tokens']:,.0f} tokens")
     table.add_column("", justify="right")
-    for label in ("before", "after", "teacher"):
-        table.add_row(label, metric("perplexity").text(metrics[label]))
+    for label, value in metrics.items():
+        if label != "tokens":
+            table.add_row(label, metric("perplexity").text(value))
     return table

@@ -13,7 +13,6 @@ import tyro
 
 from agents import methods
 from agents.config import DistillConfig
-from distill_env.models.load import is_served
 from experiments.running.cli import CONVENTIONS, override
 from experiments.running.config import RunConfig
 from experiments.running.config_file import default_config, flag_values, load_config, read_config
@@ -76,11 +75,12 @@ def parse(args: Sequence[str] | None = None, description: str = "") -> RunConfig
         print(help_text(default, description))
         sys.exit(0)
     config = override(default, ["--help"] if own.help_all else rest, description)
+    config = with_own_teacher(config)
     if choice.resume:
         check_resumed(config, default)
         return with_decay(replace(config, name=name, resume=True))
     refuse_without_effect(config, default_config(config.agent, config.env))
-    if is_served(config.teacher.model):
+    if config.teacher.is_served:
         config = truncated(config)
     if config.env == "lm":
         if config.training.warm_start and not config.training.warm_updates:
@@ -88,6 +88,17 @@ def parse(args: Sequence[str] | None = None, description: str = "") -> RunConfig
         config = with_lengths(config)
     config = with_decay(config)
     return config if config.name else replace(config, name=free_name(config))
+
+
+def with_own_teacher(config: RunConfig) -> RunConfig:
+    """With the student's name in place of `self` among the teachers."""
+    if "self" not in config.teacher.by_name.values():
+        return config
+    if not config.student.model:
+        raise ValueError("teacher: 'self' without --student; expected the name of a student")
+    named = {name: config.student.model if model == "self" else model for name, model in config.teacher.by_name.items()}
+    models = tuple(f"{name}={model}" if name else model for name, model in named.items())
+    return replace(config, teacher=replace(config.teacher, models=models))
 
 
 def free_name(config: RunConfig) -> str:
@@ -99,7 +110,9 @@ def free_name(config: RunConfig) -> str:
 
 def check_resumed(config: RunConfig, saved: RunConfig) -> None:
     """Raise ValueError if a resumed run differs from the saved one in what may not change."""
-    moved = {"teacher"} if is_served(saved.teacher.model) and is_served(config.teacher.model) else set()
+    served = {name for name in saved.teacher.by_name if name not in saved.teacher.local}
+    same = {name for name in config.teacher.by_name if name not in config.teacher.local} == served
+    moved = {"teacher"} if served and same and saved.teacher.local == config.teacher.local else set()
     free = RESUMABLE | moved | {"name", "out", "resume"} | (CHANGEABLE if config.method else set())
     for name, (before, now) in changes(saved, config).items():
         if name not in free:

@@ -15,10 +15,18 @@ NOT_GIVEN |= {"skip_bad_rows": False, "references": False}
 
 
 def teacher_tokenizer(config: RunConfig) -> TokenizerSource:
-    """The teacher's tokenizer. That of a served teacher is the student's, unless --teacher-tokenizer is given."""
-    if is_served(config.teacher.model):
-        return _tokenizer(config, config.teacher.tokenizer or config.student.model)
-    return _tokenizer(config, config.teacher.model, config.teacher.gguf_file)
+    """The tokenizer of the teacher, or of the first of several. That of a served one is the student's, unless
+    --teacher-tokenizer is given."""
+    return next(iter(local_tokenizers(config).values()), served_tokenizer(config))
+
+
+def local_tokenizers(config: RunConfig) -> dict[str, TokenizerSource]:
+    """The tokenizers of the teachers that are loaded here, by name."""
+    return {name: _tokenizer(config, model, config.teacher.gguf_file) for name, model in config.teacher.local.items()}
+
+
+def served_tokenizer(config: RunConfig) -> TokenizerSource:
+    return _tokenizer(config, config.teacher.tokenizer or config.student.model)
 
 
 def student_tokenizer(config: RunConfig) -> TokenizerSource:
@@ -75,26 +83,42 @@ def shared_ids(config: RunConfig) -> dict[str, Any]:
         ValueError: without a teacher or a student, or if their tokenizers map text to ids differently.
     """
     require_models(config)
-    teacher, student = load_tokenizer(teacher_tokenizer(config)), load_tokenizer(student_tokenizer(config))
-    return pair.shared_ids(teacher, student, head_rows(config).values(), (config.teacher.model, config.student.model))
+    student, rows = load_tokenizer(student_tokenizer(config)), head_rows(config).values()
+    found = [
+        pair.shared_ids(load_tokenizer(source), student, rows, (config.teacher.by_name[name], config.student.model))
+        for name, source in local_tokenizers(config).items()
+    ]
+    if found:
+        return found[0]
+    names = config.teacher.model, config.student.model
+    return pair.shared_ids(load_tokenizer(served_tokenizer(config)), student, rows, names)
 
 
 def head_rows(config: RunConfig) -> dict[str, int]:
     """The rows of the heads by the models' configurations, which a tokenizer may exceed; not of a served teacher."""
     remote = config.loading.trust_remote_code
-    rows = {
-        "student": pair.rows_by_configuration(config.student.model, remote),
-        "teacher": pair.rows_by_configuration(config.teacher.model, remote, config.teacher.gguf_file),
+    rows = {"student": pair.rows_by_configuration(config.student.model, remote)} | {
+        f"teacher {name}".rstrip(): pair.rows_by_configuration(model, remote, config.teacher.gguf_file)
+        for name, model in config.teacher.local.items()
     }
     return {who: n for who, n in rows.items() if n is not None}
 
 
-def teacher_arguments(config: RunConfig) -> dict[str, Any]:
-    """The arguments of the teacher of --env lm."""
+def teachers(config: RunConfig) -> dict[str, Any]:
+    """The teacher of --env lm, or several by name, as arguments of the environment."""
+    by_name = config.teacher.by_name
+    arguments = {name: teacher_arguments(config, model) for name, model in by_name.items()}
+    if "" in by_name:
+        return {"teacher": by_name[""], "teacher_kwargs": arguments[""]}
+    return {"teacher": by_name, "teacher_kwargs": arguments}
+
+
+def teacher_arguments(config: RunConfig, model: str) -> dict[str, Any]:
+    """The arguments of a teacher of --env lm."""
     own = config.teacher
-    if is_served(own.model):
+    if is_served(model):
         served = {"model": own.served_model, "top_k": own.top_k, "patience": own.timeout}
-        return {**shared_ids(config), **served, "tokenizer": teacher_tokenizer(config)}
+        return {**shared_ids(config), **served, "tokenizer": served_tokenizer(config)}
     arguments = {"dtype": placement(config).dtype, **pair.values_of(vars(own), *pair.TEACHER_OPTIONS)}
     return {**shared_ids(config), **_of_both(config), **arguments}
 

@@ -17,6 +17,7 @@ from agents.evaluation import completion_metrics, forward_kl_by_prompt
 from agents.generation import generate
 from agents.metrics import mean
 from agents.prompts import evenly_spaced
+from agents.rollout_metrics import usage_by_teacher
 from distill_env.env import DistillVectorEnv
 from distill_env.models.base import ServerLostError
 from distill_env.tasks.base import Prompt
@@ -96,6 +97,7 @@ class TrainingLoop:
         self.teachers: list[list[int]] = []  # the teacher's completions of the validation prompts
         self.spent = sum(used(row, self.settings.limit_of) for row in self.tracker.rows)
         self.clock, self.usage = time.perf_counter(), replace(env.teacher_usage)
+        self.usage_by_teacher = usage_by_teacher(env)
         self.progress = progress_bar(console)
         self.bar = self.progress.add_task(
             f"{config.agent} on {config.env}", total=self.settings.iterations, completed=self.done
@@ -148,7 +150,10 @@ class TrainingLoop:
         metrics.setdefault("time/seconds", time.perf_counter() - self.clock)
         for name, count in vars(self.env.teacher_usage).items():
             metrics.setdefault(f"cost/teacher_{name}", float(count - getattr(self.usage, name)))
+        for key, total in usage_by_teacher(self.env).items():
+            metrics.setdefault(key, total - self.usage_by_teacher[key])
         self.clock, self.usage = time.perf_counter(), replace(self.env.teacher_usage)
+        self.usage_by_teacher = usage_by_teacher(self.env)
         if self.settings.limit and LIMITS[self.settings.limit_of] not in metrics:
             raise ValueError(f"limit_of: {self.settings.limit_of!r} is not among the metrics that the agent reports")
         self.spent += used(metrics, self.settings.limit_of)

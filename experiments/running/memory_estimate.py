@@ -46,12 +46,18 @@ def activation_bytes(config: Any, rows: int, length: int, element: int, recomput
     return rows * length * floats * element
 
 
+def local_teachers(teacher: Any) -> dict[str, Any]:
+    """The Transformers models of a teacher, or of those of several that are on this machine, by their names."""
+    several = getattr(teacher, "teachers", {"": teacher})
+    return {f"teacher {name}".rstrip(): m.model for name, m in several.items() if hasattr(m, "state_dict")}
+
+
 def estimate(config: RunConfig, env: DistillVectorEnv, student: Any, shards: int = 1) -> dict[str, int]:
     """Bytes by purpose, in the order of allocation.
 
     Args:
         config: of the run.
-        env: for the training, with a teacher on this machine.
+        env: for the training, with at least one teacher on this machine.
         student: a Transformers model.
         shards: processes that the student is split over.
     """
@@ -62,21 +68,21 @@ def estimate(config: RunConfig, env: DistillVectorEnv, student: Any, shards: int
     if isinstance(options, DistillConfig):
         chunk = options.positions_at_a_time(env.vocab_size, student.device.type != "cpu")
     stored = 3 * top_k + 1 if top_k else env.vocab_size  # an id is as long as two numbers
-    models = (env.teacher.model, student)  # type: ignore[attr-defined]
+    models = (*local_teachers(env.teacher).values(), student)
     configs = [m.config.get_text_config(decoder=True) for m in models]
     elements = [m.dtype.itemsize for m in models]
     length = env.max_prompt_length + env.max_new_tokens
     slots = env.max_new_tokens + env.chunk  # a draft is padded
-    lengths = env.max_teacher_prompt_length + slots, env.max_prompt_length + slots
+    lengths = [env.max_teacher_prompt_length + slots] * (len(models) - 1) + [env.max_prompt_length + slots]
     kept = batch * env.max_new_tokens * stored * FLOAT
     if isinstance(options, DistillConfig) and student.device.type != "cpu":
         kept = min(kept, int(options.teacher_buffer_gib * 2**30))
     caches = sum(cache_bytes(c, env.num_envs, n, e) for c, n, e in zip(configs, lengths, elements, strict=True))
     drafts = DRAFT_ARRAYS * env.num_envs * (env.chunk + 1) * env.vocab_size * FLOAT
-    backward = activation_bytes(configs[1], micro, length, elements[1], config.student.gradient_checkpointing)
+    backward = activation_bytes(configs[-1], micro, length, elements[-1], config.student.gradient_checkpointing)
     backward += LOSS_ARRAYS * min(chunk, micro * env.max_new_tokens) * env.vocab_size * FLOAT
     return {
-        "teacher": bytes_of(models[0]),
+        "teacher": sum(map(bytes_of, models[:-1])),
         "student": bytes_of(student),
         **training_bytes(student, shards),
         "key/value caches": caches,

@@ -175,6 +175,9 @@ def metric(key: str) -> Metric:
     if name and last.isdigit():
         base = metric(name)
         return replace(base, key=key, label=f"{base.label}, difficulty {last}")
+    if name.startswith("teacher_"):
+        base = metric(name)
+        return replace(base, key=key, label=f"{base.label}, teacher {last}")
     if key.startswith("ood/"):
         base = metric(key.removeprefix("ood/"))
         return replace(base, key=key, label=f"{base.label}, out of distribution")

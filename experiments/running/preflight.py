@@ -22,7 +22,6 @@ from distill_env.divergence import entropy, project, reverse_kl, support
 from distill_env.env import DistillVectorEnv
 from distill_env.models.base import TokenModel, TrainableModel, start_teacher
 from distill_env.models.hub import absent_ids, id_range, load_tokenizer
-from distill_env.models.load import is_served
 from distill_env.models.names import base_of
 from distill_env.ragged import PAD
 from distill_env.randomness import Purpose, episode_keys, inverse_cdf, uniform
@@ -38,7 +37,7 @@ from experiments.running.lm_arguments import (
     task_arguments,
     teacher_tokenizer,
 )
-from experiments.running.memory_estimate import estimate, free_bytes
+from experiments.running.memory_estimate import estimate, free_bytes, local_teachers
 from experiments.running.section import errors_name_flags
 
 Status = Literal["ok", "warning", "error", "accepted"]
@@ -322,8 +321,8 @@ def file_rows(config: RunConfig) -> list[Row]:
     remote = {"trust_remote_code": config.loading.trust_remote_code}
     gguf = {"gguf_file": config.teacher.gguf_file} if config.teacher.gguf_file else {}
     ends = {"student": end_tokens(config.student.model, **remote)}
-    if not is_served(config.teacher.model):
-        ends["teacher"] = end_tokens(config.teacher.model, **remote, **gguf)
+    for name, model in config.teacher.local.items():
+        ends[f"teacher {name}".rstrip()] = end_tokens(model, **remote, **gguf)
     if config.data.eos_token:  # the student's folder will say so
         ends["student"] = frozenset({int(teacher.eos_token_id)})
     return [
@@ -369,12 +368,13 @@ def model_rows(config: RunConfig, env: DistillVectorEnv, student: Any, shards: i
         longest_of_teacher = env.max_teacher_prompt_length + env.max_new_tokens
         of_teacher = context_row(longest_of_teacher, longest_of_teacher, theirs, because)
         contexts = [context_row(longest, allowed, lengths, because), replace(of_teacher, name="teacher_context")]
-    if is_served(config.teacher.model):
+    local = local_teachers(teacher)
+    if not local:
         rows = [weights_row({"student": student.model}), *contexts]
     else:
         needs = estimate(config, env, student.model, shards)
         memory = memory_row(needs, needs["teacher"] + needs["student"], free_bytes(student.model.device))
-        rows = [weights_row({"student": student.model, "teacher": teacher.model}), *contexts, memory]
+        rows = [weights_row({"student": student.model, **local}), *contexts, memory]
     if any(context.status == "error" for context in contexts):
         return rows
     seed, size = config.agent_options.seed, min(PROBED_PROMPTS, config.agent_options.batch_size)
@@ -450,6 +450,6 @@ def checked_pair(
         student = make_student(config, env)
         result += mark_accepted(model_rows(config, env, student, shards), config.loading.accept)
     finally:
-        console.print(table_of(result, f"teacher {config.teacher.model}, student {config.student.model}"))
+        console.print(table_of(result, f"teacher {', '.join(config.teacher.models)}, student {config.student.model}"))
     raise_errors(result)
     return env, student

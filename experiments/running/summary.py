@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -39,6 +40,8 @@ def summarise_training(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
     losses = [row["train/loss"] for row in rows if "train/loss" in row]
     jumps = [abs(b - a) for a, b in itertools.pairwise(losses)]
     teacher = {key: total(f"cost/{key}") for key in ("teacher_tokens", "teacher_positions", "teacher_passes")}
+    by_name = {key for row in rows for key in row if re.fullmatch(r"cost/teacher_\w+/.+", key)}
+    teacher |= {key.removeprefix("cost/"): total(key) for key in sorted(by_name)}
     cached = {key: total(f"cost/{key}") for key in ("cached_teacher_tokens", "cached_teacher_positions")}
     return {
         "iterations": len(rows),
@@ -81,6 +84,9 @@ def report(config: RunConfig, evaluation: dict[str, Any], console: Console) -> N
             metrics = [metric(key) for key in keys]
             label = "; ".join(m.label for m in metrics)
             table.add_row(label, "", "; ".join(m.text(training[m.key]) for m in metrics))
+    for key in training:
+        if key.startswith("teacher_") and "/" in key:
+            table.add_row(metric(key).label, "", metric(key).text(training[key]))
     console.print(table)
     if on_call := {key: value for key, value in after.items() if key.startswith("on_call/")}:
         table = Table(title="with the teacher on call, test split", title_justify="left")
