@@ -17,6 +17,7 @@ from distill_env.tasks.base import SPLITS, Grade, Place, Prompt, Split
 from distill_env.tasks.encoding import continuations, opening, token_ids
 from distill_env.tasks.report import DataReport
 from distill_env.tasks.sources import Data, HubTable, read_rows
+from distill_env.tasks.teacher_columns import read_teacher_columns
 
 SMALLEST_TRAIN = 20  # examples; a smaller train split is used as validation and test, too
 
@@ -31,6 +32,9 @@ class Example:
     difficulty: int = 0
     before: tuple[tuple[str, str], ...] = ()  # role and content of the conversation's earlier messages
     place: Place | None = field(default=None, compare=False)  # of its row in the data
+    teacher: str = ""  # the name of its teacher, where there are several
+    # what the teacher reads: a text in place of the question, or roles and contents in place of all messages
+    teacher_prompt: str | tuple[tuple[str, str], ...] | None = None
 
     @property
     def text(self) -> str:
@@ -64,6 +68,7 @@ class LanguageTask:
     """
 
     graded = False
+    max_teacher_prompt_tokens: int | None = None  # prompts that are longer for the teacher are left out
     wording: Wording | None = None  # how questions become prompts; None: a prompt is plain text
 
     def __init__(
@@ -105,7 +110,7 @@ class LanguageTask:
             ValueError: for a split of which none remains; and for a prompt that has no token, or one that the models do
                 not have, unless such rows are skipped.
         """
-        report, most = self.report, self.max_prompt_tokens
+        report, most, longest = self.report, self.max_prompt_tokens, self.max_teacher_prompt_tokens
         fits: dict[int, bool] = {}  # of the prompts that can be used
         lengths, bad = [], set()
         for split, part in prompts.items():
@@ -120,6 +125,9 @@ class LanguageTask:
                 lengths.append(len(prompt.ids))
                 fits[id(prompt)] = most is None or len(prompt.ids) <= most
                 report.long += [] if fits[id(prompt)] else [place]
+                if fits[id(prompt)] and longest is not None and len(prompt.ids_for_teacher) > longest:
+                    fits[id(prompt)] = False
+                    report.long_for_teacher.append(place)
                 report.references += fits[id(prompt)] and prompt.reference_completion is not None
         report.raise_bad(skip_bad_rows)
         report.usual_length = sorted(lengths)[(9 * len(lengths) - 1) // 10] if lengths else 0
@@ -130,17 +138,21 @@ class LanguageTask:
             if not usable:
                 report.raise_empty(split)
             if not self._splits[split]:
+                short, limit = [len(p.ids) for p in usable], f"max_prompt_tokens: {most}"
+                usual = f"; {report.usual_length} keeps nine of ten prompts"
+                if most is None or min(short) <= most:
+                    short = [len(p.ids_for_teacher) for p in usable if most is None or len(p.ids) <= most]
+                    limit, usual = f"max_teacher_prompt_tokens: {longest}", ""
                 raise ValueError(
-                    f"max_prompt_tokens: {most} leaves no prompt of the {split} split; expected at least "
-                    f"{min(len(p.ids) for p in usable)}, the length of the shortest of {len(usable)}; "
-                    f"{report.usual_length} keeps nine of ten prompts"
+                    f"{limit} leaves no prompt of the {split} split; expected at least {min(short)}, the length of the "
+                    f"shortest of {len(short)}{usual}"
                 )
 
     def _problem(self, prompt: Prompt) -> str:
         """Why a prompt cannot be used; empty if it can."""
-        if not prompt.ids:
+        if not prompt.ids or not prompt.ids_for_teacher:
             return "the prompt has no token; expected at least one"
-        highest = max(*prompt.ids, *(prompt.reference_completion or ()), 0)
+        highest = max(*prompt.ids, *prompt.ids_for_teacher, *(prompt.reference_completion or ()), 0)
         if highest < self.vocab_size:
             return ""
         token = self.tokenizer.convert_ids_to_tokens(highest)
@@ -155,7 +167,8 @@ class LanguageTask:
         self, examples: Mapping[Split, Sequence[Example]], wording: Wording, skip_bad_rows: bool = False
     ) -> None:
         """Use the prompts of these examples."""
-        self.wording, self._train = wording, examples.get("train", ()) if wording.few_shot else ()
+        shown = max(wording.few_shot, wording.teacher_few_shot) > 0
+        self.wording, self._train = wording, examples.get("train", ()) if shown else ()
         self._set_prompts(wording.encode(examples, self.tokenizer, self.report), skip_bad_rows)
 
     def make_prompts(self, texts: Sequence[str | Example]) -> list[Prompt]:
@@ -182,7 +195,8 @@ class ExampleTask(LanguageTask):
     Args:
         tokenizer: folder or hub id.
         path: see `sources.read_rows`; missing validation and test splits are split off train.
-        chat, few_shot, seed, chat_template_kwargs: see `Wording`.
+        chat, few_shot, seed, chat_template_kwargs, teacher_prompt, teacher_few_shot: see `Wording`.
+        max_teacher_prompt_tokens: prompts that are longer for the teacher are left out.
         max_new_tokens: default horizon; None for the task's own.
         max_prompt_tokens, step_pattern, vocab_size: see `LanguageTask`.
         skip_bad_rows: leave out rows that cannot be used instead of raising; `report` has them.
@@ -213,13 +227,18 @@ class ExampleTask(LanguageTask):
         chat_template_kwargs: Mapping[str, Any] | str = "",
         skip_bad_rows: bool = False,
         references: bool = False,
+        teacher_prompt: str = "",
+        teacher_few_shot: int = 0,
+        max_teacher_prompt_tokens: int | None = None,
     ) -> None:
         super().__init__(tokenizer, max_new_tokens or self.horizon, max_prompt_tokens, step_pattern, vocab_size)
         examples = complete_splits(self._read_examples(path))
         if references and "train" in examples:
             self._drop_without_reference(examples)
         form = (self.plain, self.solution, self.request)
-        wording = Wording(chat, few_shot, seed, *form, read_template_kwargs(chat_template_kwargs))
+        options = read_template_kwargs(chat_template_kwargs)
+        wording = Wording(chat, few_shot, seed, *form, options, teacher_prompt, teacher_few_shot)
+        self.max_teacher_prompt_tokens = max_teacher_prompt_tokens
         self._set_examples(examples, wording, skip_bad_rows)
 
     def _read_examples(self, path: Data) -> dict[Split, list[Example]]:
@@ -231,11 +250,14 @@ class ExampleTask(LanguageTask):
             for place, row in rows:
                 try:
                     found, unread = self.read_row(row)
+                    of_teacher = read_teacher_columns(row)
+                    if len(found) > 1 and "teacher_prompt" in of_teacher:
+                        raise ValueError("teacher_prompt for several completions; expected train_on last")
                 except ValueError as error:
                     report.bad.append((place, str(error)))
                     continue
-                part += [replace(example, place=place) for example in found]
-                report.unread.update(unread)
+                part += [replace(example, place=place, **of_teacher) for example in found]
+                report.unread.update(name for name in unread if name.partition(".")[0] not in of_teacher)
         return examples
 
     def _drop_without_reference(self, examples: dict[Split, list[Example]]) -> None:
@@ -258,6 +280,9 @@ class Wording:
         solution: format of the solution after it; questions and solutions are separated by an empty line.
         request: added to a question in a chat without solved examples.
         template_kwargs: names and values that the chat template gets, such as enable_thinking.
+        teacher_prompt: what the teacher reads in place of a question, with {prompt}, {solution} and {answer} for the
+            question, its reference completion and its final answer; an example's own `teacher_prompt` comes first.
+        teacher_few_shot: number of solved examples before each question for the teacher, if more than few_shot.
     """
 
     chat: bool | None = None
@@ -267,6 +292,8 @@ class Wording:
     solution: str = "{}"
     request: str = ""
     template_kwargs: tuple[tuple[str, Any], ...] = ()
+    teacher_prompt: str = ""
+    teacher_few_shot: int = 0
 
     def encode(
         self, examples: Mapping[Split, Sequence[Example]], tokenizer: Any, report: DataReport | None = None
@@ -276,7 +303,8 @@ class Wording:
         Args:
             examples: by split.
             tokenizer: whose template is used.
-            report: to which examples are added that the template refuses. They are left out.
+            report: to which examples are added that the template refuses, or that lack what the teacher is to read.
+                They are left out. Without a report the teacher reads the latter as the student does.
 
         Raises:
             ValueError: for too few solved examples, a chat without a template, or one that refuses all examples; and
@@ -292,14 +320,24 @@ class Wording:
                 where = "in the chat template" if chat else "without a chat template"
                 raise ValueError(f"chat_template_kwargs: {name!r} has no effect {where}; expected one of its variables")
         distinct = list({id(e): e for es in examples.values() for e in es}.values())
-        shots = self._shots(examples.get("train", ()))
-        texts, refused = {}, []
+        if self.teacher_prompt and "{prompt}" not in self.teacher_prompt:
+            raise ValueError(f"teacher_prompt: {self.teacher_prompt!r:.60}; expected a text with {{prompt}}")
+        train = examples.get("train", ())
+        shots = self._shots("few_shot", self.few_shot, train)
+        more = max(self.few_shot, self.teacher_few_shot)
+        teacher_shots = shots if more == self.few_shot else self._shots("teacher_few_shot", more, train)
+
+        def text_of(example: Example, shots: Sequence[Example], count: int) -> str:
+            solved = [s for s in shots if s.question != example.question][:count]
+            return self._conversation(example, solved, tokenizer) if chat else self._plainly(example, solved)
+
+        texts, read, refused = {}, {}, []
         for example in distinct:
-            solved = [s for s in shots if s.question != example.question][: self.few_shot]
             try:
-                texts[id(example)] = (
-                    self._conversation(example, solved, tokenizer) if chat else self._plainly(example, solved)
-                )
+                text, seen = text_of(example, shots, self.few_shot), self._for_teacher(example, report is not None)
+                if seen is not example or more > self.few_shot:
+                    read[id(example)] = text_of(seen, teacher_shots, more)
+                texts[id(example)] = text
             except ValueError as error:
                 if report is None or example.place is None:
                     raise
@@ -316,22 +354,41 @@ class Wording:
         solutions = [form.format(e.solution) if e.solution else "" for e in distinct]
         references = continuations(tokenizer, list(texts.values()), solutions)
         end = (tokenizer.eos_token_id,)
+        ids_of_teacher = token_ids(tokenizer, list(read.values()))
+        teacher_ids = {key: (*begin, *i) for key, i in zip(read, ids_of_teacher, strict=True)}
         prompts = {}
         for e, i, r in zip(distinct, ids, references, strict=True):
-            completion = (*r, *end) if e.solution else None
-            prompts[id(e)] = Prompt((*begin, *i), e.text, e.difficulty, completion, e.final_answer, place=e.place)
+            completion, known = (*r, *end) if e.solution else None, (e.text, e.difficulty)
+            of_teacher = {"teacher_ids": teacher_ids.get(id(e)), "teacher": e.teacher}
+            prompts[id(e)] = Prompt((*begin, *i), *known, completion, e.final_answer, place=e.place, **of_teacher)
         return {split: [prompts[id(e)] for e in es if id(e) in prompts] for split, es in examples.items()}
 
-    def _shots(self, train: Sequence[Example]) -> list[Example]:
-        """The chosen examples, and one more in place of a question that is among them."""
-        if self.few_shot < 0:
-            raise ValueError(f"few_shot: {self.few_shot}; expected at least 0")
-        if self.few_shot == 0:
+    def _for_teacher(self, example: Example, strict: bool) -> Example:
+        """The example as the teacher reads it. Raises ValueError if it lacks what the template shows and `strict`."""
+        given = example.teacher_prompt
+        if given is None and self.teacher_prompt:
+            known = {"prompt": example.question, "solution": example.solution, "answer": example.final_answer}
+            missing = [name for name, value in known.items() if value is None and f"{{{name}}}" in self.teacher_prompt]
+            if missing and strict:
+                raise ValueError(f"teacher_prompt shows the {missing[0]}, and there is none; expected one")
+            if not missing:
+                given = re.sub(r"\{(prompt|solution|answer)\}", lambda m: str(known[m[1]]), self.teacher_prompt)
+        if given is None:
+            return example
+        if isinstance(given, str):
+            return replace(example, question=given)
+        return replace(example, question=given[-1][1], before=given[:-1])
+
+    def _shots(self, argument: str, count: int, train: Sequence[Example]) -> list[Example]:
+        """`count` chosen examples, and one more in place of a question that is among them."""
+        if count < 0:
+            raise ValueError(f"{argument}: {count}; expected at least 0")
+        if count == 0:
             return []
         solved = list({e.question: e for e in train if e.solution}.values())
-        if len(solved) <= self.few_shot:
-            raise ValueError(f"few_shot: {self.few_shot}; expected fewer than the {len(solved)} solved train examples")
-        chosen = np.random.default_rng(self.seed).choice(len(solved), self.few_shot + 1, replace=False)
+        if len(solved) <= count:
+            raise ValueError(f"{argument}: {count}; expected fewer than the {len(solved)} solved train examples")
+        chosen = np.random.default_rng(self.seed).choice(len(solved), count + 1, replace=False)
         return [solved[i] for i in chosen]
 
     def _conversation(self, example: Example, solved: Sequence[Example], tokenizer: Any) -> str:

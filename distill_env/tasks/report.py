@@ -21,6 +21,7 @@ class DataReport:
     bad: list[tuple[Place, str]] = field(default_factory=list)  # rows that cannot be used, and why
     long: list[Place] = field(default_factory=list)  # rows of prompts above `max_prompt_tokens`
     usual_length: int = 0  # tokens that nine of ten prompts do not exceed, the long ones included
+    long_for_teacher: list[Place] = field(default_factory=list)  # of others above `max_teacher_prompt_tokens`
     joined: int = 0  # prompts of several messages that are joined as plain text, without a chat template
     unread: Counter[str] = field(default_factory=Counter)  # columns that nothing reads, and how many rows have them
     files: list[str] = field(default_factory=list)  # files and splits that are not read

@@ -37,7 +37,8 @@ class WordProblemsTask(LanguageTask):
         tokenizer: folder or hub id.
         path: not used; the grammar makes the problems.
         chat: use the tokenizer's chat template; None is plain text, on which its teacher is trained.
-        few_shot, seed, chat_template_kwargs: see `Wording`.
+        few_shot, seed, chat_template_kwargs, teacher_prompt, teacher_few_shot: see `Wording`.
+        max_teacher_prompt_tokens: prompts that are longer for the teacher are left out.
         max_new_tokens: default horizon.
         max_prompt_tokens, step_pattern, vocab_size: see `LanguageTask`.
     """
@@ -56,6 +57,9 @@ class WordProblemsTask(LanguageTask):
         step_pattern: str = "",
         vocab_size: int | None = None,
         chat_template_kwargs: Mapping[str, Any] | str = "",
+        teacher_prompt: str = "",
+        teacher_few_shot: int = 0,
+        max_teacher_prompt_tokens: int | None = None,
     ) -> None:
         if path:
             raise ValueError(f"path: {path!r} with word_problems; expected none, since the problems are made")
@@ -67,7 +71,9 @@ class WordProblemsTask(LanguageTask):
             self._stories |= {story.text: story for story in stories}
             examples[split] = [example_of(s) for s in stories]
         options = read_template_kwargs(chat_template_kwargs)
-        wording = Wording(bool(chat), few_shot, seed, "Question: {}\nAnswer:", " {}", "", options)
+        form = ("Question: {}\nAnswer:", " {}", "")
+        self.max_teacher_prompt_tokens = max_teacher_prompt_tokens
+        wording = Wording(bool(chat), few_shot, seed, *form, options, teacher_prompt, teacher_few_shot)
         self._set_examples(examples, wording)
 
     def draw(self, rng: np.random.Generator, n: int) -> list[Prompt]:

@@ -205,6 +205,13 @@ class DataConfig(Section):
     """Regular expression for tokens that end a reasoning step; the default is a newline."""
     max_prompt_tokens: Annotated[int | None, Range(least=1)] = None
     """Maximum prompt length in tokens; longer prompts are skipped. By default 512 on an accelerator, 128 on a CPU."""
+    teacher_prompt: str = ""
+    """What the teacher reads in place of each prompt: a text with {prompt}, and perhaps {solution} and {answer} for the
+    reference completion and the final answer. A column teacher_prompt of the data comes first."""
+    teacher_few_shot: Natural = 0
+    """Number of solved examples before each question for the teacher, if more than --few-shot."""
+    max_teacher_prompt_tokens: Count = 1024
+    """Maximum length of what the teacher reads, where it is another prompt."""
 
     def check(self) -> None:
         if self.task not in LANGUAGE_TASKS and not is_name(self.task):

@@ -35,6 +35,9 @@ def data_table(task: Any, config: RunConfig) -> Table:
         text = f"[yellow]left out[/]: prompts longer than {config.data.max_prompt_tokens} tokens"
         keeps = f"; --max-prompt-tokens {report.usual_length} keeps nine of ten"
         table.add_row(text, f"{len(report.long):,}", escape(places(report.long)) + keeps)
+    if report.long_for_teacher:
+        text = f"[yellow]left out[/]: teacher's prompts longer than {config.data.max_teacher_prompt_tokens} tokens"
+        table.add_row(text, f"{len(report.long_for_teacher):,}", escape(places(report.long_for_teacher)))
     horizon = config.environment.max_new_tokens or task.max_new_tokens
     prompts = {id(p): p for split in SPLITS for p in task.prompts(split)}.values()
     if cut := [p for p in prompts if len(p.reference_completion or ()) > horizon]:

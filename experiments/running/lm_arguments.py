@@ -11,7 +11,7 @@ from experiments.running.placement import placement
 
 # values of the data's flags with which a task need not know them
 NOT_GIVEN: dict[str, Any] = {"chat": None, "few_shot": 0, "chat_template_kwargs": "", "train_on": "last"}
-NOT_GIVEN |= {"skip_bad_rows": False, "references": False}
+NOT_GIVEN |= {"skip_bad_rows": False, "references": False, "teacher_prompt": "", "teacher_few_shot": 0}
 
 
 def teacher_tokenizer(config: RunConfig) -> TokenizerSource:
@@ -45,6 +45,7 @@ def task_arguments(config: RunConfig) -> dict[str, Any]:
         "path": data.path,
         "tokenizer": teacher_tokenizer(config),
         "max_prompt_tokens": data.max_prompt_tokens,
+        "max_teacher_prompt_tokens": data.max_teacher_prompt_tokens,
         "step_pattern": data.step_pattern,
         "vocab_size": shared_ids(config)["vocab_size"],
     }
@@ -55,6 +56,8 @@ def task_arguments(config: RunConfig) -> dict[str, Any]:
         "chat_template_kwargs": data.chat_template_kwargs,
         "train_on": data.train_on,
         "skip_bad_rows": data.skip_bad_rows,
+        "teacher_prompt": data.teacher_prompt,
+        "teacher_few_shot": data.teacher_few_shot,
         "references": config.method is not None and config.method.teacher_writes == "reference",
     }
     arguments |= {name: value for name, value in given.items() if value != NOT_GIVEN[name]}
