@@ -52,6 +52,7 @@ def collect(
     top_p: float = 1.0,
     keep_teacher: bool = True,
     buffer_bytes: float = math.inf,
+    temperature: float = 1.0,
 ) -> Rollout:
     """Write one completion for each prompt, the gate deciding who writes each token.
 
@@ -66,14 +67,15 @@ def collect(
             teacher returns only its likeliest ids.
         keep_teacher: keep the teacher's log-probabilities for the update. Without, and with a gate that reads no model,
             only `step` is used, so that any wrapper that hides `info` will do.
-
         buffer_bytes: of these that may stay on a GPU; beyond them the result lies in main memory.
+        temperature: of the student's draws; everything else is at 1.
 
     Raises:
         ValueError: for an environment, a gate or a truncation that do not go together.
         FloatingPointError: if a model returns NaN.
     """
-    return Collector(env, student, prompts, keys, gate, draft_length, top_k, top_p, keep_teacher, buffer_bytes).run()
+    settings = (gate, draft_length, top_k, top_p, keep_teacher, buffer_bytes, temperature)
+    return Collector(env, student, prompts, keys, *settings).run()
 
 
 def check_top_k(core: DistillVectorEnv, top_k: int, reads_teacher: bool) -> None:
@@ -114,6 +116,7 @@ class Collector:
         top_p: float,
         keep_teacher: bool,
         buffer_bytes: float,
+        temperature: float = 1.0,
     ) -> None:
         core = env.unwrapped
         assert isinstance(core, DistillVectorEnv)
@@ -126,7 +129,7 @@ class Collector:
         check_top_k(core, top_k, gate.reads_teacher or keep_teacher)
         self.env, self.core, self.student, self.prompts, self.keys = env, core, student, list(prompts), keys
         self.gate, self.draft_length = gate, draft_length
-        self.top_k, self.top_p, self.keep_teacher = top_k, top_p, keep_teacher
+        self.top_k, self.top_p, self.keep_teacher, self.temperature = top_k, top_p, keep_teacher, temperature
         self.alone = gate.needs_scores and not gate.reads_teacher  # whether the gate reads the student alone
         self.reads_teacher = gate.reads_teacher or (keep_teacher and not self.alone)
         self.step_ends = torch.tensor(sorted(core.task.step_end_ids))
@@ -324,6 +327,10 @@ class Collector:
         self.predicted = None if predicted is None else predicted[:, 0]
         self.student_lengths = self.student_lengths + drafting
 
+    def _law(self) -> Tensor:
+        """From what the student draws, [n, V]; it need not be normalised."""
+        return self.current if self.temperature == 1 else self.current / self.temperature
+
     def _read_student(self) -> Tensor | None:
         """What the gate reads of the student alone in its present states, float64 [n, 1]."""
         predicted = None if self.predicted is None else self.predicted[:, None]
@@ -350,7 +357,7 @@ class Collector:
             hard = self._call(drafting, count, keys, episode_uniforms)
             called, drafting = called | hard, drafting & ~hard
             if drafting.any():
-                drawn = inverse_cdf(self.current, uniform(keys, position, Purpose.STUDENT))
+                drawn = inverse_cdf(self._law(), uniform(keys, position, Purpose.STUDENT))
                 drawn, picked = fetch(drawn, self.current.gather(1, drawn[:, None])[:, 0].double())
                 tokens, rows = np.where(drafting, drawn.numpy(), PAD), np.flatnonzero(drafting)
                 self.held[rows, count[rows]] = tokens[rows]
@@ -415,7 +422,7 @@ class Collector:
             drawn: list[Tensor] = []
             picked, visited, scores = [], [], []
             while drafting.any():
-                token = inverse_cdf(self.current, draws_there[:, len(drawn)])
+                token = inverse_cdf(self._law(), draws_there[:, len(drawn)])
                 visited += [self.current] * self.gate.needs_scores
                 scores += [self._read_student()] * bool(self.gate.screen)
                 picked.append(self.current.gather(1, token[:, None])[:, 0])

@@ -119,6 +119,7 @@ class DistillAgent:
             iterations: number of optimiser steps.
             callback: called after every iteration.
         """
+        core = env.unwrapped
         self.check(env)
         self.choose_tau(env)
         stream = self.prompt_stream(env)
@@ -181,11 +182,16 @@ class DistillAgent:
     def check(self, env: Any) -> None:
         """Raise ValueError for an environment, or a number of processes, that the method does not go with."""
         core = env.unwrapped
-        setting = (core.rewrite, core.rewrite_span, core.task_reward)
-        if self.method.importance_weights and setting != ("sample", "token", 0):
+        setting = (core.rewrite, core.rewrite_temperature, core.rewrite_span, core.task_reward)
+        if self.method.importance_weights and setting != ("sample", 1, "token", 0):
             raise ValueError(
-                f"importance_weights: with rewrite, rewrite_span, task_reward = {setting}; expected sample, token, 0, "
-                "so that each token is a draw from the mixture and its reward is log p"
+                f"importance_weights: with rewrite, rewrite_temperature, rewrite_span, task_reward = {setting}; "
+                "expected sample, 1, token, 0, so that each token is a draw from the mixture and its reward is log p"
+            )
+        if self.method.estimator == "sampled" and core.rewrite_temperature != 1:
+            raise ValueError(
+                f"rewrite_temperature: {core.rewrite_temperature} with estimator sampled, which needs the teacher's "
+                "draws from its own distribution; expected 1, or estimator exact"
             )
         config, count = self.config, self.processes.world_size
         if config.refresh_teacher and (count > 1 or self.cache is not None):
@@ -231,11 +237,12 @@ class DistillAgent:
             self._draft_length = length = self._draft_length or DraftLength(env.unwrapped.chunk)
         matched_rate = 0.0
         if method.teacher_writes == "matched":  # as often as the gate would rewrite in this batch
-            trial = collect(env, self.student, prompts, keys, method.hard_gate, length, *limits[:2], keep_teacher=False)
+            settings = (method.hard_gate, length, *limits[:2], False, method.temperature)
+            trial = collect(env, self.student, prompts, keys, *settings)
             by_step = env.unwrapped.rewrite_span == "step" and method.gate.needs_scores
             matched_rate = self._rewritten_share(trial, trial.mask & ~trial.score.isnan() if by_step else trial.mask)
         gate = method.teacher_gate(matched_rate, self.iteration)
-        return collect(env, self.student, prompts, keys, gate, length, *limits)
+        return collect(env, self.student, prompts, keys, gate, length, *limits, method.temperature)
 
     def _rewritten_share(self, rollout: Rollout, positions: Tensor) -> float:
         """The share of the positions, bool [N, T], that the teacher wrote, over all processes."""

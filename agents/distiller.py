@@ -35,7 +35,7 @@ from distill_env.tasks.sources import Data
 
 ROWS = 16  # completions at a time, except in training
 MEASURED = 48  # completions by which the threshold of a budget is measured
-REWRITES = {"rewrite", "rewrite_top_p", "rewrite_span", "rewrite_cost"}
+REWRITES = {"rewrite", "rewrite_top_p", "rewrite_temperature", "rewrite_span", "rewrite_cost"}
 ENVIRONMENT = REWRITES | {"max_new_tokens", "log_prob_floor", "task_reward"}
 
 

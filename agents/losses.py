@@ -101,8 +101,20 @@ def exact_loss(
     Returns:
         [m], nats, scaled down to `loss_clip` where it is larger; `negative` is a policy gradient and is not scaled.
     """
+    if method.loss_temperature != 1:
+        student, teacher = (soften(log_probs, method.loss_temperature) for log_probs in (student, teacher))
     loss = LOSSES[method.loss](method, Positions(student, teacher, token_log_prob, reverse_weight))
+    loss = loss * method.loss_temperature**2 if method.loss_temperature != 1 else loss
     return loss if method.loss == "negative" else clip_by_rescaling(loss, method.loss_clip)
+
+
+def soften(log_probs: Tensor, temperature: float) -> Tensor:
+    """log of softmax(log p / T), [..., V] -> [..., V].
+
+    Hinton et al. 2015 (1503.02531) take a divergence of both distributions at T and multiply it by T^2, which keeps the
+    size of the gradient in the logits.
+    """
+    return (log_probs / temperature).log_softmax(-1)
 
 
 def imitation_loss(token_log_prob: Tensor, rewritten: Tensor) -> Tensor:

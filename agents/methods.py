@@ -27,6 +27,7 @@ Loss = Literal[
 Weighting = Literal["by_writer", "hard", "soft", "constant"]
 Estimator = Literal["exact", "sampled"]
 Mix = Annotated[float, Range(above=0, below=1)]
+Temperature = Annotated[float, Range(above=0, finite=True)]
 
 GATED_LOSSES = ("weighted", "reverse_plus_forward", "negative")  # those that read the weighting
 TOKEN_BY_TOKEN = ("todi", "akl")  # losses that weigh each token of the vocabulary by itself
@@ -66,6 +67,12 @@ class Method:
     """Weight of the teacher in the mixture of the Jensen-Shannon divergence, in (0, 1)."""
     skew: Mix = 0.1
     """Mixing weight of a skew KL, in (0, 1)."""
+    temperature: Temperature = 1.0
+    """Temperature at which the student draws its tokens in a rollout. Gates, rewards, losses and evaluations read its
+    distribution at 1."""
+    loss_temperature: Temperature = 1.0
+    """Temperature T of both distributions in a divergence, whose loss is multiplied by T^2. Gates, D_t and rewards read
+    them at 1."""
     loss_clip: Positive = math.inf
     """Upper limit of the loss at a position, in nats; larger losses are scaled down to it."""
     top_k: Natural = 0
@@ -103,6 +110,7 @@ class Method:
                 f"budget: {self.budget} with teacher_writes {self.teacher_writes!r} and tau {self.gate.tau}; expected "
                 "a share in (0, 1), a gate that decides who writes or weighs the loss, and a positive, finite tau"
             )
+        self._check_temperatures()
         if self.estimator == "sampled":
             self._check_sampled()
         if self.importance_weights:
@@ -186,6 +194,23 @@ class Method:
     def forward_kl_share(self, iteration: int) -> float:
         """What is left of the forward KL in an iteration (from 0), in [0, 1]."""
         return _linear_decay(iteration, self.forward_kl_anneal)
+
+    def _check_temperatures(self) -> None:
+        """A score function needs draws from the distribution that it differentiates; a tail bucket has no temperature;
+        a loss of single tokens has no distribution to soften."""
+        if self.temperature != 1 and (self.policy_gradient or self.importance_weights or self.loss == "negative"):
+            raise ValueError(
+                f"temperature: {self.temperature} with gamma {self.gamma}, estimator {self.estimator!r}, loss "
+                f"{self.loss!r}; a policy gradient needs draws from the student itself; expected 1"
+            )
+        if self.loss_temperature != 1 and (
+            self.truncates or self.estimator == "sampled" or self.loss in ("nll", "negative")
+        ):
+            raise ValueError(
+                f"loss_temperature: {self.loss_temperature} with loss {self.loss!r}, estimator {self.estimator!r}, "
+                f"top_k {self.top_k}, top_p {self.top_p}; it needs a divergence over both whole distributions; "
+                "expected 1"
+            )
 
     def _check_importance_weights(self) -> None:
         """Only under random is the distribution known that every token was drawn from, whoever wrote it."""

@@ -101,7 +101,7 @@ def settings_of(core: Any) -> dict[str, Any]:
         "teacher": fingerprint(core.teacher),
         "ids": [core.vocab_size, core.task.eos_token_id, *sorted(core.task.step_end_ids)],
         "task": type(core.task).__name__,
-        "rewrite": [core.rewrite, core.rewrite_top_p, core.rewrite_span],
+        "rewrite": [core.rewrite, core.rewrite_top_p, core.rewrite_temperature, core.rewrite_span],
         "rewards": [core.rewrite_cost, core.log_prob_floor, core.task_reward],
         "max_new_tokens": core.max_new_tokens,
     }

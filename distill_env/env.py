@@ -137,6 +137,7 @@ class DistillVectorEnv(VectorEnv):
         rewrite: how the teacher writes: `sample`, `nucleus` (from the smallest set with mass `rewrite_top_p`) or
             `argmax`.
         rewrite_top_p: mass of the nucleus, in (0, 1].
+        rewrite_temperature: at which the teacher draws with `sample` and `nucleus`; rewards and `info` are at 1.
         rewrite_span: how much one REWRITE writes: a `token`, or the rest of the reasoning `step` (up to and including a
             token that ends a reasoning step, the end token, or the horizon).
         rewrite_cost: price of a rewrite in nats, at least 0. It is a parameter of its own and unrelated to the
@@ -190,6 +191,7 @@ class DistillVectorEnv(VectorEnv):
         max_new_tokens: int | None = None,
         rewrite: RewriteDraw = "sample",
         rewrite_top_p: float = 0.9,
+        rewrite_temperature: float = 1.0,
         rewrite_span: RewriteSpan = "token",
         rewrite_cost: float = 0.5,
         log_prob_floor: float = -100.0,
@@ -202,6 +204,7 @@ class DistillVectorEnv(VectorEnv):
     ) -> None:
         self.num_envs, self.split, self.chunk, self.reveal_teacher = num_envs, split, chunk, reveal_teacher
         self.rewrite, self.rewrite_top_p, self.rewrite_span = rewrite, rewrite_top_p, rewrite_span
+        self.rewrite_temperature = rewrite_temperature
         self.rewrite_cost, self.log_prob_floor, self.task_reward = rewrite_cost, log_prob_floor, task_reward
         self.observation, self.render_mode = observation, render_mode
         self.task = make_task(task, **(task_kwargs or {})) if isinstance(task, str) else task
@@ -210,6 +213,7 @@ class DistillVectorEnv(VectorEnv):
         check_range(self, "num_envs", "chunk", "max_new_tokens", least=1)
         check_range(self, "rewrite_cost", least=0)
         check_range(self, "rewrite_top_p", above=0, most=1)
+        check_range(self, "rewrite_temperature", above=0, finite=True)
         check_range(self, "log_prob_floor", below=0, finite=True)
         check_range(self, "task_reward", finite=True)
         self.autoreset_mode = AutoresetMode(autoreset_mode)
@@ -613,7 +617,8 @@ class DistillVectorEnv(VectorEnv):
         """Tokens as the teacher writes them, from its log-probabilities [m, V] and uniform numbers [m]."""
         if len(log_probs) == 0:
             return torch.zeros(0, dtype=torch.long)
-        log_probs = rewrite_distribution(log_probs, self.rewrite, self.rewrite_top_p, self.teacher_top_k)
+        settings = (self.rewrite, self.rewrite_top_p, self.teacher_top_k)
+        log_probs = rewrite_distribution(log_probs, *settings, temperature=self.rewrite_temperature)
         return inverse_cdf(log_probs, uniforms)
 
     def _teacher_wrote(self, rows: Ints, positions: Ints, log_probs: Tensor) -> None:

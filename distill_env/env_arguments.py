@@ -28,6 +28,7 @@ class EnvArguments(TypedDict, total=False):
     max_new_tokens: int | None
     rewrite: RewriteDraw
     rewrite_top_p: float
+    rewrite_temperature: float
     rewrite_span: RewriteSpan
     rewrite_cost: float
     log_prob_floor: float

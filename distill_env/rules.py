@@ -30,7 +30,9 @@ def has_ended(token: Any, length: Any, eos_token_id: int, max_new_tokens: int) -
     return (token == eos_token_id) | (length >= max_new_tokens)
 
 
-def rewrite_distribution(log_probs: Tensor, rewrite: RewriteDraw, top_p: float, top_k: int = 0) -> Tensor:
+def rewrite_distribution(
+    log_probs: Tensor, rewrite: RewriteDraw, top_p: float, top_k: int = 0, *, temperature: float
+) -> Tensor:
     """From what the teacher draws the tokens that it writes.
 
     Args:
@@ -38,6 +40,7 @@ def rewrite_distribution(log_probs: Tensor, rewrite: RewriteDraw, top_p: float, 
         rewrite: `sample` keeps them, `nucleus` the smallest set with mass `top_p`, `argmax` the likeliest token.
         top_p: mass of the nucleus.
         top_k: how many ids of each distribution are exact; the others are never drawn. 0 means all.
+        temperature: of the draw; the nucleus is that of the distribution at this temperature.
 
     Returns:
         log-probabilities that need not be normalised, [..., V]; -inf for what is never drawn.
@@ -48,6 +51,8 @@ def rewrite_distribution(log_probs: Tensor, rewrite: RewriteDraw, top_p: float, 
     if top_k:
         exact, ids = log_probs.topk(top_k, -1)
         log_probs = torch.full_like(log_probs, -torch.inf).scatter(-1, ids, exact)
+    if temperature != 1:
+        log_probs = (log_probs / temperature).log_softmax(-1)
     if rewrite == "nucleus":
         ordered, ids = log_probs.double().sort(-1, descending=True)
         mass_before = ordered.exp().cumsum(-1) - ordered.exp()

@@ -110,7 +110,7 @@ class TableRow:
         if state not in self._states:
             env, log_probs = self._env, self._log_table[state]
             own = log_probs.double().numpy()
-            drawn = rewrite_distribution(log_probs, env.rewrite, env.rewrite_top_p)
+            drawn = rewrite_distribution(log_probs, env.rewrite, env.rewrite_top_p, temperature=env.rewrite_temperature)
             self._states[state] = TableState(
                 [*own_reward(own, env.log_prob_floor).tolist(), -float(env.rewrite_cost)],
                 [*is_floored(own, env.log_prob_floor).astype(np.int64), np.int64(0)],

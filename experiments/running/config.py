@@ -233,6 +233,8 @@ class EnvironmentConfig(Section):
     """How the teacher chooses a token."""
     rewrite_top_p: Annotated[float, Range(above=0, most=1)] = 0.9
     """Probability mass of the nucleus."""
+    rewrite_temperature: PositiveFinite = 1.0
+    """Temperature at which the teacher draws a token; rewards and gates read its distribution at 1."""
     rewrite_span: Literal["token", "step"] = "token"
     """What one rewrite covers: a single token, or the rest of the reasoning step."""
     rewrite_cost: Annotated[float, Range(least=0)] = 0.5
