@@ -358,9 +358,9 @@ class Wording:
         teacher_ids = {key: (*begin, *i) for key, i in zip(read, ids_of_teacher, strict=True)}
         prompts = {}
         for e, i, r in zip(distinct, ids, references, strict=True):
-            completion, known = (*r, *end) if e.solution else None, (e.text, e.difficulty)
-            of_teacher = {"teacher_ids": teacher_ids.get(id(e)), "teacher": e.teacher}
-            prompts[id(e)] = Prompt((*begin, *i), *known, completion, e.final_answer, place=e.place, **of_teacher)
+            completion = (*r, *end) if e.solution else None
+            prompt = Prompt((*begin, *i), e.text, e.difficulty, completion, e.final_answer, place=e.place)
+            prompts[id(e)] = replace(prompt, teacher_ids=teacher_ids.get(id(e)), teacher=e.teacher)
         return {split: [prompts[id(e)] for e in es if id(e) in prompts] for split, es in examples.items()}
 
     def _for_teacher(self, example: Example, strict: bool) -> Example:

@@ -83,8 +83,9 @@ def test_a_run_with_two_local_teachers_and_a_served_one(tmp_path: Path) -> None:
         place = command.index("--teacher")
         command[place + 1 : place + 2] = teachers
         assert run_module.main(command) == 0
-        data.write_text(data.read_text() + '{"prompt": "1+1="}\n')
-        command[command.index("run")] = "nameless"
+        nameless = tmp_path / "nameless.jsonl"
+        nameless.write_text(data.read_text() + '{"prompt": "1+1="}\n')
+        command[command.index("run")], command[command.index(str(data))] = "nameless", str(nameless)
         assert run_module.main(command) == 1
     assert not (tmp_path / "nameless" / "metrics.csv").exists()
     training = json.loads((tmp_path / "run" / "evaluation.json").read_text())["training"]
