@@ -121,6 +121,7 @@ class DistillAgent:
         """
         core = env.unwrapped
         self.check(env)
+        self._refresh_teacher(core)
         self.choose_tau(env)
         stream = self.prompt_stream(env)
         for _ in range(iterations):
