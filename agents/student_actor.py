@@ -6,6 +6,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from distill_env.env_arguments import RewriteDraw
 from distill_env.models.base import TrainableModel
 from distill_env.ragged import PAD
 from distill_env.randomness import Purpose, episode_keys, inverse_cdf, uniform
@@ -39,10 +40,8 @@ class StudentActor:
 
     def draw(self, log_probs: Tensor) -> NDArray[np.int64]:
         """Sample from log-probabilities [n, ...] -> [n], each call with new random numbers."""
-        if self.temperature != 1:
-            log_probs = (log_probs / self.temperature).log_softmax(-1)
-        if self.top_p < 1:
-            log_probs = rewrite_distribution(log_probs, "nucleus", self.top_p)
+        kind: RewriteDraw = "nucleus" if self.top_p < 1 else "sample"
+        log_probs = rewrite_distribution(log_probs, kind, self.top_p, temperature=self.temperature)
         draws = uniform(episode_keys(self._seed, np.arange(len(log_probs))), self._acts, Purpose.STUDENT)
         self._acts += 1
         return inverse_cdf(log_probs, draws).cpu().numpy()

@@ -74,15 +74,20 @@ def sliding_windows(model: PreTrainedModel, config: Any) -> list[int | None]:
     Raises:
         ValueError: for a model whose state is more than keys and values.
     """
-    windows: list[int | None] = []
-    for layer in DynamicCache(config=config).layers:
-        if type(layer) is DynamicSlidingWindowLayer:
-            windows.append(layer.sliding_window)
-        elif type(layer) is DynamicLayer:
-            windows.append(None)
-        else:
+    layers = DynamicCache(config=config).layers
+    recurrent = [i for i, layer in enumerate(layers) if type(layer).__name__.startswith("LinearAttention")]
+    if recurrent:
+        types = getattr(config, "layer_types", None) or [type(layer).__name__ for layer in layers]
+        kinds = ", ".join(sorted({str(types[i]) for i in recurrent}))
+        raise ValueError(
+            f"model: {type(model).__name__} is not supported: {len(recurrent)} of its {len(layers)} layers ({kinds}) "
+            "keep a state that cannot be cut back to an earlier token, as a rejected draft requires; expected attention "
+            "with keys and values in every layer, or, of a teacher, the URL of its server"
+        )
+    for layer in layers:
+        if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
             raise ValueError(f"model: {type(model).__name__} is not supported: it caches in a {type(layer).__name__}")
-    return windows
+    return [layer.sliding_window if type(layer) is DynamicSlidingWindowLayer else None for layer in layers]
 
 
 @contextmanager

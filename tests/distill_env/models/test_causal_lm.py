@@ -18,6 +18,7 @@ from distill_env.divergence import reverse_kl
 from distill_env.models.causal_lm import CausalLM
 from distill_env.models.toy import toy_student, small_teacher
 from tests.helpers.random_walks import RandomWalk, alone
+from tests.helpers.small_models import small_config, small_model
 
 V, CONTEXT, EOS = 40, 48, 1
 SIZES: dict[str, dict[str, Any]] = {
@@ -409,6 +410,15 @@ def test_mistakes_are_named() -> None:
         lm.features([[3]], torch.tensor([[3, -1]]), torch.tensor([[True, True]]))
 
 
+@pytest.mark.parametrize(
+    ("model_type", "kind"), [("mamba", "linear_attention"), ("lfm2", "conv"), ("qwen3_5_text", "linear_attention")]
+)
+def test_layers_with_a_recurrent_state_are_named(model_type: str, kind: str) -> None:
+    with pytest.raises(ValueError, match=rf"^model: \w+ .*\({kind}\)") as error:
+        CausalLM(small_model(small_config(model_type)))
+    assert "\n" not in str(error.value)
+
+
 def test_unsupported_models_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="vocab_size: 41; .* 40"):
         CausalLM(build("Llama"), vocab_size=41)
@@ -417,9 +427,6 @@ def test_unsupported_models_are_named(tmp_path: Path) -> None:
     assert CausalLM(_with_eos(build("Llama"), [1, 2]), eos_token_id=2).eos_token_id == 2
     with pytest.raises(ValueError, match="model: "):
         CausalLM(build("Llama").model)
-    mamba = transformers.MambaConfig(vocab_size=V, hidden_size=32, num_hidden_layers=1, eos_token_id=EOS)
-    with pytest.raises(ValueError, match="model: "):
-        CausalLM(AutoModelForCausalLM.from_config(mamba))
     # multiplies its logits by a number that nobody here knows of
     with pytest.raises(ValueError, match="model: HyperCLOVAXForCausalLM "):
         CausalLM(build("HyperCLOVAX", logits_scaling=4.0))
