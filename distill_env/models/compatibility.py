@@ -81,8 +81,8 @@ def sliding_windows(model: PreTrainedModel, config: Any) -> list[int | None]:
         kinds = ", ".join(sorted({str(types[i]) for i in recurrent}))
         raise ValueError(
             f"model: {type(model).__name__} is not supported: {len(recurrent)} of its {len(layers)} layers ({kinds}) "
-            "keep a state that cannot be cut back to an earlier token, as a rejected draft requires; expected attention "
-            "with keys and values in every layer, or, of a teacher, the URL of its server"
+            "keep a state that cannot be cut back to an earlier token, which a rejected draft requires; expected keys "
+            "and values in every layer, or, of a teacher, the URL of its server"
         )
     for layer in layers:
         if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
