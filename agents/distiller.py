@@ -57,7 +57,8 @@ class Distiller:
 
     Args:
         student: what learns: a folder, a hub id, or a Transformers model, which is trained in place and never copied.
-        teacher: the same, or the URL of a completions server. It does not change.
+        teacher: the same, the URL of a completions server, or "self" for the student as it is now. It does not change,
+            unless `refresh_teacher` says so.
         data: a path or hub id, a list of dicts, a `datasets.Dataset`, or these by split; docs/your_data.md lists the
             columns.
         method: a row of `agents/methods.py` by its name, or a `Method`. A row whose gate reads D_t has tau auto here:

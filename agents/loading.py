@@ -18,6 +18,7 @@ from agents.pair import (
     usual_dtype,
     values_of,
 )
+from agents.past_student import PastStudent
 from distill_env.checks import errors_name_flags
 from distill_env.models.adapters import add_configured_adapter
 from distill_env.models.base import TokenModel, TrainableModel
@@ -52,7 +53,7 @@ def load_pair(
 
     Args:
         student: a folder, a hub id, or a Transformers model, which is shared, not copied.
-        teacher: the same, or the URL of a completions server.
+        teacher: the same, the URL of a completions server, or "self" for the student as it is now.
         tokenizer: of both, or its folder or hub id; by default the models' own, which have to be the same.
         device, dtype, student_dtype: of what is loaded here; "auto" leaves the choice to the machine.
         seed: of a new adapter's weights.
@@ -63,7 +64,10 @@ def load_pair(
         ValueError: in one line that names the argument.
         OSError: if there is no such model.
     """
-    if student is teacher and not isinstance(student, str | Path):
+    itself = isinstance(teacher, str) and teacher == "self"
+    if itself:
+        teacher = student
+    elif student is teacher and not isinstance(student, str | Path):
         raise ValueError("teacher: the student itself, which the training changes; expected another model")
     device = automatic_device() if device == "auto" else device
     dtype, student_dtype = (usual_dtype(device) if name == "auto" else name for name in (dtype, student_dtype))
@@ -81,8 +85,19 @@ def load_pair(
     heads = [n for n in rows if n is not None]
     ids = shared_ids(tokenizers[0], tokenizers[1], heads, (name_of(teacher), name_of(student)))
     shared = {**ids, "device": device, **values_of(options, *BOTH_OPTIONS)}
+    learner: TrainableModel
+    if not isinstance(student, str | Path):
+        _refuse_options("student", options, (*STUDENT_OPTIONS, *ADAPTER_OPTIONS))
+        learner = _wrapped("student", student, ids, peft_config, seed)
+    else:
+        own = values_of(options, *STUDENT_OPTIONS, *ADAPTER_OPTIONS)
+        own |= {"dtype": student_dtype, "peft_config": peft_config, "lora_seed": seed}
+        with errors_name_flags({"name_or_path": "student"}):
+            learner = build_model(student, **shared, **own)
     loaded: TokenModel
-    if not isinstance(teacher, str | Path):
+    if itself and not isinstance(student, str | Path):
+        loaded = PastStudent(learner).model
+    elif not isinstance(teacher, str | Path):
         _refuse_options("teacher", options, TEACHER_OPTIONS)
         loaded = _wrapped("teacher", teacher, ids)
     elif served:
@@ -92,14 +107,6 @@ def load_pair(
     else:
         with errors_name_flags({"name_or_path": "teacher"}):
             loaded = load_model(teacher, **shared, dtype=dtype, **values_of(options, *TEACHER_OPTIONS))
-    if not isinstance(student, str | Path):
-        _refuse_options("student", options, (*STUDENT_OPTIONS, *ADAPTER_OPTIONS))
-        learner = _wrapped("student", student, ids, peft_config, seed)
-    else:
-        own = values_of(options, *STUDENT_OPTIONS, *ADAPTER_OPTIONS)
-        own |= {"dtype": student_dtype, "peft_config": peft_config, "lora_seed": seed}
-        with errors_name_flags({"name_or_path": "student"}):
-            learner = build_model(student, **shared, **own)
     return Pair(learner, loaded, tokenizers[0])
 
 

@@ -96,6 +96,19 @@ def test_a_live_model_is_trained_in_place_and_a_live_teacher_stays(models: tuple
     assert all(torch.equal(p, before[1][name]) for name, p in teacher.state_dict().items())
 
 
+def test_the_student_may_be_its_own_teacher(models: tuple[str, str]) -> None:
+    """A folder and a live model alike: D_t is 0 at first, and with another prompt for the teacher it is not; the
+    teacher stays."""
+    student, _ = models
+    for given in (student, live(student)):
+        rows = [row | {"teacher_prompt": f"1+{row['instruction']}"} for row in ROWS]
+        assert Distiller(given, "self", ROWS, "fkl", **SMALL).train(1).history[0]["rollout/divergence"] < 1e-6
+        own = Distiller(given, "self", rows, "fkl", learning_rate=1e-2, **SMALL)
+        before = own.env.teacher.start([[1, 2]])
+        assert own.train(2).history[0]["rollout/divergence"] > 1e-3
+        assert own.env.teacher.start([[1, 2]]).equal(before)
+
+
 def test_what_is_saved_is_a_plain_model(models: tuple[str, str], tmp_path: Path) -> None:
     distiller = Distiller(*models, ROWS, **SMALL).train(1)
     distiller.save(tmp_path / "student")
