@@ -388,7 +388,7 @@ def model_rows(config: RunConfig, env: DistillVectorEnv, student: Any, shards: i
     if config.method is not None and method.truncates and rows[-1].status != "error":
         ids = support(read[exists], method.top_k, method.top_p)
         assert ids is not None
-        whole = method.reads_in_rollout and not is_served(config.teacher.model)
+        whole = method.reads_in_rollout and not config.teacher.is_served
         fixed = method.gated and not method.budget and gate.score == "divergence" and gate.tau != "auto"
         rows.append(truncation_row(own[exists], read[exists], ids, tau, "whole" if whole else "truncated", fixed))
     return rows
