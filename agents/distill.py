@@ -238,12 +238,12 @@ class DistillAgent:
             self._draft_length = length = self._draft_length or DraftLength(env.unwrapped.chunk)
         matched_rate = 0.0
         if method.teacher_writes == "matched":  # as often as the gate would rewrite in this batch
-            settings = (method.hard_gate, length, *limits[:2], False, method.temperature)
-            trial = collect(env, self.student, prompts, keys, *settings)
+            settings = (method.hard_gate, length, *limits[:2], False)
+            trial = collect(env, self.student, prompts, keys, *settings, temperature=method.temperature)
             by_step = env.unwrapped.rewrite_span == "step" and method.gate.needs_scores
             matched_rate = self._rewritten_share(trial, trial.mask & ~trial.score.isnan() if by_step else trial.mask)
         gate = method.teacher_gate(matched_rate, self.iteration)
-        return collect(env, self.student, prompts, keys, gate, length, *limits, method.temperature)
+        return collect(env, self.student, prompts, keys, gate, length, *limits, temperature=method.temperature)
 
     def _rewritten_share(self, rollout: Rollout, positions: Tensor) -> float:
         """The share of the positions, bool [N, T], that the teacher wrote, over all processes."""

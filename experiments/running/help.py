@@ -29,6 +29,7 @@ FIRST = ("agent", "env", "tau", "iterations", "seed", "name", "out", "resume", "
 LM_ONLY = {name for section in (TeacherConfig, LoadingConfig, DataConfig) for name in flag_names(section).values()}
 LM_ONLY -= {"teacher_cache"}
 LM_ONLY |= {"lora_rank", "lora_alpha", "lora_targets", "gradient_checkpointing", "teacher_buffer_gib"}
+LM_ONLY |= {"refresh_teacher"}
 # the environments in which a flag has an effect, if not in all
 ENVIRONMENTS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(LM_ONLY, ("lm",)),
@@ -43,6 +44,8 @@ EFFECTIVE: dict[str, Callable[[Method], bool]] = {
     "reverse_weight": lambda m: m.weighting == "constant",
     "beta": lambda m: m.loss == "jensen_shannon",
     "skew": lambda m: m.loss.startswith("skew"),
+    "temperature": lambda m: m.temperature != 1,
+    "loss_temperature": lambda m: m.loss_temperature != 1,
     "teacher_rate": lambda m: m.teacher_writes in ("random", "mixture"),
     "teacher_rate_anneal": lambda m: m.teacher_writes in ("random", "mixture"),
     "importance_weights": lambda m: m.teacher_writes == "random",
