@@ -41,6 +41,7 @@ def can_learn_together(agents: Sequence[DistillAgent]) -> bool:
         and first.method.teacher_writes != "matched"
         and first.method.gate.student_score != "predicted_divergence"
         and first.config.micro_batch == 0
+        and first.config.refresh_teacher == 0
         and all(a.cache is None and a.processes is SINGLE_PROCESS for a in agents)
         and can_be_stacked([a.student for a in agents])
     )
