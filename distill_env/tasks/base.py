@@ -21,7 +21,7 @@ class Place(NamedTuple):
         return f"{self.source}, {self.unit} {self.number}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Prompt:
     """A prompt: its token ids, its text, and a difficulty by which results are grouped.
 
