@@ -70,13 +70,13 @@ class DistillConfig:
     """Tokens that the student drafts before the teacher scores them; 0 adapts the length, 1 is token by token. The
     result does not depend on it."""
     hand_over_width: Natural = 64
-    """Width of the head that learns to predict D_t beside the student, so that the student knows when to ask its
+    """Width of the head that learns to predict D_t beside the student. With it the student knows when to ask its
     teacher; 0 trains none."""
     hand_over_weight: NotNegative = 0.0
     """Weight of the head's loss in the student's loss; 0 keeps its gradient from the student."""
     refresh_teacher: Natural = 0
-    """Iterations after which the student as it then is becomes the teacher, from the first iteration on; 0 keeps the
-    teacher. Evaluations keep the teacher that the run began with."""
+    """Iterations after which the student as it then is becomes the teacher; 0 keeps the teacher. Evaluations keep the
+    teacher that the run began with."""
     seed: Seed = 0
     """Seed of the prompts and of all random draws."""
 

@@ -62,7 +62,7 @@ class Method:
     teacher_rate_anneal: Natural = 0
     """Iterations over which teacher_rate falls linearly to 0; 0 keeps it."""
     forward_kl_anneal: Natural = 0
-    """Iterations over which the forward KL of a weighted loss fades linearly into the reverse KL; 0 keeps it."""
+    """Iterations over which a weighted loss's forward KL fades into the reverse KL; 0 keeps it."""
     beta: Mix = 0.5
     """Weight of the teacher in the mixture of the Jensen-Shannon divergence, in (0, 1)."""
     skew: Mix = 0.1
@@ -71,22 +71,22 @@ class Method:
     """Temperature at which the student draws its tokens in a rollout. Gates, rewards, losses and evaluations read its
     distribution at 1."""
     loss_temperature: Temperature = 1.0
-    """Temperature T of both distributions in a divergence, whose loss is multiplied by T^2. Gates, D_t and rewards read
+    """Temperature T of both distributions in a divergence. The loss is multiplied by T^2. Gates, D_t and rewards read
     them at 1."""
     loss_clip: Positive = math.inf
     """Upper limit of the loss at a position, in nats; larger losses are scaled down to it."""
     top_k: Natural = 0
-    """Truncate the divergences of the loss to the teacher's k most likely tokens and a tail bucket; 0 uses all tokens.
-    The gate reads all that the teacher returns."""
+    """Truncate the loss to the teacher's k most likely tokens and a tail bucket; 0 uses all tokens. The gate reads all
+    that the teacher returns."""
     top_p: Annotated[float, Range(above=0, most=1)] = 1.0
-    """The same to the smallest set of tokens with this probability mass and a tail bucket; 1 uses all tokens."""
+    """The same to the smallest set of tokens with this mass; 1 uses all tokens."""
     estimator: Estimator = "exact"
     """Gradient at each position: in closed form over the vocabulary (exact), or by the score function from the rewards
     (sampled)."""
     gamma: Share = 0.0
     """Discount of later costs, in [0, 1]; 0 gives the per-token objective, 1 the sequence-level one."""
     length_normalize: bool = False
-    """Divide later costs by the number of later tokens, so that long completions do not weigh more."""
+    """Divide later costs by the number of later tokens. Long completions then do not weigh more."""
     importance_weights: bool = False
     """Weight every token by q divided by its probability under the random mixture, so that the teacher's tokens also
     carry a policy gradient."""

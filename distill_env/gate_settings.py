@@ -44,8 +44,8 @@ class Gate:
     alpha: Positive = math.inf
     """Sharpness of a soft gate, per unit of the score."""
     step_reduction: StepReduction = "none"
-    """Reduction of the score over the reasoning step so far, including the current position; first is the score at the
-    step's first token, which then decides for the whole step."""
+    """Reduction of the score over the reasoning step; first is the score at the step's first token, which then decides
+    for the whole step; the others are over the step so far."""
     smoothing: Annotated[float, Range(least=0, below=1)] = 0.0
     """Weight of the past in an exponential moving average of the score, in [0, 1)."""
     score_clip: Positive = math.inf
@@ -57,8 +57,8 @@ class Gate:
     hand_over_rest: bool = False
     """From the first hard position on, the teacher writes the rest of the completion."""
     screen: str = ""
-    """A score of the student alone that picks the positions at which the gate asks the teacher; elsewhere its score is
-    0. Empty asks everywhere."""
+    """A score of the student alone that picks where the gate asks the teacher; elsewhere its score is 0. Empty asks
+    everywhere."""
     screen_tau: Annotated[float, Range(least=0, finite=True)] = 0.0
     """Threshold of the screen, in the unit of that score."""
 

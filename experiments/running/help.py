@@ -40,6 +40,7 @@ ENVIRONMENTS: dict[str, tuple[str, ...]] = {
 METHODS_ONLY = ("teacher_cache", "student_dtype", "draft_limit")
 # fields of a method that --help leaves out where they have no effect; all can be set
 EFFECTIVE: dict[str, Callable[[Method], bool]] = {
+    "screen_tau": lambda m: bool(m.gate.screen),
     "alpha": lambda m: "soft" in (m.teacher_writes, m.weighting),
     "reverse_weight": lambda m: m.weighting == "constant",
     "beta": lambda m: m.loss == "jensen_shannon",
