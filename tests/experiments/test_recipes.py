@@ -66,9 +66,9 @@ def test_a_recipe_says_how_much_memory_it_needs(recipe: Path) -> None:
     student = on_meta(config.student.model)
     if config.student.lora_rank:
         add_adapter(student, config.student.lora_rank, config.student.lora_alpha, "all-linear", 0)
-    is_local = config.teacher.model in QWEN
+    is_local = config.teacher.models[0] in QWEN
     env: Any = SimpleNamespace(
-        teacher=SimpleNamespace(model=on_meta(config.teacher.model) if is_local else student),
+        teacher=SimpleNamespace(model=on_meta(config.teacher.models[0]) if is_local else student),
         num_envs=config.agent_options.batch_size,
         chunk=config.rollout.draft_limit,
         max_new_tokens=config.environment.max_new_tokens,
