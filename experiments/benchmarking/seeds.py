@@ -12,13 +12,11 @@ from rich.console import Console
 
 from agents.config import DistillConfig
 from agents.distill import DistillAgent
-from agents.stacked import AgentStack
 from distill_env.models.load import build_model
 from experiments.benchmarking.config import BenchmarkConfig
 from experiments.benchmarking.timing import alternate
 from experiments.running.build import make_env
 from experiments.running.flags import parse
-from experiments.running.together import remembered_teacher
 from experiments.running.warm_start import warm_start
 
 BATCH = 128  # completions of an iteration, as in the published comparison
@@ -30,6 +28,9 @@ def measure_seeds(config: BenchmarkConfig) -> dict[str, Any]:
 
     The teacher's memory fills while the stack is measured, so later repetitions are faster.
     """
+    from agents.stacked import AgentStack  # here, since --help needs no Transformers
+    from experiments.running.together import remembered_teacher
+
     contenders: dict[str, Callable[[], object]] = {}
     for name in AGENTS:
         flags = ["--env", "sums", "--agent", name, "--batch-size", str(BATCH), "--learning-rate", "7e-3"]

@@ -41,7 +41,10 @@ def make_env(rows: int, teacher: Any = None) -> DistillVectorEnv:
     return DistillVectorEnv(rows, "sums", teacher, chunk=3, max_new_tokens=9, autoreset_mode="Disabled")
 
 
-@pytest.mark.parametrize("method", ["gated", "soft", "rkl", "fkl", "constant", "rewrite_only", "minillm", "adaswitch"])
+OTHERS = ("soft", "fkl", "constant", "rewrite_only", "minillm", "adaswitch")
+
+
+@pytest.mark.parametrize("method", ["gated", "rkl", *(pytest.param(m, marks=pytest.mark.slow) for m in OTHERS)])
 def test_each_run_is_the_one_that_it_makes_alone(method: str) -> None:
     """Tokens, gradients, clipping and steps: in float64 the weights after three iterations are equal to rounding."""
     alone = [agent(method, seed) for seed in range(SEEDS)]
