@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from distill_env.divergence import reverse_kl
 from distill_env.models.causal_lm import CausalLM
-from distill_env.models.toy import toy_student, small_teacher
+from distill_env.models.toy import small_teacher, toy_student
 from tests.helpers.random_walks import RandomWalk, alone
 from tests.helpers.small_models import small_config, small_model
 
@@ -237,7 +237,9 @@ def test_a_prompt_that_is_there_several_times_is_read_once(pass_overhead: int) -
         before = lm.start([[5, 6], [4], [5, 6], [5, 6]], rows=[4, 0, 2, 3])
         after = lm.extend(torch.tensor([[1], [3], [7], [8], [9]]))
     assert sum(seen) == 2 + 5
-    for row, (prompt, token) in enumerate(zip([[4], [9, 8, 7, 2], [5, 6], [5, 6], [5, 6]], [1, 3, 7, 8, 9], strict=True)):
+    for row, (prompt, token) in enumerate(
+        zip([[4], [9, 8, 7, 2], [5, 6], [5, 6], [5, 6]], [1, 3, 7, 8, 9], strict=True)
+    ):
         torch.testing.assert_close(after[row, 0], alone(model, [*prompt, token])[-1], rtol=0, atol=1e-9)
     for place, prompt in enumerate([[5, 6], [4], [5, 6], [5, 6]]):
         torch.testing.assert_close(before[place], alone(model, prompt)[-1], rtol=0, atol=1e-9)
@@ -313,7 +315,12 @@ WINDOWS: dict[str, dict[str, Any]] = {
     "Mistral": {"sliding_window": 6},  # in all layers
     "Gemma2": {"sliding_window": 6, "head_dim": 8, "query_pre_attn_scalar": 8},  # in every second one
     "GptOss": {"sliding_window": 6, "head_dim": 8, "num_local_experts": 2, "num_experts_per_tok": 1},  # and sinks
-    "Qwen3": {"sliding_window": 6, "use_sliding_window": True, "max_window_layers": 1, "head_dim": 8},  # in the upper ones
+    "Qwen3": {
+        "sliding_window": 6,
+        "use_sliding_window": True,
+        "max_window_layers": 1,
+        "head_dim": 8,
+    },  # in the upper ones
 }
 
 
@@ -383,7 +390,7 @@ def test_a_model_whose_short_rows_change_beside_long_ones_is_refused() -> None:
         return (cos * 1.3, sin) if int(position_ids.max()) >= CONTEXT // 2 else (cos, sin)
 
     rotary.forward = other
-    with pytest.raises(ValueError, match="model: LlamaForCausalLM .* beside a row of 48 "):
+    with pytest.raises(ValueError, match=r"model: LlamaForCausalLM .* beside a row of 48 "):
         CausalLM(model)
 
 
@@ -420,7 +427,7 @@ def test_layers_with_a_recurrent_state_are_named(model_type: str, kind: str) -> 
 
 
 def test_unsupported_models_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="vocab_size: 41; .* 40"):
+    with pytest.raises(ValueError, match=r"vocab_size: 41; .* 40"):
         CausalLM(build("Llama"), vocab_size=41)
     with pytest.raises(ValueError, match=r"eos_token_id: \[1, 2\]"):
         CausalLM(_with_eos(build("Llama"), [1, 2]))

@@ -10,11 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.helpers.tiny_models import EOS, IDS, flags, move_ids, write_model, write_prompts
 from safetensors.torch import load_file, save_file
-from tests.distill_env.models.test_causal_lm import build
-from tests.helpers.byte_tokenizer import save_byte_tokenizer
-from tests.helpers.random_walks import alone
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -28,6 +24,10 @@ from distill_env.models.pretrained import recompute_layers
 from experiments import run as run_module
 from experiments.running.build import make_env, make_student
 from experiments.running.flags import parse
+from tests.distill_env.models.test_causal_lm import build
+from tests.helpers.byte_tokenizer import save_byte_tokenizer
+from tests.helpers.random_walks import alone
+from tests.helpers.tiny_models import EOS, IDS, flags, move_ids, write_model, write_prompts
 
 KINDS = ["Llama", "GPT2"]  # GPT-2's layers hold their matrices transposed
 

@@ -134,7 +134,7 @@ def test_a_prompt_must_name_a_teacher(name: str) -> None:
             first, *rest = super().prompts(split)
             return replace(first, teacher=name), *rest
 
-    with pytest.raises(ValueError, match="teacher: .*a, b") as error:
+    with pytest.raises(ValueError, match=r"teacher: .*a, b") as error:
         DistillVectorEnv(2, Wrong(V, HORIZON), TEACHERS)
     assert "\n" not in str(error.value)
     env = make_env(TEACHERS)
@@ -152,7 +152,7 @@ def test_a_copied_environment_goes_on_alike() -> None:
     env = make_env(TEACHERS, reveal_teacher=False)
     env.reset(seed=3)
     env.step(np.full((5, 2), env.rewrite_action))
-    twin = pickle.loads(pickle.dumps(env))  # noqa: S301
+    twin = pickle.loads(pickle.dumps(env))
     for actions in (np.full((5, 1), 2), np.full((5, 1), env.rewrite_action)):
         rewards, expected = twin.step(actions)[1], env.step(actions)[1]
         np.testing.assert_allclose(rewards, expected, rtol=0, atol=1e-12)

@@ -10,27 +10,27 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.helpers.servers import CompletionsServer
-from tests.helpers.tables import Ragged, perturbed
 
 from agents.checkpoint import checkpoints
-from agents.rollout import Rollout
 from agents.collector import collect
 from agents.references import read_references
+from agents.rollout import Rollout
 from distill_env.divergence import entropy, forward_kl, project, reverse_kl, support, truncation_gap
 from distill_env.env import DistillVectorEnv
 from distill_env.gate_settings import Gate
 from distill_env.models.base import ServerLostError
 from distill_env.models.causal_lm import CausalLM
-from distill_env.models.load import build_model, load_model
 from distill_env.models.hub import load_tokenizer
+from distill_env.models.load import build_model, load_model
 from distill_env.models.served import KEY_VARIABLE, ServedModel, cheaper_from_cache
-from distill_env.models.toy import TEACHERS, toy_student, toy_tokenizer
 from distill_env.models.tabular import markov
+from distill_env.models.toy import TEACHERS, toy_student, toy_tokenizer
 from distill_env.randomness import Purpose, episode_keys, inverse_cdf, uniform
 from experiments import run as run_module
 from experiments.running.flags import parse
 from experiments.running.run_folder import read_metrics
+from tests.helpers.servers import CompletionsServer
+from tests.helpers.tables import Ragged, perturbed
 
 V, HORIZON, N = 8, 9, 14
 TEACHER = markov(V, order=2, seed=4, sharpness=1.5)
@@ -134,7 +134,7 @@ def test_the_bound_is_reached() -> None:
 
 
 def test_what_a_bounded_gate_finds_easy_is_easy(server: CompletionsServer) -> None:
-    """The Jensen-Shannon score of a served teacher is never below that of the whole distribution; D_t is never above."""
+    """The Jensen-Shannon score of a served teacher is never below that of the whole distribution, and D_t never above."""
     teacher = ask(server, 3)
     for score, sign in (("jensen_shannon", 1), ("divergence", -1)):
         served, local = (write(t, k, "argmax", Gate(score, 99.0)) for t, k in ((teacher, 3), (TEACHER, 0)))
@@ -248,7 +248,7 @@ def test_a_server_that_dies_and_comes_back_changes_nothing() -> None:
 def test_patience_ends_in_a_line() -> None:
     with CompletionsServer(TEACHER) as server:
         teacher = ask(server, 3, patience=0.05, warn=lambda line: None)
-    with pytest.raises(ServerLostError, match="^teacher: .*ConnectionRefusedError") as error:
+    with pytest.raises(ServerLostError, match=r"^teacher: .*ConnectionRefusedError") as error:
         teacher.start([[0]] * 6)
     assert "\n" not in str(error.value)
     teacher.close()
@@ -266,7 +266,7 @@ def test_refusals_are_one_line_without_the_key(monkeypatch: pytest.MonkeyPatch) 
             with pytest.raises(ValueError, match=rf"model: '{name}'.*: a, b$"):
                 ask(server, 3, model=name)
         teacher = ask(server, 6, model="a")
-        with pytest.raises(ValueError, match="teacher: .*400: Requested sample logprobs of 6") as caught:
+        with pytest.raises(ValueError, match=r"teacher: .*400: Requested sample logprobs of 6") as caught:
             teacher.start([[0]])
         assert "secret" not in str(caught.value)
         assert set(server.keys) == {"Bearer secret"}

