@@ -134,7 +134,7 @@ def test_the_bound_is_reached() -> None:
 
 
 def test_what_a_bounded_gate_finds_easy_is_easy(server: CompletionsServer) -> None:
-    """The Jensen-Shannon score of a served teacher is never below that of the whole distribution, and D_t never above."""
+    """The Jensen-Shannon score of a served teacher is never below that of the whole distribution, D_t never above."""
     teacher = ask(server, 3)
     for score, sign in (("jensen_shannon", 1), ("divergence", -1)):
         served, local = (write(t, k, "argmax", Gate(score, 99.0)) for t, k in ((teacher, 3), (TEACHER, 0)))
