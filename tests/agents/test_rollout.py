@@ -437,9 +437,8 @@ def test_the_teacher_is_asked_once_a_block(k: int, seed: int) -> None:
 @pytest.mark.parametrize("k", [1, 3, LONGEST])
 @pytest.mark.parametrize("name", ALONE)
 def test_a_student_that_knows_when_to_ask_needs_no_verification(name: str, k: int) -> None:
-    """Nothing is drafted in vain. The teacher is called where it writes and nowhere else: it has then read what stands
-    before, once with a prefix cache, and scores the one position. What the update reads of it comes along, or at the
-    end."""
+    """No drafted token is wasted. The teacher is called only where it writes: it reads the prefix, once with a prefix
+    cache, and scores that position. The scores that the update reads come with these calls, or at the end."""
     rollout = write(GATES[name], k, 3, n=40)
     cost, mask, rewritten = rollout.cost, rollout.mask, rollout.rewritten
     assert 0 < int(rewritten.sum()) < int(mask.sum())
